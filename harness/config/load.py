@@ -1,0 +1,142 @@
+"""Turns a command line in Hydra's syntax into a checked `RunConfig`, or into one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.config.registry import ROOT, Entry, find_entries, register, studies_folder
+from harness.config.schema import RunConfig, check
+from harness.errors import UserError, nearest
+
+#: Groups that every run chooses from, with what they choose unless told.
+ROOT_DEFAULTS: list[Any] = [
+    {"study": "few_step"},
+]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The resolved configuration as plain containers (`tree`) and as typed objects (`cfg`)."""
+
+    cfg: RunConfig
+    tree: dict[str, Any]
+    overrides: tuple[str, ...]
+
+
+def leaves(tree: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a nested mapping, inner nodes too."""
+    keys: list[str] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        keys.append(name)
+        if isinstance(value, dict):
+            keys.extend(leaves(value, name + "."))
+    return keys
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to leaf value; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
+    """Compose and check the configuration; raises `UserError`."""
+    entries = find_entries([studies_folder(), *(config_dirs or [])])
+    register(entries, ROOT_DEFAULTS)
+    parsed = _parse(arguments)
+    groups = [o for o in parsed if _group_of(o, entries) is not None]
+    for o in groups:
+        group, choice = _group_of(o, entries), o.value()
+        if not isinstance(choice, str) or choice not in entries[group]:
+            raise UserError(f"{o.key_or_group}={choice}: no such {group}{nearest(str(choice), entries[group])}")
+    base = _compose([o.input_line for o in groups])
+    known = leaves(OmegaConf.to_container(base, resolve=False))
+    for o in parsed:
+        if o in groups or o.is_add():
+            continue
+        if o.key_or_group not in known:
+            raise UserError(f"unknown key '{o.key_or_group}'{_nearest_key(o.key_or_group, known, entries)}")
+    for o in parsed:
+        if o.is_add() and o not in groups and o.key_or_group.split(".")[0] not in ("methods", "metrics"):
+            raise UserError(f"+{o.key_or_group}: nothing reads this key{_nearest_key(o.key_or_group, known, entries)}")
+    tree_cfg = _compose([o.input_line for o in parsed])
+    try:
+        missing = sorted(OmegaConf.missing_keys(tree_cfg))
+        if missing:
+            raise UserError(f"{missing[0]} has no value; give it as {missing[0]}=...")
+        cfg = OmegaConf.to_object(tree_cfg)
+        tree = OmegaConf.to_container(tree_cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+    check(cfg)
+    return Loaded(cfg, tree, tuple(arguments))
+
+
+def _parse(arguments: list[str]) -> list[Any]:
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in arguments:
+        try:
+            parsed.append(parser.parse_override(argument))
+        except HydraException as error:
+            hint = "; write key=value" if "=" not in argument else "; quote values with special characters"
+            raise UserError(f"cannot read the argument '{argument}'{hint}") from error
+        if parsed[-1].is_sweep_override():
+            raise UserError(f"cannot read the argument '{argument}': lists are written [a,b], sweeps are for studies")
+    return parsed
+
+
+def _group_of(override: Any, entries: dict[str, dict[str, Entry]]) -> str | None:
+    """The group that an override chooses from, or None where it sets a value; '/' and '@package' are Hydra's."""
+    name = override.key_or_group.strip("/")
+    return name if name in entries and not isinstance(override.value(), dict) else None
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            return compose(config_name=ROOT, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra and OmegaConf put the reason on the first lines and the key on a later one; people need both on one."""
+    text = str(error)
+    cause = error.__cause__ or error.__context__
+    if cause is not None and isinstance(cause, OmegaConfBaseException):
+        text = f"{text}\n{cause}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))]
+    message = "; ".join(dict.fromkeys(kept))
+    return f"{key}: {message}" if key and key not in message else message
+
+
+def _nearest_key(key: str, known: list[str], entries: dict[str, dict[str, Entry]]) -> str:
+    """Nearest among the keys, by full name first and then by the last part alone."""
+    hint = nearest(key, [*known, *entries])
+    if hint.startswith("; did"):
+        return hint
+    tails = {k.rsplit(".", 1)[-1]: k for k in known}
+    close = nearest(key.rsplit(".", 1)[-1], tails)
+    if close.startswith("; did"):
+        return f"; did you mean '{tails[close.split(chr(39))[1]]}'?"
+    return "; --help lists the groups and --cfg job every key"

@@ -1,0 +1,149 @@
+"""The typed configuration of a run. Every key that exists is a field here or of the `Options` of a named class.
+
+Groups with a `_target_` (data, tokenizer, judge, method, metric) are typed by the `Options` dataclass of that class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from harness.errors import UserError, nearest
+
+
+@dataclass
+class StudyConfig:
+    """What is measured: budgets, temperatures, seeds and the number of samples."""
+
+    name: str = MISSING
+    question: str = ""
+    nfe: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
+    temperatures: list[float] = field(default_factory=lambda: [1.0])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    samples: int = 2000
+    sampling_seed: int = 1
+    bound_sequences: int = 1024  # held-out sequences of the reported bound
+    bound_draws: int = 4  # Monte Carlo draws for each of them
+
+
+@dataclass
+class ScaleConfig:
+    """Size of the shared backbone and of the training budget: the same for every method of a study."""
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    length: int = 64
+    steps: int = 1000
+    batch: int = 32
+    lr: float = 3e-3
+
+
+@dataclass
+class TrainConfig:
+    """The recipe of the one training loop."""
+
+    warmup: float = 0.05  # share of a stage's steps
+    decay: str = "cosine"  # or "linear", "constant"
+    final_lr: float = 0.05  # of the peak, where it decays
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip: float = 1.0
+    ema: float = 0.995
+    accumulate: int = 1  # parts that a batch is cut into; the gradient is that of the whole batch
+    validations: int = 10  # over a training run
+    valid_sequences: int = 256
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass
+class ComputeConfig:
+    """Where and how it runs; nothing here changes what is measured, beyond rounding."""
+
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"
+    precision: str = "auto"  # "float32", "bfloat16" (autocast)
+    workers: int = 0  # cells at a time; 0: one for each core (CPU) or each GPU
+    threads: int = 1  # CPU threads of a worker; results are the same to the bit only at the same number
+    compile: str = "auto"  # "true", "false"; auto: on a GPU
+    sample_batch: int = 250
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = True
+    uri: str | None = None  # default: sqlite in the runs folder
+    experiment: str | None = None  # default: the study's name
+    system_metrics: bool = True
+
+
+@dataclass
+class RunConfig:
+    study: StudyConfig = field(default_factory=StudyConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    judge: Any = MISSING
+    methods: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)  # names of `methods` to run; empty: all
+    runs_dir: str = "runs"
+    cache_dir: str = "cache"
+    plan: bool = False
+
+
+def check(cfg: RunConfig) -> None:
+    """Values that have the right type and yet cannot be meant; `UserError` names the first one."""
+
+    def need(ok: bool, key: str, value, reason: str) -> None:
+        if not ok:
+            raise UserError(f"{key}={value}: {reason}")
+
+    s, c, t = cfg.study, cfg.scale, cfg.train
+    for k in s.nfe:
+        need(k >= 1, "study.nfe", k, "a budget is a positive number of network calls; the smallest is 1")
+    need(len(s.nfe) > 0, "study.nfe", "[]", "name at least one budget, for example [2,4,8]")
+    need(len(set(s.nfe)) == len(s.nfe), "study.nfe", list(s.nfe), "a budget is named twice")
+    need(len(s.seeds) > 0, "study.seeds", "[]", "name at least one training seed, for example [0]")
+    need(len(s.temperatures) > 0, "study.temperatures", "[]", "name at least one temperature, for example [1.0]")
+    for v in s.temperatures:
+        need(v > 0, "study.temperatures", v, "a temperature divides logits and must be above 0; 1.0 leaves them")
+    need(s.samples >= 8, "study.samples", s.samples, "too few to score; use 8 or more (2000 outside smoke runs)")
+    for key in ("bound_sequences", "bound_draws"):
+        need(getattr(s, key) >= 1, f"study.{key}", getattr(s, key), "must be 1 or more")
+    for key in ("width", "depth", "heads", "length", "steps", "batch"):
+        need(getattr(c, key) >= 1, f"scale.{key}", getattr(c, key), "must be 1 or more")
+    step = 2 * c.heads
+    need(
+        c.width % step == 0, "scale.width", c.width,
+        f"must be a multiple of 2 x heads = {step}; the nearest is {max(step, round(c.width / step) * step)}",
+    )  # fmt: skip
+    need(c.lr > 0, "scale.lr", c.lr, "must be above 0")
+    need(c.mlp_ratio > 0, "scale.mlp_ratio", c.mlp_ratio, "must be above 0")
+    need(1 <= t.accumulate <= c.batch, "train.accumulate", t.accumulate, f"must be 1 to scale.batch = {c.batch}")
+    need(c.batch % t.accumulate == 0, "train.accumulate", t.accumulate, f"must divide scale.batch = {c.batch}")
+    need(0 <= t.ema < 1, "train.ema", t.ema, "must be at least 0 and below 1; 0 keeps no average")
+    need(t.clip > 0, "train.clip", t.clip, "must be above 0")
+    need(0 <= t.warmup <= 1, "train.warmup", t.warmup, "is a share of the steps, 0 to 1")
+    need(t.validations >= 1, "train.validations", t.validations, "must be 1 or more")
+    choices = ("cosine", "linear", "constant")
+    need(t.decay in choices, "train.decay", t.decay, f"is unknown{nearest(t.decay, choices)}")
+    choices = ("auto", "float32", "bfloat16")
+    p = cfg.compute.precision
+    need(p in choices, "compute.precision", p, f"is unknown{nearest(p, choices)}")
+    choices = ("auto", "true", "false")
+    p = cfg.compute.compile.lower()
+    need(p in choices, "compute.compile", p, f"is unknown{nearest(p, choices)}")
+    need(cfg.compute.workers >= 0, "compute.workers", cfg.compute.workers, "must be 0 (automatic) or more")
+    need(cfg.compute.threads >= 1, "compute.threads", cfg.compute.threads, "must be 1 or more")
+    need(cfg.compute.sample_batch >= 1, "compute.sample_batch", cfg.compute.sample_batch, "must be 1 or more")
+    for name in cfg.only:
+        need(name in cfg.methods, "only", name, f"is no method of this study{nearest(name, cfg.methods)}")
+    need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
+    need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")

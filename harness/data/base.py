@@ -1,0 +1,59 @@
+"""Token data as the rest of the harness sees it: three splits of equal-length sequences, and how to read them.
+
+Shapes: N sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Sequences of token ids in [0, V), packed to length L; `fingerprint` changes whenever any of them does.
+
+    `splits` maps each of `SPLITS` to an (N, L) integer array (memory-mapped where it is large). `decode` turns one row of
+    ids into text. `facts` are plain figures about the data for logs and reports (bytes per token, documents, ...).
+    """
+
+    name: str
+    vocab_size: int
+    length: int
+    splits: dict[str, np.ndarray]
+    fingerprint: str
+    decode: Callable[[Sequence[int]], str]
+    facts: dict[str, str | int | float] = field(default_factory=dict)
+
+
+class DataSource(ABC):
+    """Something that yields `TokenData`: built as `cls(options)` with an instance of `cls.Options`."""
+
+    Options: type
+
+    def __init__(self, options) -> None:
+        self.options = options
+
+    @abstractmethod
+    def load(self, length: int, cache: Path, tokenizer) -> TokenData:
+        """The data packed to `length` tokens; `cache` is a folder for files that can be made again.
+
+        `tokenizer` is a `harness.data.tokenizers.TokenizerSpec` (sources of text) or ignored (sources of token ids).
+        Raises `UserError` for a missing, empty or unreadable source, or one with no sequence of that length.
+        """
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of text by split, and a hash of their content."""
+
+    name: str
+    documents: dict[str, list[str]]
+    fingerprint: str
+    facts: dict[str, str | int | float] = field(default_factory=dict)

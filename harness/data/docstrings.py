@@ -1,0 +1,201 @@
+"""English prose that is on every machine where this project is installed: docstrings of Python and of its dependencies.
+
+Files are found through package metadata and read with `ast`, never imported. Which versions are installed decides the
+text, so the content hash is part of every result's identity; machines with the same versions have the same corpus.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.data.base import SPLITS, Corpus, DataSource, TokenData
+from harness.data.extract import documents_of_file
+from harness.data.files import digest, held_out, load_documents, save_documents
+from harness.data.pack import pack
+from harness.data.prose import RULES, skeleton
+from harness.data.tokenizers import TokenizerSpec
+from harness.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STANDARD_LIBRARY = "stdlib"
+_SKIPPED_FOLDERS = (
+    "test tests testing _testing idle_test conftest site-packages dist-packages __pycache__ _vendor vendor vendored "
+    "third_party externals _external ensurepip lib2to3 node_modules"
+)
+#: Tests, and the sources from which other modules are generated with the same docstrings.
+_SKIPPED_PREFIXES = ("test_", "modular_")
+_PACKAGES = (
+    "stdlib numpy pandas scipy sklearn matplotlib mpl_toolkits networkx sympy mpmath sqlalchemy mlflow fastapi "
+    "pydantic starlette flask werkzeug jinja2 click rich alembic optuna hydra omegaconf datasets huggingface_hub "
+    "fsspec aiohttp urllib3 requests joblib skops pyarrow PIL fontTools graphql docker databricks cryptography "
+    "narwhals setuptools pip packaging pyparsing dateutil anyio opentelemetry gunicorn git mako psutil dill attr "
+    "filelock faiss torch transformers"
+)
+
+
+@dataclass
+class DocstringsOptions:
+    """Which installed packages are read (import names; `stdlib` is Python's own library) and what is held out."""
+
+    packages: list[str] = field(default_factory=_PACKAGES.split)
+    valid_fraction: float = 0.025
+    test_fraction: float = 0.025
+    processes: int = 2
+
+
+class Docstrings(DataSource):
+    """Docstrings as prose, split by file; a paragraph that occurs again, but for names and numbers, is kept once."""
+
+    Options = DocstringsOptions
+
+    def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
+        """See `DataSource.load`."""
+        return pack(self.corpus(cache), tokenizer, length, cache)
+
+    def corpus(self, cache: Path) -> Corpus:
+        """The documents, from `cache` where the same packages were read before."""
+        options = self.options
+        if (
+            min(options.valid_fraction, options.test_fraction) <= 0
+            or options.valid_fraction + options.test_fraction >= 1
+        ):
+            raise UserError(
+                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave a "
+                "split empty; both must be above 0 with a sum below 1, for example 0.025 and 0.025"
+            )
+        roots = {name: root for name in options.packages if (root := _root(name)) is not None}
+        missing = len(options.packages) - len(roots)
+        if missing:
+            log.info("docstrings: %d of %d packages are not installed and are left out", missing, len(options.packages))
+        if not roots:
+            raise UserError(
+                f"data.packages={options.packages}: none of these packages is installed; add {STANDARD_LIBRARY}"
+            )
+        key = digest([RULES, _versions(roots), options.valid_fraction, options.test_fraction])
+        path = cache / f"docstrings-{key[:16]}.jsonl.gz"
+        stored = load_documents(path)
+        if stored is None:
+            documents, facts = _read(roots, options)
+            fingerprint = save_documents(path, documents, facts)
+        else:
+            documents, facts, fingerprint = stored
+        for split in SPLITS:
+            if not documents.get(split):
+                raise UserError(
+                    f"data.packages={options.packages}: no docstring fell into the {split} split; add packages"
+                )
+        facts = facts | {"packages_missing": missing}
+        return Corpus("docstrings", documents, fingerprint, facts)
+
+
+def _root(name: str) -> Path | None:
+    """The folder (or single file) of an installed top-level package, found without importing it."""
+    if name == STANDARD_LIBRARY:
+        return Path(sysconfig.get_paths()["stdlib"])
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+
+
+def _versions(roots: dict[str, Path]) -> list[list[str]]:
+    """(import name, version) of all that is read, in reading order: two machines that agree read the same files."""
+    owners = importlib.metadata.packages_distributions()
+    found = []
+    for name in roots:
+        if name == STANDARD_LIBRARY:
+            found.append([name, platform.python_version()])
+            continue
+        versions = []
+        for owner in sorted(set(owners.get(name, []))):
+            versions.append(f"{owner} {importlib.metadata.version(owner)}")
+        found.append([name, ", ".join(versions)])
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    """Python files under `root` in a stable order, without tests and bundled copies of other packages."""
+    if root.is_file():
+        return [root]
+    skipped = set(_SKIPPED_FOLDERS.split())
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skipped and not name.endswith(".dist-info")]
+        found += [
+            Path(folder, name)
+            for name in names
+            if name.endswith(".py") and not name.startswith(_SKIPPED_PREFIXES) and not name.endswith("_test.py")
+        ]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _read(roots: dict[str, Path], options: DocstringsOptions) -> tuple[dict[str, list[str]], dict[str, int | str]]:
+    """All documents by split. The first copy of a paragraph stays, so no paragraph is in two splits."""
+    named = [
+        (f"{name}/{path.relative_to(root).as_posix()}" if path != root else name, path)
+        for name, root in roots.items()
+        for path in _files(root)
+    ]
+    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    paragraphs = 0
+    for (name, _), of_file in zip(named, _extract([path for _, path in named], options.processes), strict=True):
+        split = held_out(name, options.valid_fraction, options.test_fraction)
+        for document in of_file:
+            fresh = []
+            for paragraph in document:
+                paragraphs += 1
+                shape = skeleton(paragraph)
+                if shape not in seen:
+                    seen.add(shape)
+                    fresh.append(paragraph)
+            if fresh:
+                documents[split].append("\n".join(fresh))
+    facts: dict[str, int | str] = {"packages": len(roots), "files": len(named)}
+    facts |= {"paragraphs_read": paragraphs, "paragraphs_kept": len(seen), "python": platform.python_version()}
+    return documents, facts
+
+
+def _extract(paths: list[Path], processes: int) -> list[list[list[str]]]:
+    """Documents of each path, in order; by worker processes of our own, which work whatever started this process."""
+    if processes <= 1 or len(paths) < 200:
+        return [documents_of_file(path) for path in paths]
+    import_root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [import_root, os.environ.get("PYTHONPATH")])),
+        "PYTHONIOENCODING": "utf-8",
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "harness.data.extract"]
+
+    def read_share(share: list[Path]) -> list[list[list[str]]]:
+        done = subprocess.run(
+            command, input=json.dumps([str(path) for path in share]).encode(), capture_output=True, env=environment
+        )
+        if done.returncode:
+            reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"docstrings: a worker process failed ({reason[0]}); try data.processes=1")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    found: list[list[list[str]]] = [[] for _ in paths]
+    with ThreadPoolExecutor(processes) as threads:
+        shares = [paths[worker::processes] for worker in range(processes)]
+        for worker, of_share in enumerate(threads.map(read_share, shares)):
+            found[worker::processes] = of_share
+    return found

@@ -1,0 +1,93 @@
+"""Files in the cache: written whole or not at all, and hashes of what they hold."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` on a temporary file beside `path`, then rename it: readers see the old file or the whole new one.
+
+    Raises `UserError` where the folder cannot be written.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); choose a cache folder that has room"
+        ) from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-serialisable value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def documents_digest(documents: dict[str, list[str]]) -> str:
+    """SHA-256 (hex) over all documents, by split, with their lengths, so that a moved boundary changes it."""
+    total = hashlib.sha256()
+    for split in sorted(documents):
+        total.update(f"{split} {len(documents[split])}\n".encode())
+        for document in documents[split]:
+            data = document.encode("utf-8", "surrogatepass")
+            total.update(f"{len(data)}\n".encode())
+            total.update(data)
+    return total.hexdigest()
+
+
+def save_documents(path: Path, documents: dict[str, list[str]], facts: dict[str, Any]) -> str:
+    """Write documents by split as gzipped JSON lines (the last line carries facts and hash); returns their hash."""
+    fingerprint = documents_digest(documents)
+
+    def write(file: BinaryIO) -> None:
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=3, mtime=0) as packed:
+            for split, texts in documents.items():
+                packed.write((json.dumps({"split": split, "texts": texts}) + "\n").encode())
+            packed.write((json.dumps({"facts": facts, "sha256": fingerprint}) + "\n").encode())
+
+    write_atomically(path, write)
+    return fingerprint
+
+
+def load_documents(path: Path) -> tuple[dict[str, list[str]], dict[str, Any], str] | None:
+    """What `save_documents` wrote, as (documents, facts, hash), or None where it is absent, cut short or altered."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        *parts, last = records
+        documents = {part["split"]: part["texts"] for part in parts}
+        facts, expected = last["facts"], last["sha256"]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        return None
+    return (documents, facts, expected) if documents_digest(documents) == expected else None
+
+
+def held_out(name: str, valid_fraction: float, test_fraction: float) -> str:
+    """The split of something called `name`: a stable hash decides, so that additions move nothing else."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    if place < valid_fraction:
+        return "valid"
+    return "test" if place < valid_fraction + test_fraction else "train"
+
+
+def total_bytes(documents: Iterable[str]) -> int:
+    """Length in bytes of UTF-8."""
+    return sum(len(document) if document.isascii() else len(document.encode()) for document in documents)

@@ -1,0 +1,142 @@
+"""From documents to sequences: documents and separators in one stream of ids, cut to equal lengths, kept on disk.
+
+Shapes: T tokens of a split, N sequences, L tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.base import SPLITS, Corpus, TokenData
+from harness.data.files import digest, write_atomically
+from harness.data.tokenizers import Tokenizer, TokenizerSpec
+from harness.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACK_VERSION = 1
+_DOCUMENTS_A_BATCH = 4096
+_BLOCK = 1 << 20
+_BLOCKS_HASHED = 512
+
+
+def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> TokenData:
+    """`corpus` as (N, L) ids by split; the remainder of a split that fills no sequence is dropped.
+
+    The stream of ids is cached by content and tokenizer, whatever the length. Raises `UserError` for a split shorter
+    than one sequence.
+    """
+    if length < 1:
+        raise UserError(f"length={length} is not a sequence length; use 1 or more")
+    for split in SPLITS:
+        if not corpus.documents.get(split):
+            raise UserError(f"data {corpus.name}: the {split} split has no documents; hold out more text")
+    built = tokenizer.build(corpus.documents["train"], cache, corpus.fingerprint)
+    key = digest([PACK_VERSION, corpus.fingerprint, built.identity])[:16]
+    record = _stored(cache, key)
+    if record is None:
+        record = _encode(corpus, built, cache, key)
+    splits = {split: _sequences(cache, key, split, length, corpus.name) for split in SPLITS}
+    facts = dict(corpus.facts) | {"tokenizer": built.identity, "vocab_size": built.vocab_size}
+    for split in SPLITS:
+        part = record[split]
+        facts[f"documents_{split}"] = len(corpus.documents[split])
+        facts[f"tokens_{split}"] = part["tokens"]
+        facts[f"bytes_{split}"] = part["bytes"]
+        facts[f"bytes_per_token_{split}"] = part["bytes"] / part["tokens"]
+    return TokenData(
+        name=corpus.name,
+        vocab_size=built.vocab_size,
+        length=length,
+        splits=splits,
+        fingerprint=digest([PACK_VERSION, corpus.fingerprint, built.identity, length]),
+        decode=built.decode,
+        facts=facts,
+    )
+
+
+def _path(cache: Path, key: str, split: str) -> Path:
+    return cache / f"tokens-{key}-{split}.npy"
+
+
+def _stored(cache: Path, key: str) -> dict[str, Any] | None:
+    """The record beside the cached streams, or None where a stream is absent, cut short or altered."""
+    try:
+        record = json.loads((cache / f"tokens-{key}.json").read_text(encoding="utf-8"))
+        for split in SPLITS:
+            path = _path(cache, key, split)
+            if path.stat().st_size != record[split]["size"] or file_digest(path) != record[split]["sha256"]:
+                log.warning("pack: %s is damaged and is made again", path.name)
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record
+
+
+def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict[str, Any]:
+    """Encode every split, write the streams, and last of all the record that vouches for them."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    record: dict[str, Any] = {}
+    for split in SPLITS:
+        documents = corpus.documents[split]
+        parts, written = [], 0
+        separator = np.asarray(tokenizer.separator, dtype=dtype)
+        for ids in _encoded(documents, tokenizer):
+            if not len(ids):
+                continue
+            if written and len(separator):
+                parts.append(separator)
+            parts.append(ids.astype(dtype))
+            written += 1
+        stream_T = np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+        if not len(stream_T):
+            raise UserError(f"data {corpus.name}: no character of the {split} split is in the tokenizer's alphabet")
+        path = _path(cache, key, split)
+        write_atomically(path, lambda file, stream_T=stream_T: np.save(file, stream_T, allow_pickle=False))
+        text_bytes = tokenizer.text_bytes(documents) + (written - 1) * tokenizer.separator_bytes
+        record[split] = {
+            "tokens": len(stream_T),
+            "bytes": text_bytes,
+            "size": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
+    write_atomically(cache / f"tokens-{key}.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
+    return record
+
+
+def _encoded(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    for start in range(0, len(documents), _DOCUMENTS_A_BATCH):
+        yield from tokenizer.encode_batch(documents[start : start + _DOCUMENTS_A_BATCH])
+
+
+def _sequences(cache: Path, key: str, split: str, length: int, name: str) -> np.ndarray:
+    stream_T = np.load(_path(cache, key, split), mmap_mode="r", allow_pickle=False)
+    count = len(stream_T) // length
+    if not count:
+        raise UserError(
+            f"length={length} is longer than the {split} split of data {name} ({len(stream_T)} tokens); "
+            f"use length <= {len(stream_T)} or more text"
+        )
+    return stream_T[: count * length].reshape(count, length)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; of a file above 512 MiB only of 512 blocks of 1 MiB spread over it, the ends among them."""
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _BLOCK * _BLOCKS_HASHED:
+            while block := file.read(_BLOCK):
+                total.update(block)
+        else:
+            for number in range(_BLOCKS_HASHED):
+                file.seek((size - _BLOCK) * number // (_BLOCKS_HASHED - 1))
+                total.update(file.read(_BLOCK))
+    return total.hexdigest()

@@ -1,0 +1,124 @@
+"""A tokenizer of `transformers`, by name on the hub or from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.tokenizers import Tokenizer, TokenizerSpec
+from harness.errors import UserError, nearest
+
+#: Everything that decides how a tokenizer works, and nothing that holds weights or code.
+_FILES = (
+    "config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
+    "merges.txt *.model *.tiktoken"
+)
+TOKENIZER_FILES = tuple(_FILES.split())
+SEPARATORS = ("eos", "newline", "none")
+_TIMEOUT_SECONDS = 10.0
+_DOCUMENTS_A_CALL = 1000
+
+
+@dataclass
+class PretrainedOptions:
+    """`name`: hub name or folder; `revision`: commit on the hub, null for the newest one (it is recorded either way).
+
+    `separator`: what stands between packed documents: "eos" (the tokenizer's end-of-text), "newline" or "none".
+    """
+
+    name: str = "openai-community/gpt2"
+    revision: str | None = None
+    separator: str = "eos"
+
+
+class Pretrained(TokenizerSpec):
+    """Reads a published tokenizer; no code of the repository is run."""
+
+    Options = PretrainedOptions
+
+    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+        """See `TokenizerSpec.build`. Raises `UserError` where the files cannot be found, reached or read."""
+        options = self.options
+        if options.separator not in SEPARATORS:
+            raise UserError(
+                f"tokenizer.separator={options.separator} is not a separator{nearest(options.separator, SEPARATORS)}"
+            )
+        folder = _folder(options.name, options.revision)
+        files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+        if not files:
+            raise UserError(f"tokenizer.name={options.name}: no tokenizer files in {folder}; it needs tokenizer.json")
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # noqa: BLE001 - every tokenizer class raises its own for damaged files
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"tokenizer.name={options.name} cannot be loaded ({reason}); try openai-community/gpt2"
+            ) from error
+        content = hashlib.sha256()
+        for path in files:
+            content.update(f"{path.name} {path.stat().st_size}\n".encode())
+            content.update(path.read_bytes())
+        return _PretrainedTokenizer(loaded, options, content.hexdigest())
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    """The local folder of tokenizer `name`: itself, or what is fetched from the hub (or was before)."""
+    given = Path(name).expanduser()
+    if given.is_dir():
+        return given
+    if given.exists():
+        raise UserError(f"tokenizer.name={name} is a file; give the folder that holds tokenizer.json: {given.parent}")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
+        siblings = [path.name for path in given.parent.iterdir() if path.is_dir()] if given.parent.is_dir() else []
+        hint = nearest(given.name, siblings) or "; give a folder, or a hub name such as openai-community/gpt2"
+        raise UserError(f"tokenizer.name={name}: no such folder{hint}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(TOKENIZER_FILES), etag_timeout=_TIMEOUT_SECONDS
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - the client raises its transport's errors, which differ by version
+        reason = type(error).__name__
+        raise UserError(
+            f"tokenizer.name={name} (revision {revision or 'newest'}) is neither a folder nor cached, and the hub gave "
+            f"{reason}; check the name and the network, or use tokenizer=bpe"
+        ) from error
+
+
+class _PretrainedTokenizer(Tokenizer):
+    def __init__(self, loaded: Any, options: PretrainedOptions, content: str) -> None:
+        self._loaded = loaded
+        self.vocab_size = len(loaded)
+        self.identity = f"pretrained-{Path(options.name).name}-{options.separator}-{content[:16]}"
+        if options.separator == "eos":
+            if loaded.eos_token_id is None:
+                raise UserError(
+                    f"tokenizer.name={options.name} has no end-of-text token; use tokenizer.separator=newline"
+                )
+            self.separator, self.separator_bytes = (int(loaded.eos_token_id),), 0
+        elif options.separator == "newline":
+            self.separator, self.separator_bytes = tuple(self.encode_batch(["\n"])[0].tolist()), 1
+        else:
+            self.separator, self.separator_bytes = (), 0
+
+    def encode_batch(self, documents: Sequence[str]) -> list[np.ndarray]:
+        encoded: list[np.ndarray] = []
+        for start in range(0, len(documents), _DOCUMENTS_A_CALL):
+            part = list(documents[start : start + _DOCUMENTS_A_CALL])
+            # `verbose=False`: documents may be longer than the model's context; they are packed, not fed to it.
+            found = self._loaded(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            encoded += [np.asarray(ids, dtype=np.int32) for ids in found["input_ids"]]
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._loaded.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,190 @@
+"""Text in local files: plain or JSON lines, gzipped or not; a folder with a file for each split, or one file to cut."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from harness.data.base import SPLITS, Corpus, DataSource, TokenData
+from harness.data.files import documents_digest
+from harness.data.pack import pack
+from harness.data.tokenizers import TokenizerSpec
+from harness.errors import UserError, nearest
+
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+DOCUMENTS = ("lines", "paragraphs", "whole")
+_STEMS = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "test": ("test",)}
+
+
+@dataclass
+class TextOptions:
+    """`path`: a folder with train, valid and test files, or one file.
+
+    `documents`: what a document is in a .txt file: "lines", "paragraphs" (between blank lines) or "whole" (all of it).
+    `field`: the key of the text in JSON lines. The fractions are cut from the end of a single file (in documents; in
+    characters where there is one document) and, for a split without a file, from the end of the training file.
+    """
+
+    path: str = MISSING
+    documents: str = "lines"
+    field: str = "text"
+    valid_fraction: float = 0.05
+    test_fraction: float = 0.05
+
+
+class Text(DataSource):
+    """Reads local text."""
+
+    Options = TextOptions
+
+    def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
+        """See `DataSource.load`."""
+        return pack(self.corpus(), tokenizer, length, cache)
+
+    def corpus(self) -> Corpus:
+        """The documents by split. Raises `UserError` for a path or a file that cannot be used."""
+        options = self.options
+        for name in ("valid_fraction", "test_fraction"):
+            value = getattr(options, name)
+            if not 0 < value < 1:
+                raise UserError(
+                    f"data.{name}={value} is not a share of the text; use a number between 0 and 1, such as 0.05"
+                )
+        if options.valid_fraction + options.test_fraction >= 1:
+            raise UserError(
+                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
+                "nothing to train on; use 0.05 and 0.05"
+            )
+        if options.documents not in DOCUMENTS:
+            raise UserError(f"data.documents={options.documents} is not known{nearest(options.documents, DOCUMENTS)}")
+        path = _existing(options.path)
+        files = _files_of(path) if path.is_dir() else {"train": path}
+        documents = {split: read_documents(file, options) for split, file in files.items()}
+        cut = tuple(split for split in SPLITS if split not in files)
+        if cut:
+            documents = _hold_out(documents, cut, options, path)
+        facts = {"path": str(path), "held_out_of_train": ", ".join(cut) or "nothing"}
+        name = path.name.removesuffix(_suffix(path)) if path.is_file() else path.resolve().name
+        return Corpus(name, {split: documents[split] for split in SPLITS}, documents_digest(documents), facts)
+
+
+def _suffix(path: Path) -> str:
+    """The longest of `SUFFIXES` at the end of the name, or ''."""
+    return max((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), key=len, default="")
+
+
+def _existing(given: str) -> Path:
+    if not given or given == MISSING:
+        raise UserError("data.path is empty; give a text file, or a folder with train, valid and test files")
+    path = Path(given).expanduser()
+    try:
+        if path.exists():
+            return path
+        parent = path.parent
+        while not parent.is_dir() and parent != parent.parent:
+            path, parent = parent, parent.parent
+        hint = nearest(path.name, [entry.name for entry in parent.iterdir()])
+    except OSError as error:
+        raise UserError(
+            f"data.path={given} cannot be read ({error.strerror}); give a readable file or folder"
+        ) from error
+    raise UserError(f"data.path={given} does not exist: '{path.name}' is not in {parent}{hint}")
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """The file of each split in `folder`; valid and test may be absent."""
+    found: dict[str, Path] = {}
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    except OSError as error:
+        raise UserError(f"data.path={folder} cannot be read ({error.strerror}); give a readable folder") from error
+    for split, stems in _STEMS.items():
+        matching = [name for name in names if name in {stem + suffix for stem in stems for suffix in SUFFIXES}]
+        if len(matching) > 1:
+            raise UserError(f"data.path={folder} has more than one {split} file ({', '.join(matching)}); keep one")
+        if matching:
+            found[split] = folder / matching[0]
+    if "train" not in found:
+        shown = ", ".join(names[:8]) or "no files"
+        raise UserError(
+            f"data.path={folder} has no training file ({shown}); name one train.txt, train.txt.gz or train.jsonl"
+        )
+    return found
+
+
+def read_documents(path: Path, options: TextOptions) -> list[str]:
+    """The documents of one file, without empty ones. Raises `UserError` in one line for a file that is not text."""
+    suffix = _suffix(path)
+    if not suffix:
+        raise UserError(f"{path} has an unknown ending{nearest(''.join(path.suffixes[-2:]), SUFFIXES)}")
+    try:
+        data = path.read_bytes()
+        if suffix.endswith(".gz"):
+            data = gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not a whole gzip file ({error}); copy it again, or unpack it to {path.stem}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable file") from error
+    if b"\x00" in data:
+        raise UserError(f"{path} is not text: NUL at byte {data.index(0)}; give UTF-8 text ({', '.join(SUFFIXES)})")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv -t UTF-8"
+        ) from error
+    if not text.strip():
+        raise UserError(f"{path} is empty; give a file with text")
+    text = text.replace("\r\n", "\n")
+    if suffix.startswith(".jsonl"):
+        return _json_lines(text, path, options.field)
+    if options.documents == "whole":
+        return [text]
+    parts = text.split("\n") if options.documents == "lines" else text.split("\n\n")
+    return [document for part in parts if (document := part.strip())]
+
+
+def _json_lines(text: str, path: Path, field: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is not JSON ({error}); each line must be one object") from error
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+            keys = [key for key, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
+            hint = nearest(field, keys) or "; each line must be an object with a text"
+            raise UserError(f"{path} line {number} has no text under data.field={field}{hint}")
+        if document := record[field].strip():
+            documents.append(document)
+    if not documents:
+        raise UserError(f"{path} has only empty texts under data.field={field}; give a file with text")
+    return documents
+
+
+def _hold_out(
+    documents: dict[str, list[str]], cut: tuple[str, ...], options: TextOptions, path: Path
+) -> dict[str, list[str]]:
+    """Cut the missing splits from the end of the training text, as contiguous blocks: train, valid, test."""
+    remaining, found = documents["train"], dict(documents)
+    whole = len(remaining) == 1
+    units = remaining[0] if whole else remaining
+    total = len(units)
+    for split in reversed(cut):
+        count = max(1, round(total * getattr(options, f"{split}_fraction")))
+        units, part = units[:-count], units[-count:]
+        found[split] = [part] if whole else part
+    if not units:
+        raise UserError(
+            f"data.path={path} has {total} documents, too few to hold out {' and '.join(cut)}; give more text"
+        )
+    return found | {"train": [units] if whole else units}

@@ -1,0 +1,52 @@
+"""What a tokenizer must offer: `TokenizerSpec` is the configured recipe, `Tokenizer` what comes of it and of text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.files import total_bytes
+
+
+class Tokenizer(ABC):
+    """Text to token ids in [0, vocab_size) and back.
+
+    `identity` names the kind and carries a hash of the content: tokenizers with the same identity give the same ids.
+    `separator` holds the ids that are put between packed documents, `separator_bytes` their length as text.
+    """
+
+    vocab_size: int
+    identity: str
+    separator: tuple[int, ...]
+    separator_bytes: int
+
+    @abstractmethod
+    def encode_batch(self, documents: Sequence[str]) -> list[np.ndarray]:
+        """One 1-d integer array of ids for each document."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+
+    def text_bytes(self, documents: Sequence[str]) -> int:
+        """Bytes of UTF-8 that the ids of `documents` stand for."""
+        return total_bytes(documents)
+
+
+class TokenizerSpec(ABC):
+    """Built as `cls(options)` with an instance of the dataclass `cls.Options`."""
+
+    Options: type
+
+    def __init__(self, options) -> None:
+        self.options = options
+
+    @abstractmethod
+    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+        """The tokenizer, learnt from `documents` (the training split only) where there is something to learn.
+
+        `key` is the hash of the corpus: what is learnt is kept in `cache` under it. Raises `UserError` for bad options.
+        """

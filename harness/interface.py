@@ -1,0 +1,141 @@
+"""What a method must offer to be measured: a loss, a bound (or a plain 'none'), and sampling at an exact budget.
+
+The harness knows methods only through this file. A method is one class and one YAML under `studies/method/`.
+
+Shapes: B batch, L tokens, V vocabulary (without the mask), N sequences.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.errors import BudgetError
+from harness.nn.transformer import TrunkShape
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is modelled, and at which size: fixed by the study, the same for every method in it."""
+
+    vocab_size: int
+    length: int
+    shape: TrunkShape
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training: its share of the steps; the method decides in `set_stage` what trains in it."""
+
+    name: str
+    share: float = 1.0
+
+
+@dataclass
+class Loss:
+    """`total` is what is minimised (a scalar); `parts` are named scalars, detached, for the training curves."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Upper bound on `-log p(x)` in nats per sequence, one Monte Carlo value for each sequence of the batch.
+
+    `parts_B` are its terms (they sum to `total_B`); `estimator` names what was drawn; `exact` marks a likelihood.
+    """
+
+    total_B: Tensor
+    estimator: str
+    parts_B: dict[str, Tensor] = field(default_factory=dict)
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sampled tokens (N, L) int64 and the network calls spent on them, split by what was called for."""
+
+    x_NL: Tensor
+    nfe_latent: int
+    nfe_token: int
+    draw_dtype: str = "float64"
+
+    @property
+    def nfe(self) -> int:
+        return self.nfe_latent + self.nfe_token
+
+
+class Method(nn.Module, ABC):
+    """A generative model of token sequences of length L over V symbols.
+
+    Built as `cls(problem, options)`, where `options` is an instance of the dataclass `cls.Options`, whose fields are the
+    method's configuration keys. Randomness comes only from the generators that are passed in, so that a run can
+    be repeated; every tensor is made on the generator's device.
+    """
+
+    Options: type
+    #: What the method is called in tables, e.g. "MDLM"; and the sampler that `sample` runs, e.g. "ancestral".
+    title: str = ""
+    sampler: str = ""
+    #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature).
+    role: str = "method"
+
+    def __init__(self, problem: Problem, options: Any) -> None:
+        super().__init__()
+        self.problem = problem
+        self.options = options
+
+    # ---- training -------------------------------------------------------------------------------------------------
+    def stages(self) -> tuple[Stage, ...]:
+        """Parts of training in order; shares sum to 1. An empty tuple: nothing is trained by gradient descent."""
+        return (Stage("all"),)
+
+    def set_stage(self, name: str) -> None:  # noqa: B027 - most methods have one stage and nothing to switch
+        """Freeze and unfreeze what the stage `name` trains."""
+
+    def fit(self, train_NL: np.ndarray) -> None:  # noqa: B027 - counted models only
+        """Learn in closed form from all training sequences (counts); called where `stages()` is empty."""
+
+    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
+        """Training loss of a batch in the current stage; only for methods with stages."""
+        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient descent")
+
+    def calibrate(self, x_NL: Tensor) -> None:  # noqa: B027 - most methods hold no statistics
+        """Recompute statistics of the data under the current weights, on training sequences.
+
+        Called when a stage ends and once more when the averaged weights are in place.
+        """
+
+    def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
+        """Instruments of the method on held-out sequences (for example nats in its latent), by name; may be empty."""
+        return {}
+
+    # ---- likelihood -----------------------------------------------------------------------------------------------
+    @abstractmethod
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
+        """Upper bound on `-log p(x)`, or None where the method has none."""
+
+    # ---- sampling -------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The modules whose forward calls are counted as NFE while sampling, by name."""
+
+    def check_budget(self, nfe: int) -> None:
+        """Raise `BudgetError`, in one line with the nearest budget that can be met, unless `nfe` can be met exactly."""
+        if nfe < 1:
+            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: a sampler calls its network at least once; use 1")
+
+    def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        """The budgets of a study that apply to this method: all of them, unless its cost is fixed by its nature."""
+        return wanted
+
+    @abstractmethod
+    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        """Draw `n` sequences with exactly `nfe` calls for each; `temperature` divides the logits of x0."""

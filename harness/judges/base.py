@@ -1,0 +1,54 @@
+"""A judge reads text and says how likely it is, and gives the features on which MAUVE compares two sets of texts.
+
+Shapes: N texts, F features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.base import TokenData
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Per text: summed negative log-likelihood in nats (float64) and the number of tokens that were scored."""
+
+    nll_N: np.ndarray
+    tokens_N: np.ndarray
+
+
+class Judge(ABC):
+    """Built as `cls(options)`; `prepare` loads or trains it, after which the rest may be called."""
+
+    Options: type
+
+    def __init__(self, options) -> None:
+        self.options = options
+
+    @abstractmethod
+    def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
+        """Load the weights (or train them once and cache them by fingerprint); loaded once, in a named dtype."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Name, revision or weight hash, dtype, context length and definition: part of every number's identity."""
+
+    @property
+    @abstractmethod
+    def heldout_ppl(self) -> float:
+        """Pooled perplexity on held-out sequences of the study's data, scored just as samples are."""
+
+    @abstractmethod
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """Decode was done by the caller: re-tokenise, score; position 0 only with a BOS; nothing after the first EOS."""
+
+    @abstractmethod
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, F) float32 features, pooled from the last hidden state as the identity says."""

@@ -1,0 +1,203 @@
+"""Any causal language model of the hub, or of a folder in its format, as a judge.
+
+Shapes: N texts, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.base import TokenData
+from harness.errors import UserError, nearest
+from harness.judges.base import Judge, TextScores
+from harness.judges.corpus import END_OF_TEXT
+from harness.judges.scoring import DTYPES, CausalReader, Reading, heldout_texts, pooled_ppl
+from harness.judges.weights import has_weights, load_causal_model, quiet_transformers, sha256_of_weights
+
+_BOS_RULES = ("auto", "none", "eos")
+_DEFAULT_CONTEXT = 1024
+_PROBE_TIMEOUT_S = 5.0
+_INSTEAD = "use judge=trained, which needs no download"
+
+
+@dataclass
+class PretrainedJudgeOptions:
+    """`model` is a hub name or a folder; `context` 0 is the model's own, `stride` 0 half of it.
+
+    `bos`: `auto` puts a BOS in front where the model's tokenizer does so itself, `none` never does, `eos` uses the
+    end-of-text token as one.
+    """
+
+    model: str = "openai-community/gpt2"
+    revision: str | None = None
+    dtype: str = "float32"
+    context: int = 0
+    stride: int = 0
+    bos: str = "auto"
+    pool: str = "mean"
+    batch_tokens: int = 8192
+    heldout_rows: int = 512
+
+
+class PretrainedJudge(Judge):
+    """A pretrained model, loaded once in a named dtype, all of its weights checked to be there."""
+
+    Options = PretrainedJudgeOptions
+
+    def __init__(self, options: PretrainedJudgeOptions) -> None:
+        super().__init__(options)
+        if not options.model:
+            raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
+        if options.dtype not in DTYPES:
+            raise UserError(f"judge dtype={options.dtype} is unknown{nearest(options.dtype, DTYPES)}")
+        if options.bos not in _BOS_RULES:
+            raise UserError(f"judge bos={options.bos} is unknown{nearest(options.bos, _BOS_RULES)}")
+        if options.heldout_rows < 1:
+            raise UserError(f"judge heldout_rows={options.heldout_rows} measures nothing; use 512")
+
+    def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
+        """Load model and tokenizer; `UserError` where they are absent, incomplete, or no causal language model."""
+        o = self.options
+        progress(f"judge: loads {o.model}")
+        model, tokenizer, revision = _load(o, device)
+        version = revision[:12] if revision else "weights-" + sha256_of_weights(model.state_dict())[:16]
+        longest = _longest_context(model.config)
+        context = o.context or longest or _DEFAULT_CONTEXT
+        if longest and context > longest:
+            raise UserError(f"judge context={context} is longer than {o.model} can read; use at most {longest}")
+        reading = Reading(
+            context,
+            o.stride or max(1, context // 2),
+            o.pool,
+            o.batch_tokens,
+            bos_id=_bos_id(o.bos, tokenizer, o.model),
+            eos_id=tokenizer.eos_token_id,
+        )
+        self.reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), o.dtype, reading)
+        name = Path(o.model).name if Path(o.model).is_dir() else o.model  # a path would tie the number to one disk
+        self._identity = f"{name}@{version}/{o.dtype}/{reading.describe()}"
+        self._data = data
+        self.__dict__.pop("heldout_ppl", None)
+
+    @property
+    def identity(self) -> str:
+        """`<name>@<revision or weight hash>/<dtype>/<how it reads>`."""
+        return self._prepared._identity
+
+    @cached_property
+    def heldout_ppl(self) -> float:
+        """Pooled perplexity on `heldout_rows` rows of the test split, decoded and read just as samples are."""
+        data = self._prepared._data
+        return pooled_ppl(self.score(heldout_texts(data, self.options.heldout_rows)))
+
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """NLL in nats and scored tokens of each text."""
+        return self._prepared.reader.read(texts)[0]
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, F) float32: the last hidden states, pooled as the identity says."""
+        return self._prepared.reader.read(texts)[1]
+
+    @property
+    def _prepared(self) -> PretrainedJudge:
+        if not hasattr(self, "reader"):
+            raise RuntimeError("call prepare() before the judge is asked anything")
+        return self
+
+
+def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str | None]:
+    """Model, tokenizer, and the hub's commit where there is one (None for a folder)."""
+    source, folder = options.model, Path(options.model)
+    wanted: dict[str, Any] = {"local_files_only": True}
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"judge model={source} has no config.json, so it is no model folder; {_INSTEAD}")
+        if not has_weights(folder):
+            raise UserError(f"judge model={source} has a config but no *.safetensors weights; {_INSTEAD}")
+    elif folder.is_absolute() or source.startswith((".", "~")):
+        raise UserError(f"judge model={source} is not a folder; {_INSTEAD}")
+    else:
+        wanted["revision"] = _cached_revision(source, options.revision)
+        if wanted["revision"] is None:
+            wanted |= {"revision": _online_revision(source, options.revision), "local_files_only": False}
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **wanted)
+        model = load_causal_model(source, options.dtype, device, **wanted)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, the hub and safetensors raise many kinds
+        raise UserError(f"judge model={source} cannot be loaded ({_first_line(error)}); {_INSTEAD}") from error
+    return model, tokenizer, wanted.get("revision")
+
+
+def _cached_revision(name: str, revision: str | None) -> str | None:
+    """The commit of a complete copy in the hub's cache on this disk, or None."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # not there, or not a repository's name: found out online
+        return None
+    return snapshot.name if (snapshot / "config.json").is_file() and has_weights(snapshot) else None
+
+
+def _online_revision(name: str, revision: str | None) -> str:
+    """The hub's commit, asked for once with a time limit: the libraries' own retries take half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
+
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=_PROBE_TIMEOUT_S).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"judge model={name} is neither a folder nor a model on the hub; {_INSTEAD}") from error
+    except NoRevision as error:
+        raise UserError(f"judge revision={revision} of {name} is not on the hub; use main") from error
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"judge model={name} is not on this disk and the hub is switched off; {_INSTEAD}") from error
+    except Exception as error:  # no network: kinds differ between versions of the hub's client
+        raise UserError(
+            f"judge model={name} is not on this disk and the hub cannot be reached ({_first_line(error)}); {_INSTEAD}"
+        ) from error
+    if not commit:
+        raise UserError(f"judge model={name} has no commit on the hub; {_INSTEAD}")
+    return commit
+
+
+def _longest_context(config: Any) -> int:
+    """Positions that the model was built for; 0 where its configuration names none."""
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 0)
+
+
+def _bos_id(rule: str, tokenizer: Any, name: str) -> int | None:
+    """The id put in front of each text, or None; see `PretrainedJudgeOptions`."""
+    if rule == "none":
+        return None
+    if rule == "eos":
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"judge bos=eos: {name} has no end-of-text token; use bos=none")
+        return tokenizer.eos_token_id
+    # What the tokenizer does by itself is what the model was trained with; a BOS that it only names is not (GPT-2).
+    front = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
+    return tokenizer.bos_token_id if front == [tokenizer.bos_token_id] else None
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Ids without special tokens put around; an end-of-text in the text becomes the tokenizer's own."""
+    if tokenizer.eos_token and tokenizer.eos_token != END_OF_TEXT:
+        texts = [text.replace(END_OF_TEXT, tokenizer.eos_token) for text in texts]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -1,0 +1,249 @@
+"""Score texts with a causal language model of `transformers`, and pool its last hidden states, in one pass.
+
+A text is tokenised, given a BOS where the judge has one, and read in windows of at most `context` tokens: the first
+window owns all its tokens, each later one starts `stride` tokens further on and owns only those that no window before
+it owned, so that every token is scored once, and one past the first window with at least `context - stride` tokens
+before it. No text is cut, no remainder of a batch is dropped, and a text that fits the context is one window.
+
+Shapes: N texts, B windows of a batch, T tokens of a window, V vocabulary, F features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.base import TokenData
+from harness.errors import UserError, nearest
+from harness.judges.base import TextScores
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POOLS = ("mean", "last")
+_SETS_KEPT = 4  # samples, reference and held-out text come in turns
+_LOGITS_AT_ONCE = 2**24  # 64 MB in float32: what one call of log-softmax copies
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read: token counts, the pooling of features, and ids of begin and end of text (None: has none)."""
+
+    context: int
+    stride: int
+    pool: str
+    batch_tokens: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise UserError(f"judge context={self.context} leaves nothing to score; use at least 2")
+        if not 1 <= self.stride < self.context:
+            raise UserError(
+                f"judge stride={self.stride} must be at least 1 and below context={self.context}; "
+                f"use {self.context // 2}"
+            )
+        if self.pool not in POOLS:
+            raise UserError(f"judge pool={self.pool} is unknown{nearest(self.pool, POOLS)}")
+        if self.batch_tokens < 1:
+            raise UserError(f"judge batch_tokens={self.batch_tokens} holds no token; use 8192")
+
+    def describe(self) -> str:
+        """The part of a judge's identity that says how it reads; the batch size changes rounding only: not in it."""
+        bos = "no-bos" if self.bos_id is None else f"bos{self.bos_id}"
+        eos = "no-eos" if self.eos_id is None else f"eos{self.eos_id}"
+        return f"ctx{self.context}-stride{self.stride}/{bos}-{eos}/features-{self.pool}"
+
+
+@dataclass(frozen=True)
+class _Window:
+    text: int
+    start: int
+    stop: int
+    own: int  # the first token that this window owns; it owns up to `stop`
+
+
+@dataclass
+class _Totals:
+    """Sums over the windows of each text, filled batch by batch."""
+
+    nll_N: np.ndarray
+    tokens_N: np.ndarray
+    hidden_NF: np.ndarray
+    pooled_N: np.ndarray
+
+
+def windows_of(text: int, length: int, context: int, stride: int) -> list[_Window]:
+    """Windows over a text of `length` tokens, as the head of this file says; none for an empty text."""
+    windows: list[_Window] = []
+    start, own = 0, 0
+    while own < length:
+        stop = min(start + context, length)
+        windows.append(_Window(text, start, stop, own))
+        start, own = start + stride, stop
+    return windows
+
+
+class CausalReader:
+    """A loaded model with its tokenizer; `read` gives scores and features of the same texts from one pass.
+
+    `tokenize` maps texts to lists of ids without special tokens added. The model must be in evaluation mode.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"judge dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
+        found = {parameter.dtype for parameter in model.parameters()}
+        if found != {DTYPES[dtype]}:
+            raise UserError(f"judge dtype={dtype} was asked for, but its weights are {sorted(map(str, found))}")
+        self.model, self.tokenize, self.dtype, self.reading = model, tokenize, dtype, reading
+        self.device = next(model.parameters()).device
+        self._kept: OrderedDict[str, tuple[TextScores, np.ndarray]] = OrderedDict()
+
+    def read(self, texts: Sequence[str]) -> tuple[TextScores, np.ndarray]:
+        """NLL (nats, float64), scored tokens, and features (N, F) float32 of each text, in the order given.
+
+        Features are pooled over the whole text, past an end-of-text too; those of a text without tokens are zeros.
+        The last sets of texts are remembered: perplexity and MAUVE of the same samples cost one pass.
+        """
+        digest = hashlib.sha256()
+        for text in texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+        key = digest.hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._read(list(texts))
+            while len(self._kept) > _SETS_KEPT:
+                self._kept.popitem(last=False)
+        scores, features_NF = self._kept[key]
+        return TextScores(scores.nll_N.copy(), scores.tokens_N.copy()), features_NF.copy()
+
+    def _read(self, texts: list[str]) -> tuple[TextScores, np.ndarray]:
+        reading = self.reading
+        prefix = [] if reading.bos_id is None else [reading.bos_id]
+        ids = [prefix + list(found) for found in self.tokenize(texts)] if texts else []
+        if len(ids) != len(texts):
+            raise RuntimeError(f"the judge's tokenizer returned {len(ids)} texts for {len(texts)}")
+        skip = len(prefix)
+        scored_to = [_end_of_scored(found, skip, reading.eos_id) for found in ids]
+        windows = [
+            window
+            for number, found in enumerate(ids)
+            if len(found) > skip
+            for window in windows_of(number, len(found), reading.context, reading.stride)
+        ]
+        n = len(texts)
+        width = self.model.config.get_text_config().hidden_size
+        totals = _Totals(np.zeros(n), np.zeros(n, np.int64), np.zeros((n, width)), np.zeros(n, np.int64))
+        with torch.inference_mode(), _full_precision():
+            for batch in _batches(windows, reading.batch_tokens):
+                self._read_batch(batch, ids, scored_to, skip, totals)
+        features_NF = totals.hidden_NF / np.maximum(totals.pooled_N, 1)[:, None]
+        return TextScores(totals.nll_N, totals.tokens_N), features_NF.astype(np.float32)
+
+    def _read_batch(
+        self, batch: list[_Window], ids: list[list[int]], scored_to: list[int], skip: int, totals: _Totals
+    ) -> None:
+        """Add what the windows of a batch own to `totals`; `skip` counts the BOS in front, which is no text."""
+        width = max(window.stop - window.start for window in batch)
+        shape = (len(batch), width)
+        ids_BT = torch.zeros(shape, dtype=torch.long)
+        mask_BT = torch.zeros(shape, dtype=torch.long)
+        scored_BT = torch.zeros(shape, dtype=torch.bool)
+        pooled_BT = torch.zeros(shape, dtype=torch.bool)
+        for row, window in enumerate(batch):
+            size = window.stop - window.start
+            ids_BT[row, :size] = torch.tensor(ids[window.text][window.start : window.stop])
+            mask_BT[row, :size] = 1
+            own = window.own - window.start
+            # The first token of all has nothing before it: it is scored only where a BOS was put in front.
+            scored_BT[row, max(own, 1) : max(0, min(size, scored_to[window.text] - window.start))] = True
+            if self.reading.pool == "mean":
+                pooled_BT[row, max(own, skip - window.start) : size] = True
+            elif window.stop == len(ids[window.text]):
+                pooled_BT[row, size - 1] = True
+        out = self.model(
+            input_ids=ids_BT.to(self.device),
+            # Padding is on the right of a causal model, so the mask changes no number that is read; none is faster.
+            attention_mask=None if bool(mask_BT.all()) else mask_BT.to(self.device),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        hidden_BTF = out.hidden_states[-1]
+        if hidden_BTF.dtype != DTYPES[self.dtype]:
+            raise RuntimeError(f"the judge computes in {hidden_BTF.dtype}, not in {self.dtype}")
+        nll_BT = _next_token_nll(out.logits, ids_BT.to(self.device)).cpu().double()
+        nll_B = torch.where(scored_BT, nll_BT, 0.0).sum(dim=1).numpy()
+        pooled_BF = (hidden_BTF.double() * pooled_BT.to(self.device)[..., None]).sum(dim=1).cpu().numpy()
+        for row, window in enumerate(batch):
+            totals.nll_N[window.text] += nll_B[row]
+            totals.tokens_N[window.text] += int(scored_BT[row].sum())
+            totals.hidden_NF[window.text] += pooled_BF[row]
+            totals.pooled_N[window.text] += int(pooled_BT[row].sum())
+
+
+def _end_of_scored(found: list[int], skip: int, eos_id: int | None) -> int:
+    """One past the last token that is scored: the first end-of-text is scored, what follows it is not."""
+    if eos_id is None:
+        return len(found)
+    try:
+        return found.index(eos_id, skip) + 1
+    except ValueError:
+        return len(found)
+
+
+def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
+    """Windows of similar length together, at most `batch_tokens` with padding, at least one a batch; none is left."""
+    batch: list[_Window] = []
+    for window in sorted(windows, key=lambda w: w.stop - w.start):  # stable, and the newest is the longest
+        if batch and (len(batch) + 1) * (window.stop - window.start) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _next_token_nll(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
+    """(B, T) `-log p(token t | tokens before t)` in nats, at least in float32; position 0 is set to 0."""
+    nll_BT = torch.zeros(ids_BT.shape, dtype=torch.promote_types(logits_BTV.dtype, torch.float32), device=ids_BT.device)
+    rows = max(1, _LOGITS_AT_ONCE // max(1, logits_BTV.shape[1] * logits_BTV.shape[2]))
+    for start in range(0, len(ids_BT), rows):
+        logits = logits_BTV[start : start + rows, :-1].to(nll_BT.dtype)
+        targets = ids_BT[start : start + rows, 1:]
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        nll_BT[start : start + rows, 1:] = nll.view(targets.shape)
+    return nll_BT
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 inside, and no autocast: the dtype that is named is the dtype that multiplies."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def heldout_texts(data: TokenData, rows: int) -> list[str]:
+    """At most `rows` decoded rows of the test split, evenly spread over it."""
+    test_NL = data.splits["test"]
+    chosen = np.unique(np.linspace(0, len(test_NL) - 1, min(rows, len(test_NL))).round().astype(np.int64))
+    return [data.decode(test_NL[int(row)].tolist()) for row in chosen]
+
+
+def pooled_ppl(scores: TextScores) -> float:
+    """`exp(sum NLL / sum tokens)`; NaN where nothing was scored."""
+    tokens = int(scores.tokens_N.sum())
+    return float(np.exp(scores.nll_N.sum() / tokens)) if tokens else float("nan")

@@ -1,0 +1,256 @@
+"""The default judge: a small causal transformer with its own tokenizer, trained once on the study's training split.
+
+It needs no download, so that a study runs anywhere; its numbers compare only with numbers of the same weights, whose
+hash is its identity. Its own perplexity on held-out text is printed beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from safetensors.torch import load_file
+
+from harness.data.base import TokenData
+from harness.data.files import digest, write_atomically
+from harness.errors import UserError, nearest
+from harness.judges.base import Judge, TextScores
+from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, train_tokenizer
+from harness.judges.fit import Recipe, fit
+from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl
+from harness.judges.weights import load_causal_model, quiet_transformers, sha256_of_weights
+
+JUDGE_VERSION = 1
+_BYTES = 256
+_ROOM = 4  # times the context, so that the network accepts a longer one later
+_AT_LEAST_1 = ("width", "depth", "heads", "steps", "batch", "corpus_chars", "tokenizer_chars")
+_PRECISIONS = ("auto", "float32", "bfloat16")
+#: Options that change how texts are read, but not the weights.
+_READING = frozenset({"dtype", "pool", "stride", "batch_tokens", "heldout_rows", "checkpoint_every"})
+
+
+@dataclass
+class TrainedJudgeOptions:
+    """Size, training and reading of the judge.
+
+    `stride` 0 is half the context; `threads` 0 leaves torch's number alone; `precision` is that of training only, and
+    `auto` is bfloat16 where the processor multiplies it natively; scores are always computed in `dtype`.
+    """
+
+    vocab: int = 2048
+    width: int = 128
+    depth: int = 2
+    heads: int = 2
+    context: int = 128
+    steps: int = 1500
+    batch: int = 8
+    lr: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    corpus_chars: int = 8_000_000
+    tokenizer_chars: int = 2_000_000
+    precision: str = "auto"
+    threads: int = 1
+    checkpoint_every: int = 100
+    dtype: str = "float32"
+    pool: str = "mean"
+    stride: int = 0
+    batch_tokens: int = 8192
+    heldout_rows: int = 512
+
+
+class TrainedJudge(Judge):
+    """See the head of this file; cached in `cache/judges/<hash of data and options>` in the hub's format."""
+
+    Options = TrainedJudgeOptions
+
+    def __init__(self, options: TrainedJudgeOptions) -> None:
+        super().__init__(options)
+        o = options
+        for name in (*_AT_LEAST_1, "checkpoint_every", "heldout_rows"):
+            if getattr(o, name) < 1:
+                raise UserError(f"judge {name}={getattr(o, name)} is too small; use at least 1")
+        for name in ("warmup", "threads", "seed", "weight_decay"):
+            if getattr(o, name) < 0:
+                raise UserError(f"judge {name}={getattr(o, name)} is negative; use 0 or more")
+        for name in ("lr", "clip"):
+            if not getattr(o, name) > 0:
+                raise UserError(f"judge {name}={getattr(o, name)} trains nothing; use {getattr(type(o)(), name)}")
+        if o.vocab < _BYTES + 1:
+            raise UserError(f"judge vocab={o.vocab} cannot hold all bytes and end-of-text; use at least {_BYTES + 1}")
+        if o.width % (2 * o.heads):
+            raise UserError(
+                f"judge width={o.width} does not give {o.heads} heads of even size; "
+                f"use width={max(1, round(o.width / (2 * o.heads))) * 2 * o.heads}"
+            )
+        if o.precision not in _PRECISIONS:
+            raise UserError(f"judge precision={o.precision} is unknown{nearest(o.precision, _PRECISIONS)}")
+        self.reading = Reading(
+            o.context, o.stride or max(1, o.context // 2), o.pool, o.batch_tokens, eos_id=END_OF_TEXT_ID
+        )
+        #: Steps that `prepare` really ran: 0 where the cache held the judge.
+        self.trained_steps = 0
+
+    def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
+        """Load the judge of these data and options, training it first where the cache does not hold it."""
+        o = self.options
+        deciding = {key: value for key, value in dataclasses.asdict(o).items() if key not in _READING}
+        key = digest([JUDGE_VERSION, data.fingerprint, deciding])[:24]
+        folder = Path(cache) / "judges" / key
+        if not (folder / "judge.json").is_file():
+            self._train(data, folder, deciding, device, progress)
+        self._data = data
+        self.__dict__.pop("heldout_ppl", None)
+        try:
+            self.record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+            trained_as = self.record["sha256"]
+            model = load_causal_model(str(folder), o.dtype, device, attn_implementation="sdpa")
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            found = _hash_of(load_file(folder / "model.safetensors"), tokenizer)
+        except UserError:
+            raise
+        except Exception as error:  # the libraries raise many kinds for a damaged file
+            raise UserError(f"the judge in {folder} cannot be read; delete that folder to train it again") from error
+        if found != trained_as:
+            raise UserError(f"the judge in {folder} is not the one that was trained there; delete that folder")
+        self.reader = CausalReader(
+            model, lambda texts: [e.ids for e in tokenizer.encode_batch(texts)], o.dtype, self.reading
+        )
+
+    @property
+    def identity(self) -> str:
+        """`trained-<hash of weights and tokenizer>/<dtype>/<how it reads>`."""
+        return f"trained-{self._prepared.record['sha256'][:16]}/{self.options.dtype}/{self.reading.describe()}"
+
+    @cached_property
+    def heldout_ppl(self) -> float:
+        """Pooled perplexity on `heldout_rows` rows of the test split, decoded and read just as samples are."""
+        data = self._prepared._data
+        return pooled_ppl(self.score(heldout_texts(data, self.options.heldout_rows)))
+
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """NLL in nats and scored tokens of each text."""
+        return self._prepared.reader.read(texts)[0]
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, F) float32: the last hidden states, pooled as the identity says."""
+        return self._prepared.reader.read(texts)[1]
+
+    @property
+    def _prepared(self) -> TrainedJudge:
+        if not hasattr(self, "reader"):
+            raise RuntimeError("call prepare() before the judge is asked anything")
+        return self
+
+    def _train(
+        self, data: TokenData, folder: Path, deciding: dict, device: str, progress: Callable[[str], None]
+    ) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        o = self.options
+        part = folder.with_name(folder.name + ".part")  # what a killed run left, to go on from
+        part.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        tokenizer, stream_T = self._text(data, part, progress)
+        half = _bfloat16(o.precision, device)
+        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, bfloat16=half)
+        config = LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=o.width,
+            intermediate_size=max(16, round(o.width * 8 / 3 / 16) * 16),
+            num_hidden_layers=o.depth,
+            num_attention_heads=o.heads,
+            num_key_value_heads=o.heads,
+            max_position_embeddings=_ROOM * o.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=END_OF_TEXT_ID,
+            # The fused kernel's backward pass is several times slower than plain products in bfloat16 on CPUs.
+            attn_implementation="eager" if half and device == "cpu" else "sdpa",
+        )
+        with _threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(o.seed)  # weights are drawn on the CPU whatever the device
+            model = LlamaForCausalLM(config).float().to(device)
+            size = sum(p.numel() for p in model.parameters())
+            progress(f"judge: trains {size / 1e6:.2f} M parameters on {len(stream_T) / 1e6:.2f} M tokens of text, once")
+            label = digest([deciding, half, device, torch.get_num_threads()])
+            loss = fit(model, stream_T, recipe, part / "fit.safetensors", o.checkpoint_every, label, progress)
+        self.trained_steps = o.steps
+        model = model.cpu()
+        fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        with quiet_transformers():
+            model.save_pretrained(fresh)
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(fresh)
+        tokenizer.save(str(fresh / "tokenizer.json"))
+        record = {
+            "sha256": _hash_of(load_file(fresh / "model.safetensors"), tokenizer),
+            "options": deciding,
+            "data": data.fingerprint,
+            "parameters": size,
+            "training_tokens": o.steps * o.batch * min(o.context, len(stream_T)),
+            "training_precision": "bfloat16" if half else "float32",
+            "training_device": device,
+            "last_training_loss": loss,
+        }
+        (fresh / "judge.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        try:
+            os.replace(fresh, folder)
+        except OSError:  # another process finished the same judge first
+            shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        progress(f"judge: trained in {time.monotonic() - began:.0f} s")
+
+    def _text(
+        self, data: TokenData, part: Path, progress: Callable[[str], None]
+    ) -> tuple[tokenizers.Tokenizer, np.ndarray]:
+        """Tokenizer and stream of ids, from the unfinished run's folder where both are there."""
+        paths = part / "tokenizer.json", part / "stream.npy"
+        if all(path.is_file() for path in paths):
+            with contextlib.suppress(Exception):  # damaged: made again below
+                return tokenizers.Tokenizer.from_file(str(paths[0])), np.load(paths[1], allow_pickle=False)
+        progress("judge: learns its tokenizer and reads the training text")
+        tokenizer = train_tokenizer(data, self.options.vocab, self.options.tokenizer_chars)
+        stream_T = token_stream(data, tokenizer, self.options.corpus_chars)
+        write_atomically(paths[0], lambda file: file.write(tokenizer.to_str().encode()))
+        write_atomically(paths[1], lambda file: np.save(file, stream_T, allow_pickle=False))
+        return tokenizer, stream_T
+
+
+def _hash_of(state: dict[str, torch.Tensor], tokenizer: tokenizers.Tokenizer) -> str:
+    return hashlib.sha256((sha256_of_weights(state) + tokenizer.to_str()).encode()).hexdigest()
+
+
+def _bfloat16(precision: str, device: str) -> bool:
+    """Whether training multiplies in bfloat16: as asked, or where that is faster than float32."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent on other processors and versions
+    return device == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

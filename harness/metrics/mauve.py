@@ -1,0 +1,183 @@
+"""MAUVE between samples and the study's reference set, on the judge's features.
+
+Pillutla et al., "MAUVE: Measuring the Gap Between Neural Text and Human Text using Divergence Frontiers" (2021).
+The score itself is computed by the authors' package `mauve-text` (GPL-3.0), which is imported only when it is called.
+
+Shapes: N texts, F features, S k-means seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.data.files import write_atomically
+from harness.errors import UserError
+from harness.judges.base import Judge
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
+from harness.metrics.identity import metric_identity
+
+MIN_SEEDS = 5
+_THREADS = 1  # fixed, so that sums are taken in the same order whatever the number of cores
+_SMALL_CLUSTERS = b"WARNING clustering"
+
+
+@dataclass
+class MauveOptions:
+    """`buckets` 0 is n/10, the authors' choice; the other defaults are those of the authors' package.
+
+    `scaling` is the constant c of the paper; `seeds` counts k-means seeds; `redo` and `max_iter` belong to k-means;
+    `explained_variance` is what PCA keeps before it; `curve_points` is the number of mixtures on the frontier.
+    """
+
+    seeds: int = MIN_SEEDS
+    buckets: int = 0
+    scaling: float = 5.0
+    redo: int = 5
+    max_iter: int = 500
+    explained_variance: float = 0.9
+    curve_points: int = 25
+
+
+def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: MauveOptions, seed: int) -> np.ndarray:
+    """MAUVE in [0, 1] for each of `options.seeds` k-means seeds (S,); 1 where both quantised histograms agree.
+
+    Raises `UserError` where the sides differ in n, a feature is not finite, or `mauve-text` is not installed.
+    """
+    n, m = len(reference_NF), len(samples_NF)
+    if n != m:
+        raise UserError(
+            f"mauve got {m} samples against {n} reference texts; it needs the same n on both sides: use {n}"
+        )
+    for side, features_NF in (("reference", reference_NF), ("samples", samples_NF)):
+        if not np.isfinite(features_NF).all():
+            raise UserError(f"mauve's features of the {side} are not all finite: the judge broke down on those texts")
+    buckets = options.buckets or max(2, round(n / 10))
+    if n < buckets:
+        raise UserError(f"mauve with buckets={buckets} needs at least as many texts a side, got n={n}; use buckets=0")
+    package = _package("mauve")
+    seeds_S = np.random.SeedSequence(seed).generate_state(options.seeds) % 2**30  # faiss takes a signed 32-bit seed
+    with _fixed_threads(), _without_cluster_warning():
+        scores = [
+            package.compute_mauve(
+                p_features=reference_NF,
+                q_features=samples_NF,
+                num_buckets=int(buckets),
+                mauve_scaling_factor=options.scaling,
+                kmeans_num_redo=options.redo,
+                kmeans_max_iter=options.max_iter,
+                kmeans_explained_var=options.explained_variance,
+                divergence_curve_discretization_size=options.curve_points,
+                seed=int(kmeans_seed),
+                verbose=False,
+            ).mauve
+            for kmeans_seed in seeds_S
+        ]
+    return np.asarray(scores, dtype=np.float64)
+
+
+def cached_features(judge: Judge, texts: Sequence[str], cache: Path) -> np.ndarray:
+    """The judge's features (N, F), read from `cache` where the same judge has featurised the same texts before."""
+    digest = hashlib.sha256(judge.identity.encode())
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)  # lengths keep ["ab", "c"] apart from ["a", "bc"]
+    path = Path(cache) / "features" / f"{digest.hexdigest()[:32]}.npy"
+    if path.is_file():
+        with contextlib.suppress(ValueError, EOFError, OSError):
+            features_NF = np.load(path, allow_pickle=False)
+            if features_NF.ndim == 2 and len(features_NF) == len(texts):
+                return features_NF
+    features_NF = np.asarray(judge.features(texts), dtype=np.float32)
+    write_atomically(path, lambda file: np.save(file, features_NF, allow_pickle=False))
+    return features_NF
+
+
+class Mauve(Metric):
+    """MAUVE of samples against the reference set; held-out text scored in the samples' place gives the ceiling."""
+
+    Options = MauveOptions
+    version = "1"
+    definition = (
+        "area under the divergence frontier of k-means histograms of the judge's features (mauve-text); mean over "
+        "k-means seeds, and standard error of that mean: spread of seeds for these samples, not of other samples"
+    )
+    columns = (Column("mauve", "MAUVE", "0 to 1", "higher"),)
+
+    def __init__(self, options: MauveOptions) -> None:
+        super().__init__(options)
+        if options.seeds < MIN_SEEDS:
+            raise UserError(f"mauve with seeds={options.seeds} is too few k-means seeds; use at least {MIN_SEEDS}")
+        if options.buckets < 0 or options.buckets == 1:
+            raise UserError(f"mauve with buckets={options.buckets} makes no histogram; use 0 (n/10) or at least 2")
+        if not 0.0 < options.explained_variance < 1.0:
+            raise UserError(f"mauve with explained_variance={options.explained_variance} is not in (0, 1); use 0.9")
+        for name in ("redo", "max_iter", "curve_points"):
+            if getattr(options, name) < 1:
+                raise UserError(f"mauve with {name}={getattr(options, name)} computes nothing; use at least 1")
+        if not options.scaling > 0:
+            raise UserError(f"mauve with scaling={options.scaling} is always 1; use 5")
+
+    def identity(self) -> str:
+        """Definition, version and options as one string."""
+        return metric_identity(self)
+
+    def score(self, samples: Samples, context: ScoreContext) -> Scores:
+        """Mean over k-means seeds and `std(ddof=1) / sqrt(S)`."""
+        n, length = context.reference.x_NL.shape
+        if samples.x_NL.shape != (n, length):
+            raise UserError(
+                f"mauve got samples of shape {samples.x_NL.shape} against a reference of {(n, length)}; "
+                f"n and length must agree: use {n} samples of {length} tokens"
+            )
+        reference_NF = cached_features(context.judge, context.reference.texts, context.cache)
+        scores_S = mauve_scores(reference_NF, context.judge.features(samples.texts), self.options, context.seed)
+        return Scores({"mauve": (float(scores_S.mean()), float(scores_S.std(ddof=1) / np.sqrt(len(scores_S))))})
+
+
+def _package(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"metric mauve needs the package mauve-text ({error}); pip install mauve-text") from error
+
+
+@contextlib.contextmanager
+def _fixed_threads() -> Iterator[None]:
+    """One thread for BLAS, OpenMP and faiss inside; what was set before is put back."""
+    faiss = _package("faiss")
+    before = faiss.omp_get_max_threads()
+    with _package("threadpoolctl").threadpool_limits(limits=_THREADS):
+        faiss.omp_set_num_threads(_THREADS)
+        try:
+            yield
+        finally:
+            faiss.omp_set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _without_cluster_warning() -> Iterator[None]:
+    """Hold back faiss's line about points per cluster: ten a bucket is MAUVE's definition. All else still shows.
+
+    faiss writes to the process's standard error from C++, where only the file descriptor can be caught.
+    """
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            rest = b"".join(line for line in held if not line.startswith(_SMALL_CLUSTERS))
+            if rest:
+                os.write(2, rest)

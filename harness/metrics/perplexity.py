@@ -1,0 +1,114 @@
+"""Generative perplexity under a judge, in its three published definitions.
+
+Shapes: N sequences, K per-sequence terms. All likelihoods are in nats; tokens are the judge's, not the generator's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
+from harness.metrics.bootstrap import bootstrap
+from harness.metrics.identity import metric_identity
+
+
+def pooled_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
+    """`exp(sum NLL / sum tokens)`: every token weighs the same. NaN where no token was scored."""
+    return _value(pooled_of_sums, nll_N, tokens_N)
+
+
+def seqmean_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
+    """`exp(mean over sequences of NLL_i / tokens_i)`: every sequence weighs the same; unscored ones have no mean."""
+    return _value(seqmean_of_sums, nll_N, tokens_N)
+
+
+def meanseq_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
+    """`mean over sequences of exp(NLL_i / tokens_i)`: the worst sequences weigh most; unscored ones have none."""
+    return _value(meanseq_of_sums, nll_N, tokens_N)
+
+
+def perplexity_terms(nll_N: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
+    """Per-sequence terms (N, 5) whose sums give all three definitions: NLL, tokens, mean NLL, perplexity, 1[scored].
+
+    A sequence with no scored token adds nothing to any of them; the last column is what counts it.
+    """
+    nll_N = np.asarray(nll_N, dtype=np.float64)
+    tokens_N = np.asarray(tokens_N, dtype=np.float64)
+    scored_N = tokens_N > 0
+    mean_N = np.divide(nll_N, tokens_N, out=np.zeros_like(nll_N), where=scored_N)
+    with np.errstate(over="ignore"):
+        ppl_N = np.where(scored_N, np.exp(mean_N), 0.0)
+    return np.stack([np.where(scored_N, nll_N, 0.0), tokens_N, mean_N, ppl_N, scored_N.astype(np.float64)], axis=1)
+
+
+def pooled_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Pooled perplexity from sums (..., 5) of `perplexity_terms`; fit for `bootstrap` and `paired_difference`."""
+    return np.exp(sums[..., 0] / sums[..., 1])
+
+
+def seqmean_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Exponential of the mean per-sequence NLL from sums (..., 5) of `perplexity_terms`."""
+    return np.exp(sums[..., 2] / sums[..., 4])
+
+
+def meanseq_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Mean per-sequence perplexity from sums (..., 5) of `perplexity_terms`."""
+    return sums[..., 3] / sums[..., 4]
+
+
+def _value(of_sums, nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return float(of_sums(perplexity_terms(nll_N, tokens_N).sum(axis=0)))
+
+
+@dataclass
+class GenerativePerplexityOptions:
+    """`resamples` of the bootstrap over sequences that gives the standard errors."""
+
+    resamples: int = 1000
+
+
+class GenerativePerplexity(Metric):
+    """Perplexity of decoded samples under the study's judge; needs the entropy beside it, since repetition games it."""
+
+    Options = GenerativePerplexityOptions
+    version = "1"
+    definition = (
+        "exp(sum NLL / sum tokens) over all samples, decoded, retokenised and scored by the judge: position 0 only "
+        "with a BOS, nothing after the first end-of-text; standard errors by bootstrap over sequences"
+    )
+    columns = (
+        Column("gen_ppl", "Gen. PPL (pooled)", "perplexity per judge token", "lower"),
+        Column("gen_ppl_seqmean", "Gen. PPL (exp of mean per-sequence NLL)", "perplexity per judge token", "lower"),
+        Column("gen_ppl_meanseq", "Gen. PPL (mean of per-sequence PPL)", "perplexity per judge token", "lower"),
+        Column("gen_unscored", "Samples with no scored token", "share of samples", "lower"),
+    )
+
+    def __init__(self, options: GenerativePerplexityOptions) -> None:
+        super().__init__(options)
+        if options.resamples < 2:
+            raise UserError(f"resamples={options.resamples} gives no standard error; use at least 2")
+
+    def identity(self) -> str:
+        """Definition, version and options as one string."""
+        return metric_identity(self)
+
+    def score(self, samples: Samples, context: ScoreContext) -> Scores:
+        """The three definitions; `per_sequence` keeps NLL (nats) and judge tokens, so that any other can be had."""
+        scored = context.judge.score(samples.texts)
+        terms_NK = perplexity_terms(scored.nll_N, scored.tokens_N)
+        values: dict[str, tuple[float, float]] = {}
+        for name, statistic in (
+            ("gen_ppl", pooled_of_sums),
+            ("gen_ppl_seqmean", seqmean_of_sums),
+            ("gen_ppl_meanseq", meanseq_of_sums),
+        ):
+            estimate = bootstrap(terms_NK, statistic, self.options.resamples, context.seed)
+            values[name] = (estimate.value, estimate.se)
+        n = len(terms_NK)
+        unscored = float(1.0 - terms_NK[:, 4].mean()) if n else float("nan")
+        values["gen_unscored"] = (unscored, float(np.sqrt(unscored * (1.0 - unscored) / n)) if n > 1 else float("nan"))
+        return Scores(values, {"gen_nll": scored.nll_N, "gen_tokens": scored.tokens_N})

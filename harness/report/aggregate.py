@@ -1,0 +1,134 @@
+"""From rows of results to what a table or figure shows: one value and one error per method, budget and temperature.
+
+The frame is that of `harness.store.ResultsTable` with two more columns: `title`, what people call the method, and
+`role`: "method" for what is compared, "reference" for rows that give the scale, "data" for held-out data itself (a
+single reference without an NFE is taken to be that).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from harness.metrics.base import Column
+
+ROLES = ("data", "method", "reference")
+#: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
+BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
+SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")
+EQUIVALENT = Column("equivalent_nfe", "Equivalent NFE", "calls of the baseline's network", "lower")
+_ERROR_NAMES = {BOUND.name: "nelbo_se"}
+KEYS = ("role", "label", "nfe", "temperature")
+
+
+def error_name(name: str) -> str:
+    """The column of a column's standard error."""
+    return _ERROR_NAMES.get(name, f"{name}_se")
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a `label` for each method: its title, with method and sampler where two of them share a title.
+
+    Raises `ValueError` for a role that is none of `ROLES`, and for rows of different data or protocols.
+    """
+    strange = set(frame["role"].unique()) - set(ROLES)
+    if strange:
+        raise ValueError(f"role must be one of {ROLES}, not {sorted(map(str, strange))}")
+    if frame["protocol"].nunique(dropna=False) > 1 or frame["data"].nunique(dropna=False) > 1:
+        raise ValueError("rows of different data or protocols cannot be compared: pass them one at a time")
+    made = frame.copy()
+    kinds = made[["title", "method", "sampler"]].astype("object").fillna("").drop_duplicates()
+    shared = set(kinds.loc[kinds["title"].duplicated(), "title"])
+    made["label"] = [
+        f"{title} ({', '.join(str(part) for part in (method, sampler) if not pd.isna(part))})"
+        if title in shared
+        else str(title)
+        for title, method, sampler in zip(made["title"], made["method"], made["sampler"], strict=True)
+    ]
+    for name in made.columns:
+        if made[name].dtype.kind in "iufb":
+            made[name] = made[name].astype("float64")
+    bare = made.loc[made["role"] == "reference"].groupby("label")["nfe"].apply(lambda nfe: nfe.isna().all())
+    if not (made["role"] == "data").any() and bare.sum() == 1:
+        made.loc[made["label"] == bare.idxmax(), "role"] = "data"
+    return made
+
+
+def headline(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows at temperature 1, or without one; a method that was only run at others keeps them all."""
+    plain = frame["temperature"].isna() | (frame["temperature"] == 1.0)
+    has_plain = plain.groupby(frame["label"]).transform("any")
+    return frame[plain | ~has_plain]
+
+
+def combine(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error over training seeds; NaN where unknown.
+
+    One seed: the error that came with the value (a bootstrap over sequences). Several: the spread of the seeds,
+    `sd / sqrt(S)`, which holds the sampling noise too; few seeds can agree by chance, so it is never taken to be below
+    `sqrt(sum of squared errors) / S`, what sampling alone gives.
+    """
+    known = [(v, e) for v, e in zip(values, errors, strict=True) if not math.isnan(v)]
+    if not known:
+        return math.nan, math.nan
+    count = len(known)
+    mean = math.fsum(v for v, _ in known) / count
+    if count == 1:
+        return known[0]
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v, _ in known) / (count - 1) / count)
+    sampled = math.sqrt(math.fsum(e * e for _, e in known if not math.isnan(e))) / count
+    return mean, max(spread, sampled)
+
+
+def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """One row per role, label, NFE and temperature, in order of first appearance and rising NFE.
+
+    For each of `names` (absent columns are unknown) the value and, as `<name>_error`, its error; `seeds` counts
+    training seeds, `n` is the fewest sequences behind a row, `nfe_latent` and `nfe_token` the split of the budget.
+    """
+    rows = []
+    for key, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        row = dict(zip(KEYS, key, strict=True))
+        row["seeds"] = int(max(1, group["seed"].nunique()))
+        row["n"] = group["n"].min()
+        for name in ("nfe_latent", "nfe_token"):
+            row[name] = group[name].iloc[0]
+        # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
+        for name in names:
+            if name not in group:
+                row[name], row[f"{name}_error"] = math.nan, math.nan
+                continue
+            errors = group[error_name(name)] if error_name(name) in group else pd.Series(math.nan, group.index)
+            seeds = [
+                combine(list(group.loc[part, name]), list(errors[part]))
+                for part in group.groupby("seed", dropna=False).groups.values()
+            ]
+            row[name], row[f"{name}_error"] = combine([v for v, _ in seeds], [e for _, e in seeds])
+        rows.append(row)
+    wanted = [
+        *KEYS,
+        "seeds",
+        "n",
+        "nfe_latent",
+        "nfe_token",
+        *(part for name in names for part in (name, f"{name}_error")),
+    ]
+    made = pd.DataFrame(rows, columns=wanted)
+    order = {label: place for place, label in enumerate(dict.fromkeys(made["label"]))}
+    places = made["label"].map(order)
+    return (
+        made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable").drop(columns="_place")
+    )
+
+
+def data_value(table: pd.DataFrame, name: str) -> float:
+    """The value of held-out data itself in an aggregated table, NaN without such a row."""
+    rows = table.loc[table["role"] == "data", name]
+    return float(rows.iloc[0]) if len(rows) else math.nan
+
+
+def columns_with_bound(columns: Sequence[Column]) -> list[Column]:
+    """The metrics' columns, and the bound after them unless a metric brought it."""
+    return [*columns, *([] if any(column.name == BOUND.name for column in columns) else [BOUND])]

@@ -1,0 +1,256 @@
+"""Figures of a report as PNG: scores against budgets, the entropy-perplexity plane, training curves.
+
+Every function draws what `harness.report.aggregate` describes, with one colour and marker per method in all figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.metrics.base import Column
+from harness.report.aggregate import aggregate, data_value, headline
+from harness.store import write_bytes
+
+# Okabe and Ito (2008), told apart with any common colour blindness; yellow is left out, it is too pale on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#6e6e6e"
+_SIZE, _DPI = (7.2, 4.6), 150
+_BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
+BUDGETS = {
+    "nfe": "NFE (network calls per sequence)",
+    "equivalent_nfe": "Equivalent NFE (FLOPs over those of one baseline call)",
+    "seconds_per_seq": "Wall-clock seconds per sequence",
+}
+
+
+class Style:
+    """Colour and marker of each method, by its place among `labels`."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._place = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+
+    def of(self, label: str) -> dict[str, str]:
+        place = self._place[label]
+        turn = place // len(_COLOURS)
+        return {
+            "color": _COLOURS[place % len(_COLOURS)],
+            # The second round of colours starts the markers one later, so that no pair comes back.
+            "marker": _MARKERS[(place + turn) % len(_MARKERS)],
+            "linestyle": ("-", "--", ":", "-.")[turn % 4],
+        }
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=12, loc="left")
+    axes.set_xlabel(x, fontsize=11)
+    axes.set_ylabel(y, fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, path: Path) -> Path:
+    import io
+
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = max(1, min(len(handles), 84 // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+    buffer = io.BytesIO()
+    # Without the software's version in the file, equal figures are equal bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def _plain_ticks(axis: Any, ticks: Sequence[float] | None = None) -> None:
+    """Numbers instead of powers on a logarithmic axis; minor ticks are labelled where there is under a decade."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(ticks) if ticks is not None else LogLocator(10, (1, 2, 5)))
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Positions near `values`, in the same order, at least `gap` apart, for labels that must not cover each other."""
+    order = np.argsort(values, kind="stable")
+    placed = np.array(values, dtype=float)[order]
+    for _ in range(100):
+        close = np.flatnonzero(np.diff(placed) < gap - 1e-9)
+        if not len(close):
+            break
+        for i in close:
+            shift = (gap - (placed[i + 1] - placed[i])) / 2
+            placed[i] -= shift
+            placed[i + 1] += shift
+    made = np.empty_like(placed)
+    made[order] = placed
+    return made.tolist()
+
+
+def _reference_lines(axes: Any, table: pd.DataFrame, name: str) -> None:
+    """A dashed line for each reference, named at the right end; the data's own is solid."""
+    rows = table[(table["role"] != "method") & table[name].notna()].drop_duplicates("label")
+    if rows.empty:
+        return
+    for _, row in rows.iterrows():
+        of_data = row["role"] == "data"
+        axes.axhline(row[name], color="#222222" if of_data else _GREY, linewidth=1.3, zorder=1,
+                     linestyle="-" if of_data else (0, (4, 3)))  # fmt: skip
+    low, high = axes.get_ylim()
+    forward = np.log if axes.get_yscale() == "log" else np.asarray
+    heights = [
+        (float(forward(v)) - float(forward(low))) / (float(forward(high)) - float(forward(low))) for v in rows[name]
+    ]
+    for label, height in zip(rows["label"], _spread(heights, 0.055), strict=True):
+        axes.text(1.01, height, label, transform=axes.transAxes, va="center", fontsize=9, color="#333333")
+
+
+def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path | None:
+    """One score against `budget` (a key of `BUDGETS`), bands of one standard error; None where nothing is known.
+
+    `frame` is labelled (`harness.report.aggregate.labelled`); references are lines, as their cost is often far off.
+    """
+    table = aggregate(headline(frame), [column.name, *(name for name in BUDGETS if name != "nfe")])
+    methods = table[(table["role"] == "method") & table[column.name].notna() & (table[budget] > 0)]
+    if methods.empty:
+        return None
+    unit = f" ({column.unit})" if column.unit else ""
+    figure, axes = _axes(f"{column.title} ({_BETTER[column.better]})", BUDGETS[budget], column.title + unit)
+    known = table[column.name].dropna()
+    if column.better == "lower" and (known > 0).all() and known.max() > 8 * known.min():
+        axes.set_yscale("log")
+    style = Style(list(methods["label"]))
+    for label, group in methods.groupby("label", sort=False):
+        rows = group.sort_values(budget)
+        x, y, error = (rows[name].to_numpy(dtype=float) for name in (budget, column.name, f"{column.name}_error"))
+        look = style.of(str(label))
+        axes.plot(x, y, label=label, linewidth=2, markersize=6, **look, zorder=3)
+        # A lone point has no band to show its error with.
+        if len(rows) == 1:
+            axes.errorbar(x, y, np.nan_to_num(error), color=look["color"], capsize=3, zorder=3)
+        low = np.maximum(y - error, y * 1e-3) if axes.get_yscale() == "log" else y - error
+        axes.fill_between(x, low, y + error, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+    if budget == "nfe":
+        axes.set_xscale("log", base=2)
+        _plain_ticks(axes.xaxis, sorted(set(methods["nfe"])))
+    else:
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
+    references = table.loc[table["role"] != "method", column.name].dropna()
+    if len(references):
+        axes.update_datalim([(methods[budget].iloc[0], value) for value in references])
+        axes.autoscale_view(scalex=False)
+    if axes.get_yscale() == "log":
+        _plain_ticks(axes.yaxis)
+    _reference_lines(axes, table, column.name)
+    return _save(figure, axes, path)
+
+
+def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: str = "entropy") -> Path | None:
+    """Perplexity against entropy: one line per method and NFE through its temperatures, or else through its NFEs.
+
+    The data's point is a star and references are grey diamonds. Better is down, and near the data's entropy. None where
+    no method has both scores.
+    """
+    table = aggregate(frame, [quality, diversity])
+    table = table[table[quality].gt(0) & table[diversity].notna()]
+    methods = table[table["role"] == "method"]
+    if methods.empty:
+        return None
+    from matplotlib.patheffects import withStroke
+
+    figure, axes = _axes("Perplexity against diversity", "Entropy (nats)", "Generative perplexity")
+    axes.set_yscale("log")
+    style = Style(list(methods["label"]))
+    for label, group in methods.groupby("label", sort=False):
+        look = style.of(str(label))
+        swept = group.groupby("nfe")["temperature"].nunique().max() > 1
+        lines = [part for _, part in group.groupby("nfe")] if swept else [group]
+        for place, part in enumerate(lines):
+            rows = part.sort_values("temperature" if swept else "nfe")
+            strength = 0.35 + 0.65 * (place + 1) / len(lines)
+            axes.plot(rows[diversity], rows[quality], label=label if place == len(lines) - 1 else None,
+                      linewidth=1.8, markersize=5, alpha=strength, zorder=3, **look)  # fmt: skip
+    _name_budgets(axes, methods, quality, diversity)
+    for _, row in table[table["role"] != "method"].drop_duplicates("label").iterrows():
+        of_data = row["role"] == "data"
+        axes.plot([row[diversity]], [row[quality]], marker="*" if of_data else "d", markersize=15 if of_data else 8,
+                  color="#222222" if of_data else _GREY, linestyle="none", zorder=4)  # fmt: skip
+        axes.annotate(
+            row["label"],
+            (row[diversity], row[quality]),
+            xytext=(9, -4),
+            textcoords="offset points",
+            fontsize=9,
+            color="#333333",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=6,
+        )
+    if not math.isnan(data_value(table, diversity)):
+        axes.axvline(data_value(table, diversity), color="#222222", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+    axes.margins(x=0.1, y=0.1)
+    _plain_ticks(axes.yaxis)
+    return _save(figure, axes, path)
+
+
+def _name_budgets(axes: Any, methods: pd.DataFrame, quality: str, diversity: str) -> None:
+    """Write each NFE once, above the methods' points of highest entropy; only the ends where nothing else tells."""
+    from matplotlib.patheffects import withStroke
+
+    swept = methods.groupby(["label", "nfe"])["temperature"].nunique().max() > 1
+    wanted = sorted(set(methods["nfe"].dropna()))
+    for nfe in wanted if swept else dict.fromkeys((wanted[0], wanted[-1])):
+        points = methods[methods["nfe"] == nfe]
+        axes.annotate(
+            f"NFE {nfe:.0f}",
+            (points[diversity].max(), points[quality].max()),
+            xytext=(7, 3),
+            textcoords="offset points",
+            fontsize=9,
+            color="#333333",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=5,
+        )
+
+
+def curves(
+    series: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path, title: str, unit: str
+) -> Path | None:
+    """Training curves: for each label the runs of its seeds, each a list of (step, value), thin; their mean, thick.
+
+    The mean is over the seeds at the steps that all of them have. None where there are no points.
+    """
+    known = {label: [list(run) for run in runs if len(run)] for label, runs in series.items()}
+    known = {label: runs for label, runs in known.items() if runs}
+    if not known:
+        return None
+    figure, axes = _axes(title, "Optimiser step", unit)
+    style = Style(list(known))
+    for label, runs in known.items():
+        look = style.of(label) | {"marker": None}
+        maps = [dict(run) for run in runs]
+        if len(maps) > 1:
+            for run in maps:
+                axes.plot(sorted(run), [run[step] for step in sorted(run)], linewidth=0.8, alpha=0.35, **look)
+        steps = sorted(set.intersection(*(set(run) for run in maps)))
+        means = [float(np.mean([run[step] for run in maps])) for step in steps]
+        axes.plot(steps, means, label=label, linewidth=1.8, **look)
+    return _save(figure, axes, path)

@@ -1,0 +1,139 @@
+"""The report of a study: `report.md` with tables, figures, samples and where the numbers come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.metrics.base import Column
+from harness.report import figures
+from harness.report.aggregate import BOUND, columns_with_bound, labelled
+from harness.report.definitions import BUDGETS, definitions
+from harness.report.table import cost_table, frontier_table, number, results_table
+from harness.store import write_text
+
+_EXCERPT = 400
+_PROVENANCE = ("judge", "judge_ppl", "n", "seeds", "device", "protocol", "command", "git_sha")
+_TITLES = {
+    "judge": "Judge",
+    "judge_ppl": "Judge's perplexity on held-out text",
+    "n": "Sequences per score",
+    "seeds": "Training seeds",
+    "device": "Device",
+    "protocol": "Protocol",
+    "command": "Command",
+    "git_sha": "Code",
+}
+
+
+def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], context: Mapping[str, Any]) -> Path:
+    """Write `report.md` and `figures/*.png` into `folder` and return the path of the former.
+
+    `frame`: results with `title` and `role` (see `harness.report.aggregate`); rows of different data or protocols get
+    sections of their own. `columns`: those of the study's metrics. `context`, all optional: `title`; `judge`,
+    `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
+    (a mapping of versions and the like); `notes` (lines); `definitions` (sentence by column name); `samples` (rows with
+    title, nfe, text and optionally temperature); `curves` (by title of the figure: unit, and series as
+    `harness.report.figures.curves` takes them).
+    """
+    folder = Path(folder)
+    parts = [f"# {context.get('title', 'Results')}"]
+    notes = list(context.get("notes") or [])
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    sections = list(frame.groupby(["data", "protocol"], sort=True, dropna=False))
+    for (data, protocol), part in sections:
+        several = len(sections) > 1
+        prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
+        heading = f"## {data}, protocol {protocol}" if several else "## Scores"
+        parts.append(f"{heading}\n\n{results_table(part, columns)}")
+        swept = frontier_table(part)
+        if swept:
+            parts.append(f"### At the entropy of the data\n\n{swept}")
+        parts.append(f"### Cost\n\n{cost_table(part)}")
+        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), columns, prefix)))
+    parts.append(_curves(folder, context.get("curves") or {}))
+    parts.append(_samples(context.get("samples") or []))
+    with_bound = columns_with_bound(columns) if _has(frame, BOUND.name) else list(columns)
+    parts.append(
+        "## Definitions\n\n" + "\n".join([*definitions(with_bound, context.get("definitions")), f"- {BUDGETS}"])
+    )
+    parts.append(_provenance(context))
+    path = folder / "report.md"
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def _has(frame: pd.DataFrame, name: str) -> bool:
+    return name in frame and bool(frame[name].notna().any())
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower() or "x"
+
+
+def _embed(path: Path, folder: Path, title: str) -> str:
+    return f"![{title}]({path.relative_to(folder).as_posix()})"
+
+
+def _figures(folder: Path, part: pd.DataFrame, columns: Sequence[Column], prefix: str) -> list[str]:
+    """Draw what can be drawn of one section; returns Markdown lines."""
+    made = []
+    for budget, title in figures.BUDGETS.items():
+        for column in columns:
+            path = folder / "figures" / f"{prefix}{column.name}_{budget}.png"
+            if figures.scores(part, column, budget, path):
+                made.append(_embed(path, folder, f"{column.title} against {title}"))
+    path = folder / "figures" / f"{prefix}perplexity_entropy.png"
+    if figures.plane(part, path):
+        made.append(_embed(path, folder, "Generative perplexity against entropy"))
+    return made or ["None: no method has a score at a known budget."]
+
+
+def _curves(folder: Path, wanted: Mapping[str, Any]) -> str:
+    made = []
+    for title, curve in wanted.items():
+        path = folder / "figures" / f"curve_{_slug(title)}.png"
+        if figures.curves(curve["series"], path, title, curve["unit"]):
+            made.append(_embed(path, folder, title))
+    return "## Training\n\n" + "\n\n".join(made) if made else ""
+
+
+def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The first sample of each method, NFE and temperature, shortened, in a fence that it cannot close."""
+    seen: set[tuple[Any, ...]] = set()
+    parts = []
+    for row in rows:
+        key = (row["title"], row.get("nfe"), row.get("temperature"))
+        if key in seen:
+            continue
+        seen.add(key)
+        text = str(row["text"])
+        shown = text if len(text) <= _EXCERPT else text[:_EXCERPT].rstrip() + " ..."
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", shown)), default=0))
+        budget = "" if row.get("nfe") is None else f", NFE {row['nfe']}"
+        heat = "" if row.get("temperature") in (None, 1, 1.0) else f", T={row['temperature']:g}"
+        parts.append(f"**{row['title']}{budget}{heat}**\n\n{fence}text\n{shown}\n{fence}")
+    return "## Samples\n\nThe first of each, not chosen.\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _provenance(context: Mapping[str, Any]) -> str:
+    lines = []
+    for name in _PROVENANCE:
+        value = context.get(name)
+        if value is None:
+            continue
+        if isinstance(value, float):
+            value = number(value, 4)
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        lines.append(f"- {_TITLES[name]}: `{value}`")
+    for heading, name in (("Data", "data"), ("Machine and versions", "provenance")):
+        for key, value in dict(context.get(name) or {}).items():
+            inner = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+            lines.append(f"- {heading}, {str(key).replace('_', ' ')}: `{inner}`")
+    return "## Where the numbers come from\n\n" + "\n".join(lines) if lines else ""

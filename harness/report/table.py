@@ -1,0 +1,199 @@
+"""A report's tables as Markdown: scores by method and budget, their costs, perplexity at the data's entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from harness.metrics.base import Column
+from harness.report.aggregate import (
+    EQUIVALENT,
+    SECONDS,
+    aggregate,
+    columns_with_bound,
+    data_value,
+    headline,
+    labelled,
+)
+from harness.report.frontier import at_entropy
+
+UNKNOWN = "—"
+_ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
+_INTERVAL = 1.96
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent between 1e-4 and 1e6; '—' for unknown."""
+    if math.isnan(value):
+        return UNKNOWN
+    if value == 0 or math.isinf(value):
+        return f"{value:g}"
+    size = math.floor(math.log10(abs(value)))
+    if not -4 <= size < 6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:.{max(0, digits - 1 - size)}f}"
+
+
+def counted(value: float) -> str:
+    """A count with three digits and K, M, B or T for thousands to million millions; '—' for unknown."""
+    for power, suffix in ((12, "T"), (9, "B"), (6, "M"), (3, "K")):
+        if value >= 10**power:
+            return number(value / 10**power) + suffix
+    return UNKNOWN if math.isnan(value) else f"{value:.0f}"
+
+
+def measured(value: float, error: float) -> str:
+    """`value ± error`, both to the place of the error's second digit; without '±' where the error is unknown."""
+    if math.isnan(value) or math.isnan(error) or math.isinf(value):
+        return number(value, 4)
+    if error == 0:
+        return f"{number(value, 4)} ± 0"
+    size = math.floor(math.log10(error))
+    if abs(value) >= 1e6 or size < -6:
+        return f"{number(value, 4)} ± {number(error, 2)}"
+    places = max(0, 1 - size)
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def best_rows(table: pd.DataFrame, column: Column, aim: float = math.nan) -> set[int]:
+    """Index labels of rows that are best among the methods at their NFE, beyond doubt.
+
+    That is: every other method's 95 % interval (1.96 errors to each side) lies apart from theirs. Nothing is best
+    alone, or without an error. `aim` is the data's value; where that is what counts, distances from it are compared.
+    """
+    best: set[int] = set()
+    methods = table[(table["role"] == "method") & table[column.name].notna()]
+    for _, group in methods.groupby("nfe"):
+        if len(group) < 2 or group[f"{column.name}_error"].isna().any():
+            continue
+        loss = {"lower": group[column.name], "higher": -group[column.name], "data": (group[column.name] - aim).abs()}
+        order = loss[column.better].dropna().sort_values(kind="stable")
+        if len(order) < len(group):
+            continue
+        half = _INTERVAL * group[f"{column.name}_error"]
+        first = order.index[0]
+        if all(order[first] + half[first] < order[other] - half[other] for other in order.index[1:]):
+            best.add(first)
+    return best
+
+
+def _budget(row: pd.Series) -> str:
+    if math.isnan(row["nfe"]):
+        return UNKNOWN
+    split = f" ({row['nfe_latent']:.0f}+{row['nfe_token']:.0f})" if row["nfe_latent"] > 0 else ""
+    return f"{row['nfe']:.0f}{split}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|:--" + "|--:" * (len(header) - 1) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _name(row: pd.Series) -> str:
+    shown = row["label"]
+    if not math.isnan(row["temperature"]) and row["temperature"] != 1.0:
+        shown += f", T={row['temperature']:g}"
+    return shown if row["role"] == "method" else f"*{shown}*"
+
+
+def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """Scores at temperature 1: held-out data first, methods by NFE, then the other references; and a caption.
+
+    `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol.
+    """
+    shown = columns_with_bound(columns)
+    names = [EQUIVALENT.name, *(column.name for column in shown), SECONDS.name]
+    table = aggregate(headline(labelled(frame)), names).reset_index(drop=True)
+    header = ["Method", "NFE", "Equiv. NFE"]
+    bold: dict[str, set[int]] = {}
+    for column in shown:
+        aim = data_value(table, column.name)
+        arrow = _ARROWS[column.better]
+        if column.better == "data" and not math.isnan(aim):
+            arrow += f" {number(aim, 4)}"
+        header.append(f"{column.title}{f' ({column.unit})' if column.unit else ''} {arrow}")
+        bold[column.name] = best_rows(table, column, aim)
+    header.append("Seconds per sequence ↓")
+    rows = []
+    for role in ("data", "method", "reference"):
+        for place, row in table[table["role"] == role].iterrows():
+            cells = [_name(row), _budget(row), number(row[EQUIVALENT.name])]
+            for column in shown:
+                text = measured(row[column.name], row[f"{column.name}_error"])
+                cells.append(f"**{text}**" if place in bold[column.name] else text)
+            seconds, error = row[SECONDS.name], row[f"{SECONDS.name}_error"]
+            cells.append(number(seconds) if math.isnan(error) else measured(seconds, error))
+            rows.append(cells)
+    return _markdown(header, rows) + "\n\n" + _caption(table, shown)
+
+
+def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
+    seeds = sorted(set(table.loc[table["role"] == "method", "seeds"])) or [1]
+    parts = ["*In italics: what gives the scale.*"]
+    if (table["nfe_latent"] > 0).any():
+        parts.append("NFE counts every call of a network; in brackets, latent + token calls.")
+    else:
+        parts.append("NFE counts every call of a network.")
+    parts.append("Equivalent NFE is the FLOPs of sampling over those of one call of the baseline's network.")
+    if seeds == [1]:
+        parts.append("One training seed: ± is the standard error within it (resampled sequences or repeats).")
+    else:
+        count = "–".join(str(part) for part in dict.fromkeys((seeds[0], seeds[-1])))
+        parts.append(
+            f"Means over {count} training seeds: ± is the standard error over seeds, never below that of resampling "
+            "the sequences; for a row with one seed it is the latter."
+        )
+    parts.append("Bold: best method at that NFE, where its 95 % interval is apart from every other method's.")
+    if any(column.better == "data" for column in shown):
+        parts.append("→ means that the data's own value is the aim.")
+    parts.append(f"{UNKNOWN}: not defined or not measured.")
+    return " ".join(parts)
+
+
+def cost_table(frame: pd.DataFrame) -> str:
+    """Size and cost of each method: parameters, training tokens and FLOPs, FLOPs per sequence at each budget's ends."""
+    plain = headline(labelled(frame))
+    rows = []
+    shown = {"params": counted, "train_tokens": counted, "train_flops": number}
+    for label, group in plain[plain["role"] != "data"].groupby("label", sort=False):
+        cells = [str(label)]
+        for name, form in shown.items():
+            known = sorted(set(group[name].dropna()))
+            cells.append(" – ".join(form(v) for v in dict.fromkeys((known[0], known[-1]))) if known else UNKNOWN)
+        costs = group.dropna(subset=["flops_per_seq", "nfe"]).sort_values("nfe")
+        ends = dict.fromkeys((costs.index[0], costs.index[-1])) if len(costs) else {}
+        at = [f"{number(costs.loc[i, 'flops_per_seq'])} at NFE {costs.loc[i, 'nfe']:.0f}" for i in ends]
+        cells.append(" – ".join(at) or UNKNOWN)
+        cells.append(str(group["seed"].nunique() or UNKNOWN))
+        rows.append(cells)
+    header = ["Method", "Parameters", "Training tokens", "Training FLOPs", "FLOPs per sequence", "Training seeds"]
+    return _markdown(header, rows)
+
+
+def frontier_table(frame: pd.DataFrame) -> str:
+    """Generative perplexity at the data's entropy, read off each method's temperature sweep; '' without sweeps."""
+    table, aim = at_entropy(labelled(frame))
+    if table.empty:
+        return ""
+    rows = [
+        [
+            row["label"],
+            f"{row['nfe']:.0f}",
+            measured(row["gen_ppl"], row["error"]),
+            number(row["temperature"]),
+            f"{row['lowest']:.3f} – {row['highest']:.3f}",
+        ]
+        for _, row in table.iterrows()
+    ]
+    header = ["Method", "NFE", "Gen. perplexity ↓", "Temperature", "Entropies reached"]
+    caption = (
+        f"At the data's entropy of {aim:.3f} nats, by interpolation of log perplexity between the two temperatures on "
+        f"either side of it; {UNKNOWN} where the sweep does not reach it."
+    )
+    return _markdown(header, rows) + "\n\n" + caption

@@ -1,0 +1,282 @@
+"""Files of a study: atomic writers, append-only JSON lines, the table of results, and the lock on a study's folder.
+
+Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lines but the one that was being written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written to into a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(
+                f"no space left on the disk while writing {path}; nothing that was finished is lost: "
+                "free some space and run the same command again"
+            ) from None
+        if error.errno in _FORBIDDEN:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from None
+        raise
+
+
+def _write_atomically(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """`fill` a temporary file in the same folder, then put it in the place of `path` in one step."""
+    path = Path(path)
+    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "xb") as handle:
+                fill(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """What `json` does not know: numpy scalars and arrays become numbers and lists, paths become text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step. Raises `UserError` where the disk is full or the folder read-only."""
+    _write_atomically(path, lambda handle: handle.write(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step; raises as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by indented JSON in one step; not-a-number and infinities as Python's `json` writes them."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`; raises `UserError` if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); delete it to have it made again") from None
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record as a line, in one write; a torn line that a crash left at the end is cut off first."""
+    path = Path(path)
+    line = (json.dumps(record, ensure_ascii=False, default=_plain) + "\n").encode("utf-8")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+", buffering=0) as handle:
+            end = handle.seek(0, os.SEEK_END)
+            whole = _end_of_whole_lines(handle, end)
+            if whole < end:
+                handle.truncate(whole)
+            if handle.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _end_of_whole_lines(handle: Any, end: int, block: int = 65536) -> int:
+    """Position after the last newline before `end`, read backwards in blocks."""
+    position = end
+    while position > 0:
+        start = max(0, position - block)
+        handle.seek(start)
+        found = handle.read(position - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of `path` (none if it does not exist). A last line without its newline was torn and is left out.
+
+    Raises `UserError` for a line that is not JSON anywhere else, which no crash of ours leaves behind.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}, is not JSON ({error}); delete that line or the file") from None
+    return records
+
+
+# Columns of results.parquet that every study has, in this order. Further columns (numbers or text) may follow.
+_TEXT, _INTEGER, _REAL = "string", "Int64", "float64"
+SCHEMA: dict[str, str] = {
+    "study": _TEXT,
+    "data": _TEXT,
+    "method": _TEXT,
+    "sampler": _TEXT,
+    "seed": _INTEGER,
+    "nfe": _INTEGER,
+    "nfe_latent": _INTEGER,
+    "nfe_token": _INTEGER,
+    "temperature": _REAL,
+    "n": _INTEGER,
+    "gen_ppl": _REAL,
+    "gen_ppl_se": _REAL,
+    "entropy": _REAL,
+    "entropy_se": _REAL,
+    "mauve": _REAL,
+    "mauve_se": _REAL,
+    "nelbo_nats_per_token": _REAL,
+    "nelbo_se": _REAL,
+    "bits_per_token": _REAL,
+    "flops_per_seq": _REAL,
+    "equivalent_nfe": _REAL,
+    "seconds_per_seq": _REAL,
+    "params": _INTEGER,
+    "train_tokens": _INTEGER,
+    "train_flops": _REAL,
+    "judge": _TEXT,
+    "protocol": _TEXT,
+    "git_sha": _TEXT,
+    "device": _TEXT,
+    "dtype": _TEXT,
+    "mlflow_run_id": _TEXT,
+    "cell": _TEXT,
+}
+_SORT = ("study", "data", "method", "sampler", "seed", "nfe", "temperature", "cell")
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in {"NAType", "NaTType"}:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _cast(name: str, value: Any, kind: str) -> Any:
+    """`value` as the column wants it; unknown stays unknown. Raises `TypeError` rather than make a number up."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if _is_missing(value):
+        return float("nan") if kind == _REAL else None
+    if kind == _TEXT and isinstance(value, str):
+        return value
+    if kind == _REAL and isinstance(value, (int, float)):
+        return float(value)
+    if kind == _INTEGER and isinstance(value, (int, float)) and float(value).is_integer():
+        return int(value)
+    raise TypeError(f"results column '{name}' holds {kind} and was given {value!r}")
+
+
+class ResultsTable:
+    """Rows of measurements as one parquet file whose dtypes and order do not depend on the order of arrival."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
+
+    def frame(self):
+        """A `pandas.DataFrame`: the schema's columns, then further ones by name; sorted; equal rows kept once."""
+        import pandas as pd
+
+        schema = dict(SCHEMA)
+        for name in sorted({key for row in self.rows for key in row} - set(SCHEMA)):
+            known = [row[name] for row in self.rows if not _is_missing(row.get(name))]
+            schema[name] = _TEXT if any(isinstance(value, str) for value in known) else _REAL
+        columns = {
+            name: pd.array([_cast(name, row.get(name), kind) for row in self.rows], dtype=kind)
+            for name, kind in schema.items()
+        }
+        frame = pd.DataFrame(columns).drop_duplicates()
+        return frame.sort_values(list(_SORT), kind="stable", na_position="first").reset_index(drop=True)
+
+    def write(self, path: Path) -> None:
+        """Replace the parquet file at `path` in one step."""
+        write_parquet(path, self.frame())
+
+    @classmethod
+    def read(cls, path: Path):
+        """The frame that `write` stored, with the same dtypes; raises `UserError` if there is none."""
+        import pandas as pd
+
+        if not Path(path).is_file():
+            raise UserError(f"{path} does not exist: run the study first")
+        try:
+            frame = pd.read_parquet(path, engine="pyarrow")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is not a parquet file ({str(error).splitlines()[0]})") from None
+        kinds = {name: SCHEMA.get(name) for name in frame.columns}
+        return frame.astype(
+            {name: kind or (_REAL if frame[name].dtype.kind in "fiu" else _TEXT) for name, kind in kinds.items()}
+        )
+
+
+def write_parquet(path: Path, frame) -> None:
+    """Replace `path` by a `pandas.DataFrame` as parquet (no index) in one step."""
+    _write_atomically(path, lambda handle: frame.to_parquet(handle, engine="pyarrow", index=False))
+
+
+class StudyLock:
+    """Holds `<folder>/.lock` while a study runs (`with StudyLock(folder): ...`); let go by the system if we die.
+
+    Raises `UserError` that names the holder's process id where another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = Path(folder) / ".lock"
+        self._handle: Any = None
+
+    def __enter__(self) -> StudyLock:
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open until __exit__
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            handle.close()
+            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise UserError(f"cannot lock {self.path}: {error.strerror}") from None
+            raise UserError(
+                f"{self.path.parent} is in use by process {holder}: wait for it or stop it, then run the command again"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        self._handle = handle
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # The file stays: removing it would let two later processes lock two different files of the same name.
+        self._handle.truncate(0)
+        self._handle.close()
+        self._handle = None

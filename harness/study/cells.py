@@ -1,0 +1,94 @@
+"""Cells (method x training seed), their parts (budget x temperature) and the files that hold them.
+
+Each file is written once, atomically, and named by the identity of what it holds: a file that exists is finished work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.study.budget import parse_budgets
+from harness.study.session import Session
+
+DATA_ROW = "data"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of samples of a cell: exactly `nfe` calls at this temperature."""
+
+    nfe: int
+    temperature: float
+
+    @property
+    def label(self) -> str:
+        return f"nfe{self.nfe:04d}-T{self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method trained with one seed; `key` identifies its weights, `folder` holds its files."""
+
+    method: str
+    title: str
+    role: str
+    sampler: str
+    seed: int
+    key: str
+    folder: Path
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/seed{self.seed}"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """Why training stopped for good (a loss that is not a number); cleared when the configuration changes."""
+        return self.folder / "failed.json"
+
+    def facts(self, session: Session) -> Path:
+        """Cost and bound; the bound's settings are part of the name."""
+        s = session.cfg.study
+        return self.folder / f"facts-b{s.bound_sequences}x{s.bound_draws}.json"
+
+    def samples(self, session: Session, part: Part) -> Path:
+        s = session.cfg.study
+        return self.folder / f"samples-{part.label}-n{s.samples}-s{s.sampling_seed}.safetensors"
+
+    def scores(self, session: Session, part: Part, protocol: str) -> Path:
+        return self.folder / f"scores-{part.label}-{protocol}.json"
+
+
+def make_cells(session: Session) -> list[Cell]:
+    """All cells of the study in its order; raises `BudgetError` for a budget that a method cannot meet."""
+    cells = []
+    for name in session.method_names():
+        method = session.build(name)
+        budgets = parse_budgets(method, session.cfg.study.nfe)
+        # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
+        heats = session.cfg.study.temperatures if method.role == "method" else [1.0]
+        parts = tuple(Part(nfe, float(heat)) for nfe in budgets for heat in heats)
+        # Counting has no randomness, so one seed is all that there is to see.
+        seeds = session.cfg.study.seeds if method.stages() else session.cfg.study.seeds[:1]
+        for seed in seeds:
+            key = session.cell_key(name, seed)
+            folder = session.folder / "cells" / f"{name}-seed{seed}-{key}"
+            cells.append(Cell(name, method.title, method.role, method.sampler, seed, key, folder, parts))
+    return cells
+
+
+def data_cell(session: Session) -> Cell:
+    """Held-out data in the place of samples: the row that every score is read against."""
+    key = session.data.fingerprint[:12]
+    folder = session.folder / "cells" / f"{DATA_ROW}-{key}"
+    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),))

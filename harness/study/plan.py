@@ -1,0 +1,78 @@
+"""What a study would do, before it does it: cells, budgets, parameters and an estimate of the time, from short timings."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from harness.study.cells import Cell, make_cells
+from harness.study.progress import clock
+from harness.study.runner import worker_count
+from harness.study.session import Session
+from harness.training import loop
+
+
+def describe(session: Session) -> str:
+    """Markdown: a row for each cell, then totals. Times are measured on a step and two calls of each method."""
+    torch.set_num_threads(session.cfg.compute.threads)
+    cells = make_cells(session)
+    s, c = session.cfg.study, session.cfg.scale
+    lines = [
+        f"study {s.name}: {session.data.name}, {len(session.data.splits['train'])} training sequences of {c.length} tokens, "
+        f"vocabulary {session.data.vocab_size}, {s.samples} samples for each score",
+        "",
+        "| cell | parameters | training steps | budgets (NFE) | training | sampling | done |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
+    total = 0.0
+    timings: dict[str, tuple[int, float, float]] = {}
+    for cell in cells:
+        if cell.method not in timings:
+            timings[cell.method] = _timings(session, cell)
+        params, step, call = timings[cell.method]
+        trained = cell.sampler != "counts"
+        training = step * c.steps if trained else 0.0
+        sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
+        drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
+        done = "all" if drawn == len(cell.parts) else ("trained" if trained and cell.model.exists() else "")
+        if done != "all":
+            total += sampling + (0.0 if done == "trained" else training)
+        budgets = ", ".join(str(p.nfe) + ("" if p.temperature == 1 else f"@T{p.temperature:g}") for p in cell.parts)
+        steps = str(c.steps) if trained else "-"
+        lines.append(f"| {cell.name} | {params} | {steps} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |")
+    workers = worker_count(session)
+    lines += [
+        "",
+        f"about {clock(total / workers)} for training and sampling with {workers} worker(s) on {session.numerics.device} "
+        f"({session.numerics.precision}); the judge and scoring come on top. Results go to {session.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _timings(session: Session, cell: Cell) -> tuple[int, float, float]:
+    """Parameters, seconds for a training step, and seconds for a call on one sequence."""
+    method = session.build(cell.method)
+    params = sum(p.numel() for p in method.parameters())
+    if not method.stages():
+        return 0, 0.0, 1e-4
+    method.to(session.numerics.device)
+    rows = session.data.splits["train"][: session.cfg.scale.batch]
+    x_BL = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(session.numerics.device)
+    took = []
+    for repeat in range(3):
+        method.train()
+        method.set_stage(method.stages()[-1].name)
+        began = time.perf_counter()
+        with session.numerics.autocast():
+            loss = method.loss(x_BL, loop.step_generator(session.numerics.device, repeat))
+        loss.total.backward()
+        took.append(time.perf_counter() - began)
+    budget = min((p.nfe for p in cell.parts), key=lambda k: abs(k - 4))
+    few = 32
+    method.eval()
+    with torch.inference_mode(), session.numerics.autocast():
+        began = time.perf_counter()
+        method.sample(few, budget, loop.step_generator(session.numerics.device, 0))
+    return params, min(took), (time.perf_counter() - began) / few / budget

@@ -1,0 +1,115 @@
+"""Drawing a study's samples: exact budgets counted by hooks, seeded by part and chunk, timed, FLOPs counted.
+
+Shapes: N sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness.interface import Draw, Method
+from harness.nn.transformer import Trunk
+from harness.study.budget import count_flops, counted_calls
+from harness.study.cells import Part
+from harness.training.loop import step_generator
+from harness.training.precision import Numerics
+
+_FLOP_SEQUENCES = 16
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one part and what they cost for each sequence."""
+
+    x_NL: np.ndarray
+    nfe_latent: int
+    nfe_token: int
+    draw_dtype: str
+    seconds_per_seq: float
+    flops_per_seq: float
+
+
+class SamplerError(RuntimeError):
+    """A sampler broke its contract: calls, mask tokens or dtype. A defect of the method, never of the user."""
+
+
+def compile_trunks(method: Method) -> None:
+    """Compile the bidirectional trunks that sampling calls, in place; shapes are fixed by the chunk size."""
+    for network in method.networks().values():
+        for module in network.modules():
+            if isinstance(module, Trunk) and not any(block.attention.causal for block in module.blocks):
+                module.compile(dynamic=False)
+
+
+def checked_sample(method: Method, n: int, part: Part, generator: torch.Generator) -> Draw:
+    """`method.sample` with its contract checked: calls by hook, ids below V, float64 draws."""
+    with counted_calls(method) as calls:
+        draw = method.sample(n, part.nfe, generator, part.temperature)
+    spent = sum(calls.values())
+    if not spent == draw.nfe == part.nfe:
+        raise SamplerError(f"{method.title} reports {draw.nfe} calls at NFE {part.nfe}; its networks saw {spent}")
+    x_NL = draw.x_NL
+    if x_NL.shape != (n, method.problem.length) or int(x_NL.min()) < 0 or int(x_NL.max()) >= method.problem.vocab_size:
+        raise SamplerError(f"{method.title} left ids outside its vocabulary, or a wrong shape, at NFE {part.nfe}")
+    if draw.draw_dtype != "float64":
+        raise SamplerError(f"{method.title} drew its tokens in {draw.draw_dtype}; the protocol asks for float64")
+    return draw
+
+
+def warm_up(method: Method, part: Part, chunk: int, numerics: Numerics) -> None:
+    """Compile the trunks and run them once at the chunk size, outside the timed calls."""
+    compile_trunks(method)
+    generator = step_generator(numerics.device, 0)
+    with torch.inference_mode(), numerics.autocast():
+        method.sample(chunk, part.nfe, generator, part.temperature)
+
+
+def draw_samples(
+    method: Method,
+    part: Part,
+    n: int,
+    chunk: int,
+    seeds: tuple[int, int],
+    numerics: Numerics,
+    progress: Callable[[int, int], None],
+) -> Drawn:
+    """`n` sequences in chunks, each from a generator of its own; `seeds` are the sampling seed and the training seed.
+
+    The last chunk is drawn whole and cut, so that every call has the same shape. Time is that of the sampler alone.
+    """
+    method.eval().to(numerics.device)
+    chunk = min(chunk, n)
+    heat = round(part.temperature * 1_000_000)
+
+    def generator(index: int) -> torch.Generator:
+        return step_generator(numerics.device, seeds[0], seeds[1], 3, part.nfe, heat, index)
+
+    def run(count: int, index: int) -> Draw:
+        with torch.inference_mode(), numerics.autocast():
+            return checked_sample(method, count, part, generator(index))
+
+    parts, seconds = [], 0.0
+    for index in range(-(-n // chunk)):
+        began = _clock(numerics.device)
+        drawn = run(chunk, index)
+        seconds += _clock(numerics.device) - began
+        parts.append(drawn.x_NL.cpu())
+        progress(min((index + 1) * chunk, n), n)
+    few = min(_FLOP_SEQUENCES, n)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        flops = count_flops(lambda: method.sample(few, part.nfe, generator(0), part.temperature)) / few
+    x_NL = torch.cat(parts)[:n].numpy()
+    return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds / (len(parts) * chunk), flops)
+
+
+def _clock(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+

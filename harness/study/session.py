@@ -1,0 +1,169 @@
+"""What a resolved configuration stands for: data, problem, methods, judge, metrics and the reference set, made once.
+
+The parent and every worker build the same session from the same configuration tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from harness.config.registry import build_options
+from harness.config.schema import RunConfig
+from harness.data.base import DataSource, TokenData
+from harness.errors import UserError
+from harness.interface import Method, Problem
+from harness.judges.base import Judge
+from harness.metrics.base import Column, Metric, Samples, ScoreContext
+from harness.metrics.identity import metric_identity
+from harness.nn.transformer import TrunkShape
+from harness.provenance import short_hash
+from harness.training.precision import Numerics, resolve
+
+#: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
+PROTOCOL_VERSION = 1
+
+
+class Session:
+    """Lazily built parts of a run; attributes are made at first use and kept."""
+
+    def __init__(self, tree: dict[str, Any]) -> None:
+        self.tree = tree
+        self.cfg: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+
+    # ---- places ---------------------------------------------------------------------------------------------------
+    @property
+    def folder(self) -> Path:
+        """`runs/<study>`: everything that this study writes."""
+        return Path(self.cfg.runs_dir).resolve() / self.cfg.study.name
+
+    @property
+    def cache(self) -> Path:
+        """Files that can be made again: token streams, tokenizers, judges, features."""
+        return Path(self.cfg.cache_dir).resolve()
+
+    # ---- parts ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def numerics(self) -> Numerics:
+        c = self.cfg.compute
+        return resolve(c.device, c.precision, c.compile)
+
+    @cached_property
+    def data(self) -> TokenData:
+        source_cls, source_options = build_options(self.tree["data"])
+        tokenizer_cls, tokenizer_options = build_options(self.tree["tokenizer"])
+        source: DataSource = source_cls(source_options)
+        return source.load(self.cfg.scale.length, self.cache, tokenizer_cls(tokenizer_options))
+
+    @cached_property
+    def problem(self) -> Problem:
+        s = self.cfg.scale
+        return Problem(self.data.vocab_size, s.length, TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio))
+
+    def method_names(self) -> list[str]:
+        return [m for m in self.cfg.methods if not self.cfg.only or m in self.cfg.only]
+
+    def build(self, name: str, seed: int = 0) -> Method:
+        """A fresh method on the CPU, its weights drawn from `seed`."""
+        cls, options = build_options(self.tree["methods"][name])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(self.problem, options)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        built = [build_options(node) for node in self.tree["metrics"].values()]
+        return [cls(options) for cls, options in built]
+
+    @property
+    def columns(self) -> list[Column]:
+        return [column for metric in self.metrics for column in metric.columns]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge's object; `prepare` is called by who needs its weights."""
+        cls, options = build_options(self.tree["judge"])
+        return cls(options)
+
+    # ---- held-out text --------------------------------------------------------------------------------------------
+    @cached_property
+    def _held_out(self) -> np.ndarray:
+        """Test rows, then validation rows, each part in a fixed random order; (N, L)."""
+        rng = np.random.default_rng(20_250_101)
+        parts = [self.data.splits[split] for split in ("test", "valid")]
+        shuffled = [np.asarray(p)[rng.permutation(len(p))].astype(np.int64) for p in parts]
+        n = self.cfg.study.samples
+        total = sum(len(p) for p in shuffled)
+        if total < 2 * n:
+            raise UserError(
+                f"study.samples={n}: the reference and the held-out row need {2 * n} held-out sequences of "
+                f"{self.data.length} tokens and {self.data.name} has {total}; use study.samples={total // 2} or less"
+            )
+        return np.concatenate(shuffled)[: 2 * n]
+
+    def _samples(self, x_NL: np.ndarray) -> Samples:
+        return Samples(x_NL, [self.data.decode(row.tolist()) for row in x_NL])
+
+    @cached_property
+    def reference(self) -> Samples:
+        """The n held-out sequences that MAUVE compares with."""
+        return self._samples(self._held_out[: self.cfg.study.samples])
+
+    @cached_property
+    def held_out(self) -> Samples:
+        """Another n held-out sequences, scored like samples: the ceiling that a table needs."""
+        return self._samples(self._held_out[self.cfg.study.samples :])
+
+    @cached_property
+    def score_context(self) -> ScoreContext:
+        return ScoreContext(self.data, self.reference, self.judge, self.cache, self.cfg.study.sampling_seed)
+
+    # ---- identities -----------------------------------------------------------------------------------------------
+    def cell_key(self, name: str, seed: int) -> str:
+        """Identity of a trained model: everything that its weights depend on."""
+        train = dataclasses.asdict(self.cfg.train)
+        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
+            train.pop(irrelevant)
+        node = {
+            "method": self.tree["methods"][name],
+            "scale": dataclasses.asdict(self.cfg.scale),
+            "train": train,
+            "data": self.data.fingerprint,
+            "seed": seed,
+            "device": self.numerics.device.split(":")[0],
+            "precision": self.numerics.precision,
+            "threads": self.cfg.compute.threads,
+        }
+        return short_hash(node, 12)
+
+    def config_key(self, cells) -> str:
+        """Identity of everything that the study's table depends on, except the judge's weights."""
+        parts = [[c.key, c.method, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
+        study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
+        return short_hash({"cells": parts, "study": study, "judge": self.tree["judge"], "metrics": self.tree["metrics"]}, 12)
+
+    def headline_temperature(self, cell) -> float:
+        """1 where the cell has it, else its first: the one that tracking shows against NFE."""
+        heats = [part.temperature for part in cell.parts]
+        return 1.0 if 1.0 in heats else heats[0]
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """All that a score depends on besides the samples; needs a prepared judge."""
+        content = hashlib.sha256(self._held_out.tobytes()).hexdigest()[:16]
+        return {
+            "version": PROTOCOL_VERSION,
+            "judge": self.judge.identity,
+            "metrics": [metric_identity(metric) for metric in self.metrics],
+            "samples": self.cfg.study.samples,
+            "sampling_seed": self.cfg.study.sampling_seed,
+            "length": self.cfg.scale.length,
+            "held_out": content,
+        }

@@ -1,0 +1,203 @@
+"""The work of a study, as functions of a session and a cell: judge, train, sample, score. Workers call them.
+
+Each returns at once where its file exists, so that a command that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from harness.interface import Method
+from harness.metrics.base import Samples
+from harness.provenance import short_hash
+from harness.store import read_json, write_json, write_text
+from harness.study.budget import count_flops
+from harness.study.cells import DATA_ROW, Cell, Part
+from harness.study.sampling import compile_trunks, draw_samples, warm_up
+from harness.study.session import Session
+from harness.training import checkpoint, loop
+
+Progress = Callable[[str, int, int], None]
+
+
+def prepare_judge(session: Session, progress: Progress) -> str:
+    """Load or train the judge; returns the protocol's short identity."""
+    session.judge.prepare(session.data, session.cache, session.numerics.device, lambda text: progress(text, 0, 0))
+    path = session.folder / "protocol.json"
+    protocol = short_hash(session.protocol, 12)
+    known = {"id": protocol, "held_out_ppl": session.judge.heldout_ppl} | session.protocol
+    write_json(path, known)
+    return protocol
+
+
+def train_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Train (or count) the cell's model, then measure its bound and training cost.
+
+    Raises `Diverged` where the loss stops being a number.
+    """
+    method = session.build(cell.method, cell.seed)
+    if not cell.model.exists() and method.stages():
+        _train(session, cell, method, progress)
+    facts = cell.facts(session)
+    if not facts.exists():
+        method = load_method(session, cell)
+        progress("bound", 0, 0)
+        write_json(facts, _cost(session, cell, method) | _bound(session, cell, method))
+
+
+def _train(session: Session, cell: Cell, method: Method, progress: Progress) -> None:
+    cfg = session.cfg
+    if session.numerics.compile_training:
+        compile_trunks(method)
+    job = loop.Job(
+        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.folder, progress
+    )  # fmt: skip
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    done = loop.train(job)
+    meta = {"method": cell.method, "seed": cell.seed, "key": cell.key, "config": session.tree["methods"][cell.method]}
+    checkpoint.save_tensors(cell.model, dict(method.state_dict()), meta | done)
+    (cell.folder / "train.safetensors").unlink(missing_ok=True)
+
+
+def load_method(session: Session, cell: Cell) -> Method:
+    """The cell's trained method in evaluation mode; counted methods are counted again (seconds)."""
+    method = session.build(cell.method, cell.seed)
+    if method.stages():
+        tensors, _ = checkpoint.load_tensors(cell.model)
+        checkpoint.load_model(method, tensors, cell.model)
+        for stage in method.stages():
+            method.set_stage(stage.name)
+    else:
+        method.fit(session.data.splits["train"])
+    return method.eval().to(session.numerics.device)
+
+
+def _cost(session: Session, cell: Cell, method: Method) -> dict[str, float | int | None]:
+    """Parameters, tokens and FLOPs of training: one step of each stage counted, times its number of steps."""
+    scale = session.cfg.scale
+    params = sum(p.numel() for p in method.parameters())
+    train_NL = session.data.splits["train"]
+    if not method.stages():
+        return {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
+    _, meta = checkpoint.load_tensors(cell.model)
+    x_BL = torch.from_numpy(np.asarray(train_NL[: scale.batch], dtype=np.int64)).to(session.numerics.device)
+    flops = 0
+    for stage, steps in loop.stage_steps(method, scale.steps):
+        method.set_stage(stage)
+        generator = loop.step_generator(session.numerics.device, cell.seed, 4)
+        flops += steps * count_flops(lambda g=generator: method.loss(x_BL, g).total.backward())
+        method.zero_grad(set_to_none=True)
+    tokens = scale.steps * scale.batch * scale.length
+    return {
+        "params": params,
+        "train_tokens": tokens,
+        "train_flops": flops,
+        "train_seconds": meta.get("train_seconds"),
+    }
+
+
+@torch.no_grad()
+def _bound(session: Session, cell: Cell, method: Method) -> dict[str, float | str | bool | None]:
+    """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences."""
+    s, numerics = session.cfg.study, session.numerics
+    test_NL = session.data.splits["test"][: s.bound_sequences]
+    total_N, estimator, exact = np.zeros(len(test_NL)), None, False
+    parts: dict[str, float] = {}
+    for draw in range(s.bound_draws):
+        for start in range(0, len(test_NL), 256):
+            x_BL = torch.from_numpy(np.asarray(test_NL[start : start + 256], dtype=np.int64)).to(numerics.device)
+            generator = loop.step_generator(numerics.device, cell.seed, 5, draw, start)
+            with numerics.autocast():
+                bound = method.bound(x_BL, generator)
+            if bound is None:
+                return {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
+            estimator, exact = bound.estimator, bound.exact
+            total_N[start : start + 256] += bound.total_B.double().cpu().numpy() / s.bound_draws
+            for name, value in bound.parts_B.items():
+                parts[name] = parts.get(name, 0.0) + float(value.double().sum()) / total_N.size / s.bound_draws
+        if exact:
+            total_N *= s.bound_draws
+            break
+    tokens = session.data.length
+    return {
+        "nelbo_nats_per_token": float(total_N.mean()) / tokens,
+        "nelbo_se": float(total_N.std(ddof=1)) / math.sqrt(len(total_N)) / tokens if len(total_N) > 1 else None,
+        "bound_exact": exact,
+        "bound_estimator": f"{estimator}; {1 if exact else s.bound_draws} draw(s), {len(total_N)} test sequences",
+        **{f"bound_{k}_nats": v for k, v in parts.items()},
+    }
+
+
+def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Draw every part that is not there yet; each is kept as ids and written as text to `samples/*.jsonl`."""
+    todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
+    if not todo:
+        return
+    s, c = session.cfg.study, session.cfg.compute
+    method = load_method(session, cell)
+    if session.numerics.compile_sampling and cell.role == "method":
+        warm_up(method, min(todo, key=lambda part: part.nfe), min(c.sample_batch, s.samples), session.numerics)
+    for part in todo:
+        drawn = draw_samples(
+            method, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
+            lambda i, n, part=part: progress(f"sample NFE {part.nfe}", i, n),
+        )  # fmt: skip
+        meta = {
+            "nfe_latent": drawn.nfe_latent,
+            "nfe_token": drawn.nfe_token,
+            "draw_dtype": drawn.draw_dtype,
+            "seconds_per_seq": drawn.seconds_per_seq,
+            "flops_per_seq": drawn.flops_per_seq,
+        }
+        write_text(samples_file(session, cell, part), _as_jsonl(session, drawn.x_NL))
+        checkpoint.save_tensors(cell.samples(session, part), {"x_NL": torch.from_numpy(drawn.x_NL)}, meta)
+
+
+def samples_file(session: Session, cell: Cell, part: Part):
+    """`samples/<method>-seed<k>-nfe<K>-T<t>.jsonl` in the study's folder."""
+    return session.folder / "samples" / f"{cell.method}-seed{cell.seed}-{part.label}.jsonl"
+
+
+def _as_jsonl(session: Session, x_NL: np.ndarray) -> str:
+    rows = x_NL.tolist()
+    return "".join(json.dumps({"text": session.data.decode(r), "ids": r}, ensure_ascii=False) + "\n" for r in rows)
+
+
+def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Score every part that has no scores under this protocol yet."""
+    protocol = prepare_judge(session, progress) if not hasattr(session, "_protocol") else session._protocol
+    session._protocol = protocol
+    for i, part in enumerate(cell.parts):
+        path = cell.scores(session, part, protocol)
+        if path.exists():
+            continue
+        progress("score", i, len(cell.parts))
+        if cell.method == DATA_ROW:
+            samples, meta = session.held_out, {}
+            write_text(samples_file(session, cell, part), _as_jsonl(session, samples.x_NL))
+        else:
+            tensors, meta = checkpoint.load_tensors(cell.samples(session, part))
+            x_NL = tensors["x_NL"].numpy()
+            samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])
+        values: dict[str, float] = {}
+        sequences: dict[str, list[float]] = {}
+        for metric in session.metrics:
+            scores = metric.score(samples, session.score_context)
+            for name, (value, error) in scores.values.items():
+                values[name], values[f"{name}_se"] = value, error
+            sequences |= {k: np.asarray(v).tolist() for k, v in scores.per_sequence.items()}
+        record = {"time_ms": int(time.time() * 1000), "protocol": protocol, "values": values, "cost": meta}
+        write_json(path, record | {"per_sequence": sequences})
+    progress("score", len(cell.parts), len(cell.parts))
+
+
+def read_scores(session: Session, cell: Cell, part: Part, protocol: str) -> dict | None:
+    """The stored record of a part, or None where it is not scored yet."""
+    path = cell.scores(session, part, protocol)
+    return read_json(path) if path.exists() else None

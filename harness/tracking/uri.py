@@ -1,0 +1,98 @@
+"""Where tracking goes: the default store, the refusal of folders, and printing a URI without its password."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from harness.errors import UserError, nearest
+
+_HTTP = ("http", "https")
+SQL_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_SCHEMES = (*_HTTP, *SQL_PORTS, "sqlite", "databricks")
+_SECRET = re.compile(r"([?&;](?:[^=&;]*(?:password|passwd|pwd|token|secret|key))=)[^&;\s]*", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^\s]*@")
+PROBE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Store:
+    """`uri` for the client; `artifacts` is the file URI that new experiments get, None where the server decides."""
+
+    uri: str
+    artifacts: str | None
+
+    @property
+    def shown(self) -> str:
+        """The URI without user names, passwords and tokens."""
+        return redact(self.uri)
+
+
+def redact(text: str) -> str:
+    """`text` with whatever may be a login or a secret in a URI blotted out."""
+    return _SECRET.sub(r"\1***", _LOGIN.sub("://***@", text))
+
+
+def scrub(text: str, uri: str) -> str:
+    """One short line of an error's text, without the login of `uri` in any form in which it may be quoted."""
+    for login in re.findall(r"://([^\s]*)@", uri):
+        for part in sorted({login, *login.split(":", 1)}, key=len, reverse=True):
+            for form in {part, quote(part, safe="")} - {""}:
+                text = text.replace(form, "***")
+    line = " ".join(redact(text).split())
+    return line if len(line) <= 200 else line[:197] + "..."
+
+
+def default_store(runs_dir: Path) -> Store:
+    """SQLite at `<runs_dir>/mlflow.db`, artifacts beside it."""
+    return sqlite_store(Path(runs_dir).resolve() / "mlflow.db")
+
+
+def sqlite_store(path: Path) -> Store:
+    if any(mark in str(path) for mark in "?#%"):
+        raise UserError(
+            f"the tracking store {path} has one of ? # % in its path, which a database URI cannot hold: "
+            "choose another folder or set tracking.uri="
+        )
+    return Store(f"sqlite:///{path}", (path.parent / "mlartifacts").as_uri())
+
+
+def resolve_store(uri: str | None, runs_dir: Path) -> Store:
+    """The store that `tracking.uri` names. Raises `UserError` for a folder, an unknown scheme, a database in memory."""
+    if uri is None or not uri.strip():
+        return default_store(runs_dir)
+    uri = uri.strip()
+    scheme = uri.split(":", 1)[0].lower() if ":" in uri else ""
+    if scheme in {"", "file"}:
+        folder = Path(re.sub(r"^file:(//[^/]*)?", "", uri) or ".").resolve()
+        raise UserError(
+            f"tracking.uri={redact(uri)} is a folder, which MLflow no longer writes to: "
+            f"use tracking.uri=sqlite:///{folder / 'mlflow.db'}"
+        )
+    dialect = scheme.split("+", 1)[0]
+    if dialect not in _SCHEMES and uri != "databricks":
+        raise UserError(f"tracking.uri={redact(uri)} has the unknown scheme '{scheme}'{nearest(dialect, _SCHEMES)}")
+    if dialect == "sqlite":
+        name = uri.partition(":///")[2]
+        if not name or ":memory:" in name:
+            raise UserError(
+                f"tracking.uri={redact(uri)} names no file, so nothing would be kept: use sqlite:///ABSOLUTE/PATH.db"
+            )
+        return sqlite_store(Path(name).resolve())
+    if dialect in SQL_PORTS:
+        # Clients write artifacts themselves when they talk to a database; MLflow's default is the working folder.
+        return Store(uri, (Path(runs_dir).resolve() / "mlartifacts").as_uri())
+    return Store(uri, None)
+
+
+def reach(store: Store) -> None:
+    """Knock at the port of a database server, whose drivers otherwise wait for minutes. Raises `OSError`."""
+    dialect = store.uri.split(":", 1)[0].split("+", 1)[0].lower()
+    if dialect not in SQL_PORTS:
+        return
+    parts = urlsplit(store.uri)
+    if parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or SQL_PORTS[dialect]), timeout=PROBE_SECONDS).close()

@@ -1,0 +1,1 @@
+"""Training: one loop, averaged weights, checkpoints, device and precision."""

@@ -1,0 +1,121 @@
+"""The encoder channel q(z0 | x) = N(mu(x), s^2 I) that FUJI and SEQ share, and what they share around it.
+
+Each coordinate of each slot is standardised across the batch, never across slots or within a vector: a normalisation over
+slots lets constants that differ by slot pass, and the encoder collapses to them. No gradient of a latent loss reaches
+the encoder: the target is detached, and where the latent loss is trained the encoder is frozen or its output is detached.
+
+Shapes: B batch, L tokens, S slots, D dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from harness.diffusion import gaussian
+from harness.diffusion.schedules import LatentSchedule
+from harness.errors import UserError, nearest
+from harness.interface import Problem
+from harness.nn.networks import SlotEncoder
+
+PREDICTIONS = ("x0", "v")
+
+
+@dataclass
+class LatentOptions:
+    slots: int = 8
+    dims: int = 8
+    encoder_depth: int = 2
+    encoder_noise: float = 0.5  # s: standard deviation of q(z0 | x) in units of the standardised mean
+    input_mask: float = 0.0  # tokens hidden from the encoder while it trains
+    latent_dropout: float = 0.1  # share of a batch whose latent is replaced by pure noise
+    latent_shift: float = 1.0  # time shift of the latent schedule; above 1 towards high noise
+    latent_weight: float = 1.0  # of the latent's mean squared error, beside the tokens' nats per token
+    prediction: str = "x0"
+    eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
+    time: str = "add"  # how times enter the joint network: "add" or "adaln"
+
+
+def check_options(o: LatentOptions) -> None:
+    """Raise `UserError` in one line for a value outside its range."""
+    for name, low, high in (
+        ("slots", 1, 4096),
+        ("dims", 1, 4096),
+        ("encoder_depth", 1, 96),
+        ("input_mask", 0.0, 0.95),
+        ("latent_dropout", 0.0, 1.0),
+        ("latent_weight", 0.0, 1e6),
+        ("eta", 0.0, 1.0),
+    ):
+        value = getattr(o, name)
+        if not low <= value <= high:
+            raise UserError(f"{name}={value} is out of range; choose {low} to {high}")
+    if not o.encoder_noise > 0:
+        raise UserError(
+            f"encoder_noise={o.encoder_noise} gives no bound (its entropy term is minus infinity); choose a value above 0"
+        )
+    if o.prediction not in PREDICTIONS:
+        raise UserError(f"prediction='{o.prediction}' is unknown{nearest(o.prediction, PREDICTIONS)}")
+    if o.time not in ("add", "adaln"):
+        raise UserError(f"time='{o.time}' is unknown{nearest(o.time, ('add', 'adaln'))}")
+
+
+class LatentEncoder(nn.Module):
+    """mu(x): slot features standardised per coordinate; `sample` adds the fixed noise."""
+
+    def __init__(self, problem: Problem, options: LatentOptions) -> None:
+        super().__init__()
+        shape = replace(problem.shape, depth=options.encoder_depth)
+        self.noise, self.input_mask, self.mask_id = options.encoder_noise, options.input_mask, problem.vocab_size
+        self.slots, self.dims = options.slots, options.dims
+        self.body = SlotEncoder(shape, problem.vocab_size, options.slots, options.dims)
+        # Affine-free: a learned scale could undo the standardisation, and with it the meaning of the schedule.
+        self.standardise = nn.BatchNorm1d(options.slots * options.dims, affine=False, momentum=0.05)
+
+    def mean(self, x_BL: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """mu(x), (B, S, D) float32; with a generator, and `input_mask` set, part of the input is hidden."""
+        if self.input_mask > 0 and generator is not None and self.training:
+            hide_BL = torch.rand(x_BL.shape, generator=generator, device=x_BL.device) < self.input_mask
+            x_BL = torch.where(hide_BL, self.mask_id, x_BL)
+        feature_BSD = self.body(x_BL)
+        return self.standardise(feature_BSD.flatten(1)).view_as(feature_BSD)
+
+    def sample(self, x_BL: Tensor, generator: torch.Generator) -> Tensor:
+        """z0 ~ q(z0 | x), (B, S, D)."""
+        mu_BSD = self.mean(x_BL, generator)
+        return mu_BSD + self.noise * gaussian_noise(mu_BSD.shape, generator)
+
+    @torch.no_grad()
+    def calibrate(self, x_NL: Tensor) -> None:
+        """Set the standardisation to the exact mean and variance of the features of `x_NL` under the current weights."""
+        feature_NC = torch.cat([self.body(x).flatten(1).double() for x in x_NL.split(256)])
+        self.standardise.running_mean.copy_(feature_NC.mean(0))
+        self.standardise.running_var.copy_(feature_NC.var(0))
+
+    def freeze(self, frozen: bool) -> None:
+        """A frozen encoder keeps its statistics as well as its weights."""
+        self.requires_grad_(not frozen)
+        self.standardise.momentum = 0.0 if frozen else 0.05
+        self.standardise.train(not frozen and self.training)
+
+
+def gaussian_noise(shape, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def predicted_z0(out_BSD: Tensor, zt_BSD: Tensor, t_B: Tensor, schedule: LatentSchedule, prediction: str) -> Tensor:
+    """Estimate of z0 from a network's output, which is z0 itself or v."""
+    return out_BSD if prediction == "x0" else gaussian.z0_of_v(out_BSD, zt_BSD, t_B, schedule)
+
+
+def latent_mse(out_BSD: Tensor, z0_BSD: Tensor, zt_BSD: Tensor, t_B: Tensor, schedule: LatentSchedule, prediction: str):
+    """Mean squared error for each sequence and coordinate, (B,), in the space of the prediction (trained, not reported)."""
+    target = z0_BSD
+    if prediction == "v":
+        view = (-1, 1, 1)
+        a, sigma = schedule.a(t_B).view(view), schedule.sigma(t_B).view(view)
+        # v = a eps - sigma z0 with eps = (z_t - a z0) / sigma, which is (a z_t - z0) / sigma.
+        target = ((a * zt_BSD - z0_BSD) / sigma.clamp(min=1e-4)).float()
+    return (out_BSD - target.detach()).square().flatten(1).mean(1)

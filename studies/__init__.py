@@ -1,0 +1,1 @@
+"""Configuration files, found by `harness.config.registry`: one folder for each group."""

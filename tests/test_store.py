@@ -1,0 +1,168 @@
+"""Files of a study: what is read back after a crash, a full disk or a second process."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness import store
+from harness.errors import UserError
+from harness.store import SCHEMA, ResultsTable, StudyLock
+
+
+def test_json_and_text_round_trip(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    store.write_json(path, {"a": np.float64(1.5), "b": np.arange(3), "c": "é", "d": tmp_path})
+    assert store.read_json(path) == {"a": 1.5, "b": [0, 1, 2], "c": "é", "d": str(tmp_path)}
+    store.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"], "temporary files stay behind"
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    store.write_text(path, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"no space left.*a\.txt.*nothing that was finished is lost") as caught:
+        store.write_text(path, "new")
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_other_errors_are_not_dressed_up(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        store.write_text(tmp_path / "a", "x")
+
+
+def test_unreadable_json_is_one_line(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        store.read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="does not exist"):
+        store.read_json(tmp_path / "b.json")
+
+
+def test_jsonl_survives_a_torn_last_line(tmp_path):
+    path = tmp_path / "curve.jsonl"
+    assert store.read_jsonl(path) == []
+    for step in range(3):
+        store.append_jsonl(path, {"step": step, "value": float("nan") if step == 1 else step})
+    whole = path.read_bytes()
+    for cut in range(1, len(b'{"step": 2, "value": 2}\n') + 1):
+        path.write_bytes(whole[:-cut])
+        assert [r["step"] for r in store.read_jsonl(path)] == [0, 1]
+        store.append_jsonl(path, {"step": 7})
+        records = store.read_jsonl(path)
+        assert [r["step"] for r in records] == [0, 1, 7]
+        assert math.isnan(records[1]["value"])
+
+
+def test_jsonl_torn_line_longer_than_a_block(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 200_000)
+    store.append_jsonl(path, {"a": 2})
+    assert store.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_jsonl_damage_elsewhere_is_reported(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
+    with pytest.raises(UserError, match="line 2"):
+        store.read_jsonl(path)
+
+
+def _row(**more):
+    return {"study": "s", "data": "d", "method": "m", "sampler": "a", "cell": "c", "protocol": "p"} | more
+
+
+def test_results_round_trip_with_stable_dtypes_and_order(tmp_path):
+    rows = [
+        _row(seed=1, nfe=8, gen_ppl=30.5, mauve=None, zebra=2, words="x"),
+        _row(seed=0, nfe=16, gen_ppl=np.float32(2.0), params=np.int64(2**40)),
+        _row(seed=0, nfe=8, gen_ppl=3, nfe_latent=4.0, abc=True),
+        _row(method="a", seed=None, nfe=None),
+    ]
+    path = tmp_path / "results.parquet"
+    ResultsTable(rows).write(path)
+    frame = ResultsTable.read(path)
+    assert list(frame.columns) == [*SCHEMA, "abc", "words", "zebra"]
+    assert {name: str(frame[name].dtype) for name in SCHEMA} == SCHEMA
+    assert [str(frame[name].dtype) for name in ("abc", "words", "zebra")] == ["float64", "string", "float64"]
+    assert list(frame["method"]) == ["a", "m", "m", "m"]
+    assert list(zip(frame["seed"][1:], frame["nfe"][1:], strict=True)) == [(0, 8), (0, 16), (1, 8)]
+    assert math.isnan(frame["mauve"][3]) and pd.isna(frame["nfe"][0]) and pd.isna(frame["judge"][0])
+    assert frame["params"][2] == 2**40, "integers do not pass through floats"
+    pd.testing.assert_frame_equal(frame, ResultsTable(rows[::-1] + rows[:1]).frame())
+
+
+def test_results_of_no_rows(tmp_path):
+    ResultsTable([]).write(tmp_path / "r.parquet")
+    frame = ResultsTable.read(tmp_path / "r.parquet")
+    assert len(frame) == 0 and {name: str(frame[name].dtype) for name in SCHEMA} == SCHEMA
+
+
+@pytest.mark.parametrize("bad", [{"nfe": 2.5}, {"gen_ppl": "12"}, {"judge": 3}, {"seed": float("inf")}])
+def test_results_refuse_what_a_column_cannot_hold(bad):
+    with pytest.raises((TypeError, OverflowError)):
+        ResultsTable([_row(**bad)]).frame()
+
+
+def test_reading_no_or_broken_results(tmp_path):
+    with pytest.raises(UserError, match="run the study first"):
+        ResultsTable.read(tmp_path / "r.parquet")
+    (tmp_path / "r.parquet").write_text("not parquet")
+    with pytest.raises(UserError, match="not a parquet file"):
+        ResultsTable.read(tmp_path / "r.parquet")
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from harness.store import StudyLock
+with StudyLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
+    folder = tmp_path / "study"
+    other = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"study is in use by process {other.pid}") as caught, StudyLock(folder):
+            pass
+        assert "\n" not in str(caught.value)
+        other.kill()
+        other.wait(timeout=10)
+        with StudyLock(folder):
+            assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+        with StudyLock(folder):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_json_written_is_json(tmp_path):
+    store.write_json(tmp_path / "a.json", {"x": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None]}
