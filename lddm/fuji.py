@@ -102,12 +102,12 @@ class FUJI(Method):
         z0_BSD = self.encoder.sample(x_BL, generator)
         tau_B = stratified_times(x_BL.shape[0], generator)
         tokens_B, _, _ = self._call(x_BL, z0_BSD, tau_B, tau_B**self.options.lead, generator)
-        t_z_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, generator)
+        t_z_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, t_z_B ** (1.0 / self.options.lead), t_z_B, generator)
         z0_hat = predicted_z0(out_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
         parts = {
             "encoder": torch.full_like(t_z_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
-            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule),
+            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
             "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule),
             "tokens": tokens_B.double(),
         }

@@ -33,7 +33,7 @@ class LatentOptions:
     latent_dropout: float = 0.1  # share of a batch whose latent is replaced by pure noise
     latent_shift: float = 1.0  # time shift of the latent schedule; above 1 towards high noise
     latent_weight: float = 1.0  # of the latent's mean squared error, beside the tokens' nats per token
-    prediction: str = "x0"
+    prediction: str = "v"  # or "x0"; v is preconditioned, so the bound stays finite at small noise
     eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
     time: str = "add"  # how times enter the joint network: "add" or "adaln"
 

@@ -125,12 +125,12 @@ class SEQ(Method):
         """The full bound: encoder negentropy + latent diffusion (with its end terms) + tokens given z0."""
         z0_BSD = self.encoder.sample(x_BL, generator)
         zero_B = torch.zeros(x_BL.shape[0], device=x_BL.device)
-        t_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, generator)
+        t_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
         z0_hat = self._z0_hat(zt_BSD, t_B, None)
         parts = {
             "encoder": torch.full_like(t_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
-            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule),
+            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
             "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_B, span, self.latent_schedule),
             "tokens": self._token_terms(x_BL, z0_BSD, zero_B, generator).double(),
         }

@@ -55,19 +55,27 @@ def latent_step(
     return z_s
 
 
-#: The bound integrates from T_MIN to T_MAX; the ends are closed forms (reconstruction term and prior KL).
-T_MIN, T_MAX = 1e-3, 1.0 - 1e-3
+#: The bound's integral ends where sigma / a is this share of the encoder's noise s, and starts at T_MAX; both ends have
+#: closed forms. Any end gives a bound; nearer to 0 only adds draws at times where nothing is left to learn.
+END_RATIO, T_MAX = 0.1, 1.0 - 1e-3
 
 
-def bound_times(count: int, schedule: LatentSchedule, generator: torch.Generator) -> tuple[Tensor, float]:
+def _end_log_snrs(schedule: LatentSchedule, noise: float) -> tuple[float, float]:
+    """log-SNR at the data end and at the noise end of the bound."""
+    first = float(schedule.log_snr(torch.tensor(T_MAX, dtype=torch.float64)))
+    return max(-2.0 * math.log(END_RATIO * noise), first + 1.0), first
+
+
+def bound_times(count: int, schedule: LatentSchedule, noise: float, generator: torch.Generator) -> tuple[Tensor, float]:
     """Times (count,) whose log-SNR is stratified and uniform, and the length of the log-SNR range.
 
-    In log-SNR the integrand SNR ||z0 - z0_hat||^2 stays of order S D, where in t it would grow as 1 / t^3.
+    In log-SNR the integrand SNR ||z0 - z0_hat||^2 stays of order S D, where in t it would grow as 1 / t^3. `noise` is
+    the encoder's s.
     """
-    ends = schedule.log_snr(torch.tensor([T_MIN, T_MAX], dtype=torch.float64)).tolist()
+    last, first = _end_log_snrs(schedule, noise)
     u = torch.rand(1, generator=generator, dtype=torch.float64, device=generator.device)
     u_B = torch.remainder(u + torch.arange(count, device=u.device, dtype=torch.float64) / count, 1.0)
-    return schedule.time_of(ends[1] + (ends[0] - ends[1]) * u_B), ends[0] - ends[1]
+    return schedule.time_of(first + (last - first) * u_B), last - first
 
 
 def diffusion_term(z0_BSD: Tensor, z0_hat_BSD: Tensor, t_B: Tensor, span: float, schedule: LatentSchedule) -> Tensor:
@@ -76,17 +84,17 @@ def diffusion_term(z0_BSD: Tensor, z0_hat_BSD: Tensor, t_B: Tensor, span: float,
     return 0.5 * span * schedule.log_snr(t_B).exp() * error_B
 
 
-def endpoint_terms(z0_BSD: Tensor, schedule: LatentSchedule) -> Tensor:
-    """E[-log p(z0 | z_tmin)] + KL(q(z_tmax | z0) || N(0, I)), (B,) nats, both in closed form.
+def endpoint_terms(z0_BSD: Tensor, schedule: LatentSchedule, noise: float) -> Tensor:
+    """E[-log p(z0 | z_end)] + KL(q(z_tmax | z0) || N(0, I)), (B,) nats, both in closed form.
 
     p(z0 | z_t) = N(z_t / a, (sigma / a)^2), so its expectation under q(z_t | z0) is a Gaussian's entropy.
     """
-    ends = torch.tensor([T_MIN, T_MAX], dtype=torch.float64)
-    (a0, a1), (s0, s1) = schedule.a(ends).tolist(), schedule.sigma(ends).tolist()
+    last, first = _end_log_snrs(schedule, noise)
     dims = z0_BSD[0].numel()
-    reconstruction = 0.5 * dims * (math.log(2.0 * math.pi * (s0 / a0) ** 2) + 1.0)
+    reconstruction = 0.5 * dims * (math.log(2.0 * math.pi) - last + 1.0)  # (sigma / a)^2 = exp(-log SNR)
+    a2 = 1.0 / (1.0 + math.exp(-first))
     square_B = z0_BSD.double().square().flatten(1).sum(1)
-    prior_kl_B = 0.5 * (dims * (s1**2 - 1.0 - math.log(s1**2)) + a1**2 * square_B)
+    prior_kl_B = 0.5 * (dims * ((1.0 - a2) - 1.0 - math.log(1.0 - a2)) + a2 * square_B)
     return reconstruction + prior_kl_B
 
 

@@ -20,13 +20,15 @@ from harness.judges.base import Judge
 class Column:
     """A column of the results: `name` in the parquet (its standard error is `name_se`), a title and a unit for people.
 
-    `better` says which way is better: "lower", "higher", or "data" where the data's own value is the aim.
+    `better` says which way is better: "lower", "higher", or "data" where the data's own value is the aim. Columns that
+    are not `headline` are in the parquet and in tracking, but not in the printed table or the figures.
     """
 
     name: str
     title: str
     unit: str
     better: Literal["lower", "higher", "data"]
+    headline: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,14 @@ class Scores:
 
 
 class Metric(ABC):
-    """Built as `cls(options)`; `version` changes whenever the definition does and is part of the protocol's identity."""
+    """Built as `cls(options)`; `version` changes whenever the definition does and is part of the protocol's identity.
+
+    `definition` says in one sentence what the number is.
+    """
 
     Options: type
     version: str = "1"
+    definition: str = ""
     columns: tuple[Column, ...] = ()
 
     def __init__(self, options) -> None:

@@ -81,10 +81,10 @@ class GenerativePerplexity(Metric):
         "with a BOS, nothing after the first end-of-text; standard errors by bootstrap over sequences"
     )
     columns = (
-        Column("gen_ppl", "Gen. PPL (pooled)", "perplexity per judge token", "lower"),
-        Column("gen_ppl_seqmean", "Gen. PPL (exp of mean per-sequence NLL)", "perplexity per judge token", "lower"),
-        Column("gen_ppl_meanseq", "Gen. PPL (mean of per-sequence PPL)", "perplexity per judge token", "lower"),
-        Column("gen_unscored", "Samples with no scored token", "share of samples", "lower"),
+        Column("gen_ppl", "Gen. PPL", "perplexity per judge token", "lower"),
+        Column("gen_ppl_seqmean", "Gen. PPL (exp of mean per-sequence NLL)", "perplexity per judge token", "lower", headline=False),
+        Column("gen_ppl_meanseq", "Gen. PPL (mean of per-sequence PPL)", "perplexity per judge token", "lower", headline=False),
+        Column("gen_unscored", "Samples with no scored token", "share of samples", "lower", headline=False),
     )
 
     def __init__(self, options: GenerativePerplexityOptions) -> None:

@@ -187,7 +187,8 @@ class Publisher:
         if frame.empty:
             self.tracker.finish(self.parent, "FAILED")
             return Outcome("no result", [], failures)
-        report = write_report(s.folder, frame, s.columns, self._context(failures))
+        shown = [column for column in s.columns if column.headline]
+        report = write_report(s.folder, frame, shown, self._context(failures))
         for path in sorted((s.folder / "figures").glob("*.png")):
             self.tracker.log_figure(self.parent, path)
         for name in ("report.md", "results.parquet", "config.yaml", "protocol.json"):
@@ -196,7 +197,7 @@ class Publisher:
         places = [f"report   {report}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
         if s.cfg.tracking.enabled:
             places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}" + _ui_hint(s))
-        return Outcome(results_table(frame, s.columns), places, failures)
+        return Outcome(results_table(frame, shown), places, failures)
 
     def _context(self, failures: dict[str, str]) -> dict[str, Any]:
         s = self.session
