@@ -21,6 +21,7 @@ from harness.nn.transformer import TrunkShape
 @dataclass
 class MDLMOptions:
     schedule: str = "linear"
+    loss: str = "masked_mean"  # or "nelbo"; see harness.diffusion.masked.MaskedTerms
     time_conditioning: bool = False
     width_factor: float = 1.0  # widens the trunk, for a baseline matched in parameters instead of backbone size
 
@@ -35,6 +36,7 @@ class MDLM(Method):
     def __init__(self, problem: Problem, options: MDLMOptions) -> None:
         super().__init__(problem, options)
         self.schedule = token_schedule(options.schedule)
+        masked.check_loss(options.loss)
         step = 2 * problem.shape.heads
         width = max(step, round(problem.shape.width * options.width_factor / step) * step)
         shape = TrunkShape(width, problem.shape.depth, problem.shape.heads, problem.shape.mlp_ratio)
@@ -43,20 +45,23 @@ class MDLM(Method):
     def networks(self) -> Mapping[str, nn.Module]:
         return {"token": self.network}
 
-    def _nelbo_terms(self, x_BL: Tensor, generator: torch.Generator) -> Tensor:
-        """-alpha' / (1 - alpha) times the masked cross-entropy at one time for each sequence, (B,) nats."""
+    def _terms(self, x_BL: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
+        """Cross-entropies at one time for each sequence."""
         t_B = stratified_times(x_BL.shape[0], generator)
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
         logits_MV = self.network(xt_BL, masked_BL, t_B.float())
-        return self.schedule.weight(t_B) * masked.masked_nll(logits_MV, x_BL, masked_BL)
+        nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
+        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
-        """NELBO in nats per token (MDLM, eq. 10), one time for each sequence."""
-        total = self._nelbo_terms(x_BL, generator).mean() / x_BL.shape[1]
-        return Loss(total.float(), {"nelbo_nats_per_token": total.detach()})
+        """The chosen weighting of the NELBO (MDLM, eq. 10), nats per token."""
+        terms = self._terms(x_BL, generator)
+        total = terms.loss(self.options.loss, x_BL.shape[1])
+        return Loss(total, {"nelbo_nats_per_token": terms.nelbo_B.detach().mean() / x_BL.shape[1]})
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        return Bound(self._nelbo_terms(x_BL, generator), "continuous-time NELBO, one stratified time per sequence")
+        terms = self._terms(x_BL, generator)
+        return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")
 
     def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""

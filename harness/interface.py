@@ -130,7 +130,9 @@ class Method(nn.Module, ABC):
     def check_budget(self, nfe: int) -> None:
         """Raise `BudgetError`, in one line with the nearest budget that can be met, unless `nfe` can be met exactly."""
         if nfe < 1:
-            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: a sampler calls its network at least once; use 1")
+            raise BudgetError(
+                f"nfe={nfe} cannot be met by {self.title}: a sampler calls its network at least once; use 1"
+            )
 
     def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The budgets of a study that apply to this method: all of them, unless its cost is fixed by its nature."""

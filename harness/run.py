@@ -1,8 +1,8 @@
 """Run a study: `python -m harness.run study=few_step`, with Hydra's override syntax (`key=value`).
 
-    python -m harness.run --help                       groups, their choices, and examples
-    python -m harness.run study=few_step --cfg job     the resolved configuration
-    python -m harness.run study=few_step plan=true     what would run, and for how long
+python -m harness.run --help                       groups, their choices, and examples
+python -m harness.run study=few_step --cfg job     the resolved configuration
+python -m harness.run study=few_step plan=true     what would run, and for how long
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[Path], bool, bool]:
         elif argument in ("--cfg", "--config-dir", "-c"):
             value = next(rest, None)
             if value is None:
-                raise UserError(f"{argument} needs a value, for example {argument} {'job' if argument != '--config-dir' else 'DIR'}")
+                raise UserError(
+                    f"{argument} needs a value, for example {argument} {'job' if argument != '--config-dir' else 'DIR'}"
+                )
             if argument == "--config-dir":
                 folders.append(Path(value))
             elif value != "job":

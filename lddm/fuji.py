@@ -29,7 +29,6 @@ from lddm.latent import (
 
 @dataclass
 class FUJIOptions(LatentOptions):
-    schedule: str = "linear"
     encoder_share: float = 0.4  # of the steps, in which the encoder learns; then it is frozen and the latent loss joins
     lead: float = 2.0  # latent time is token time to this power: above 1 the latent is resolved ahead of the tokens
 
@@ -72,24 +71,24 @@ class FUJI(Method):
 
     def _call(
         self, x_BL: Tensor, z0_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise both channels to their times and call the network once: token nats (B,), latent output and z_t."""
+    ) -> tuple[masked.MaskedTerms, Tensor, Tensor]:
+        """Noise both channels to their times and call the network once: token terms, latent output and z_t."""
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_x_B), self.problem.vocab_size, generator)
         zt_BSD = gaussian.diffuse(z0_BSD, t_z_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
         logits_MV, out_BSD = self.network(xt_BL, zt_BSD, t_x_B.float(), t_z_B.float(), masked_BL)
-        nats_B = self.schedule.weight(t_x_B) * masked.masked_nll(logits_MV, x_BL, masked_BL)
-        return nats_B, out_BSD, zt_BSD
+        nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
+        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_x_B)), out_BSD, zt_BSD
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
-        """Weighted masked cross-entropy (nats per token); with the encoder frozen, plus the latent's squared error."""
+        """Masked cross-entropy (nats per token); with the encoder frozen, plus the latent's squared error."""
         z0_BSD = self.encoder.sample(x_BL, generator)
         tau_B = stratified_times(x_BL.shape[0], generator)
         t_z_B = tau_B**self.options.lead
         drop_B = torch.rand(x_BL.shape[0], generator=generator, device=x_BL.device) < self.options.latent_dropout
         t_z_B = torch.where(drop_B, 1.0, t_z_B)
-        nats_B, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, tau_B, t_z_B, generator)
-        token = (nats_B.mean() / x_BL.shape[1]).float()
-        parts = {"token_nats_per_token": token.detach()}
+        terms, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, tau_B, t_z_B, generator)
+        token = terms.loss(self.options.loss, x_BL.shape[1])
+        parts = {"token_nats_per_token": terms.nelbo_B.detach().mean() / x_BL.shape[1]}
         if self._stage == "encoder":
             return Loss(token, parts)
         mse_B = latent_mse(out_BSD, z0_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
@@ -101,7 +100,7 @@ class FUJI(Method):
         """The full bound along this method's path: each integral has its own draw of tau and its own call."""
         z0_BSD = self.encoder.sample(x_BL, generator)
         tau_B = stratified_times(x_BL.shape[0], generator)
-        tokens_B, _, _ = self._call(x_BL, z0_BSD, tau_B, tau_B**self.options.lead, generator)
+        tokens, _, _ = self._call(x_BL, z0_BSD, tau_B, tau_B**self.options.lead, generator)
         t_z_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, t_z_B ** (1.0 / self.options.lead), t_z_B, generator)
         z0_hat = predicted_z0(out_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
@@ -109,7 +108,7 @@ class FUJI(Method):
             "encoder": torch.full_like(t_z_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
             "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
             "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule),
-            "tokens": tokens_B.double(),
+            "tokens": tokens.nelbo_B.double(),
         }
         return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
 
@@ -120,7 +119,7 @@ class FUJI(Method):
         given, _, _ = self._call(x_BL, z0_BSD, tau_B, torch.zeros_like(tau_B), generator)
         blind, _, _ = self._call(x_BL, z0_BSD, tau_B, torch.ones_like(tau_B), generator)
         return {
-            "latent_nats_saved": float(blind.mean() - given.mean()),
+            "latent_nats_saved": float(blind.nelbo_B.mean() - given.nelbo_B.mean()),
             "latent_std": float(z0_BSD.std(0).mean()),
         }
 

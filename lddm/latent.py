@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.diffusion import gaussian
+from harness.diffusion.masked import check_loss
 from harness.diffusion.schedules import LatentSchedule
 from harness.errors import UserError, nearest
 from harness.interface import Problem
@@ -25,6 +26,8 @@ PREDICTIONS = ("x0", "v")
 
 @dataclass
 class LatentOptions:
+    schedule: str = "linear"  # of the tokens
+    loss: str = "masked_mean"  # of the tokens; or "nelbo"; see harness.diffusion.masked.MaskedTerms
     slots: int = 8
     dims: int = 8
     encoder_depth: int = 2
@@ -52,6 +55,7 @@ def check_options(o: LatentOptions) -> None:
         value = getattr(o, name)
         if not low <= value <= high:
             raise UserError(f"{name}={value} is out of range; choose {low} to {high}")
+    check_loss(o.loss)
     if not o.encoder_noise > 0:
         raise UserError(
             f"encoder_noise={o.encoder_noise} gives no bound (its entropy term is minus infinity); choose a value above 0"

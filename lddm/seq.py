@@ -29,7 +29,6 @@ from lddm.latent import (
 
 @dataclass
 class SEQOptions(LatentOptions):
-    schedule: str = "linear"
     stages: int = 1  # 1: the latent network learns beside the decoder, from a detached target; 2: after it
     prior_depth: int = 4
     prior_share: float = 0.3  # of the steps, with two stages
@@ -79,12 +78,15 @@ class SEQ(Method):
     def networks(self) -> Mapping[str, nn.Module]:
         return {"latent": self.prior, "token": self.decoder}
 
-    def _token_terms(self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, generator: torch.Generator) -> Tensor:
-        """Weighted masked cross-entropy given a latent at time t_z, (B,) nats per sequence."""
+    def _token_terms(
+        self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, generator: torch.Generator
+    ) -> masked.MaskedTerms:
+        """Masked cross-entropies given a latent at time t_z."""
         t_B = stratified_times(x_BL.shape[0], generator)
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
         logits_MV, _ = self.decoder(xt_BL, z_BSD, t_B.float(), t_z_B.float(), masked_BL)
-        return self.schedule.weight(t_B) * masked.masked_nll(logits_MV, x_BL, masked_BL)
+        nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
+        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
 
     def _latent_loss(self, z0_BSD: Tensor, generator: torch.Generator) -> Tensor:
         t_B = stratified_times(z0_BSD.shape[0], generator)
@@ -113,8 +115,9 @@ class SEQ(Method):
             drop_B = torch.rand(x_BL.shape[0], generator=generator, device=x_BL.device) < self.options.latent_dropout
             t_z_B = torch.where(drop_B, 1.0, uniform_B * self.options.decoder_noise)
             z_BSD = gaussian.diffuse(z0_BSD, t_z_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-            token = self._token_terms(x_BL, z_BSD, t_z_B, generator).mean() / x_BL.shape[1]
-            total, parts["token_nats_per_token"] = total + token.float(), token.detach()
+            terms = self._token_terms(x_BL, z_BSD, t_z_B, generator)
+            total = total + terms.loss(self.options.loss, x_BL.shape[1])
+            parts["token_nats_per_token"] = terms.nelbo_B.detach().mean() / x_BL.shape[1]
         if self._stage != "decoder":
             latent = self._latent_loss(z0_BSD.detach(), generator)
             total, parts["latent_mse"] = total + self.options.latent_weight * latent, latent.detach()
@@ -132,7 +135,7 @@ class SEQ(Method):
             "encoder": torch.full_like(t_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
             "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
             "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_B, span, self.latent_schedule),
-            "tokens": self._token_terms(x_BL, z0_BSD, zero_B, generator).double(),
+            "tokens": self._token_terms(x_BL, z0_BSD, zero_B, generator).nelbo_B.double(),
         }
         return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
 
@@ -140,8 +143,8 @@ class SEQ(Method):
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
         z0_BSD = self.encoder.sample(x_BL, generator)
         zero_B, one_B = torch.zeros(len(x_BL), device=x_BL.device), torch.ones(len(x_BL), device=x_BL.device)
-        given = self._token_terms(x_BL, z0_BSD, zero_B, generator).mean()
-        blind = self._token_terms(x_BL, gaussian_noise(z0_BSD.shape, generator), one_B, generator).mean()
+        given = self._token_terms(x_BL, z0_BSD, zero_B, generator).nelbo_B.mean()
+        blind = self._token_terms(x_BL, gaussian_noise(z0_BSD.shape, generator), one_B, generator).nelbo_B.mean()
         return {"latent_nats_saved": float(blind - given), "latent_std": float(z0_BSD.std(0).mean())}
 
     # ---- sampling -------------------------------------------------------------------------------------------------

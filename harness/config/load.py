@@ -125,7 +125,9 @@ def _one_line(error: Exception) -> str:
         text = f"{text}\n{cause}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))]
+    kept = [
+        line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))
+    ]
     message = "; ".join(dict.fromkeys(kept))
     return f"{key}: {message}" if key and key not in message else message
 

@@ -64,7 +64,9 @@ def _read(path: Path) -> Entry:
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not a {type(content).__name__}")
     is_global = text.lstrip().startswith(GLOBAL_HEADER)
     if group == "study" and not is_global:
-        raise UserError(f"{path}: a study must begin with the line '{GLOBAL_HEADER}'; without it Hydra ignores its keys")
+        raise UserError(
+            f"{path}: a study must begin with the line '{GLOBAL_HEADER}'; without it Hydra ignores its keys"
+        )
     comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     return Entry(group, name, path, comments[0] if comments else "", content)
 

@@ -5,9 +5,13 @@ Shapes: B sequences, L tokens, V symbols, M selected positions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from harness.errors import UserError, nearest
 
 #: Dtype of every categorical draw; samplers report it from the tensor that was drawn from, not from here.
 DRAW_DTYPE = torch.float64
@@ -31,6 +35,43 @@ def masked_nll(logits_MV: Tensor, x_BL: Tensor, masked_BL: Tensor) -> Tensor:
     nll_M = F.cross_entropy(logits_MV.float(), x_BL[masked_BL], reduction="none")
     row_M = masked_BL.nonzero()[:, 0]
     return torch.zeros(x_BL.shape[0], dtype=nll_M.dtype, device=nll_M.device).index_add_(0, row_M, nll_M)
+
+
+LOSSES = ("nelbo", "masked_mean")
+
+
+@dataclass(frozen=True)
+class MaskedTerms:
+    """Cross-entropy of one noise draw for each sequence, before any weighting.
+
+    `nll_B` sums over the masked positions (nats), `count_B` is their number, `weight_B` the NELBO's weight at the time
+    that was drawn.
+    """
+
+    nll_B: Tensor
+    count_B: Tensor
+    weight_B: Tensor
+
+    @property
+    def nelbo_B(self) -> Tensor:
+        """-alpha' / (1 - alpha) times the cross-entropy, (B,) nats: an unbiased draw of the bound (MDLM, eq. 10)."""
+        return self.weight_B * self.nll_B
+
+    def loss(self, kind: str, length: int) -> Tensor:
+        """What is trained, in nats per token, a scalar.
+
+        "nelbo" is the bound itself. "masked_mean" is the mean over all masked positions of the batch, as in MaskGIT: the
+        same optimum, less weight on times with few masks, much less variance. What is *reported* is always the bound.
+        """
+        if kind == "nelbo":
+            return (self.nelbo_B.mean() / length).float()
+        return (self.nll_B.sum() / self.count_B.sum().clamp(min=1)).float()
+
+
+def check_loss(kind: str) -> None:
+    """Raise `UserError` unless `kind` is one of `LOSSES`."""
+    if kind not in LOSSES:
+        raise UserError(f"loss='{kind}' is unknown{nearest(kind, LOSSES)}")
 
 
 def choose_flips(masked_BL: Tensor, alpha_t: float, alpha_s: float, generator: torch.Generator) -> Tensor:

@@ -82,8 +82,20 @@ class GenerativePerplexity(Metric):
     )
     columns = (
         Column("gen_ppl", "Gen. PPL", "perplexity per judge token", "lower"),
-        Column("gen_ppl_seqmean", "Gen. PPL (exp of mean per-sequence NLL)", "perplexity per judge token", "lower", headline=False),
-        Column("gen_ppl_meanseq", "Gen. PPL (mean of per-sequence PPL)", "perplexity per judge token", "lower", headline=False),
+        Column(
+            "gen_ppl_seqmean",
+            "Gen. PPL (exp of mean per-sequence NLL)",
+            "perplexity per judge token",
+            "lower",
+            headline=False,
+        ),
+        Column(
+            "gen_ppl_meanseq",
+            "Gen. PPL (mean of per-sequence PPL)",
+            "perplexity per judge token",
+            "lower",
+            headline=False,
+        ),
         Column("gen_unscored", "Samples with no scored token", "share of samples", "lower", headline=False),
     )
 

@@ -75,9 +75,7 @@ class JointNetwork(nn.Module):
         """Logits (M, V) at `select_BL` (all positions where None) in float32 and the latent output (B, S, D) in float32."""
         B, L = x_BL.shape
         S = z_BSD.shape[1]
-        positions = torch.cat(
-            (torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device))
-        )
+        positions = torch.cat((torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device)))
         h_x, h_z = self.embed(x_BL), self.latent_in(z_BSD.to(self.latent_in.weight.dtype)) + self.slot
         c_x, c_z = self.time_x(t_x_B)[:, None], self.time_z(t_z_B)[:, None]
         cond = None

@@ -38,7 +38,9 @@ def rms_norm(u: Tensor, gain: Tensor, eps: float = 1e-6) -> Tensor:
 
     Written with products: the backward pass of `pow`, which `F.rms_norm` is made of on a CPU, took a fifth of a step.
     """
-    return u * (torch.rsqrt((u * u).mean(dim=-1, keepdim=True, dtype=torch.float32) + eps).to(u.dtype) * gain.to(u.dtype))
+    return u * (
+        torch.rsqrt((u * u).mean(dim=-1, keepdim=True, dtype=torch.float32) + eps).to(u.dtype) * gain.to(u.dtype)
+    )
 
 
 def squared_relu(u: Tensor) -> Tensor:

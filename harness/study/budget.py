@@ -60,5 +60,3 @@ def parse_budgets(method: Method, wanted: list[int]) -> tuple[int, ...]:
     for nfe in budgets:
         method.check_budget(nfe)
     return budgets
-
-

@@ -41,7 +41,9 @@ def describe(session: Session) -> str:
             total += sampling + (0.0 if done == "trained" else training)
         budgets = ", ".join(str(p.nfe) + ("" if p.temperature == 1 else f"@T{p.temperature:g}") for p in cell.parts)
         steps = str(c.steps) if trained else "-"
-        lines.append(f"| {cell.name} | {params} | {steps} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |")
+        lines.append(
+            f"| {cell.name} | {params} | {steps} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |"
+        )
     workers = worker_count(session)
     lines += [
         "",

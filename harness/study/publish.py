@@ -68,18 +68,26 @@ class Publisher:
         self.parent = self.tracker.open_study(s.cfg.study.name, config, self._tags(), key=state["key"])
         write_text(s.folder / "config.yaml", yaml.safe_dump(s.tree, sort_keys=False))
         self.tracker.log_dataset(
-            self.parent, s.data.name, s.data.fingerprint[:36], str(s.tree["data"].get("path") or s.data.name), s.data.facts
+            self.parent,
+            s.data.name,
+            s.data.fingerprint[:36],
+            str(s.tree["data"].get("path") or s.data.name),
+            s.data.facts,
         )
         for cell in (*self.cells, self.data):
             # What a method does not read is not among its parameters.
-            own = {k: v for k, v in config.items() if not k.startswith(("methods.", "tracking.", "study.seeds", "only"))}
+            own = {
+                k: v for k, v in config.items() if not k.startswith(("methods.", "tracking.", "study.seeds", "only"))
+            }
             own |= {"method": cell.method, "seed": str(cell.seed)}
             node = s.tree["methods"].get(cell.method, {})
             own |= {f"method.{k}": str(v) for k, v in flatten(node).items()}
             name = f"{s.cfg.study.name}/{cell.name}"
             tags = self._tags() | {"method": cell.method, "role": cell.role, "cell": cell.key}
             self.runs[cell.name] = self.tracker.open_cell(self.parent, name, f"{cell.name}-{cell.key}", own, tags)
-            self.tracker.log_dataset(self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts)
+            self.tracker.log_dataset(
+                self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts
+            )
 
     def _state(self) -> dict[str, str]:
         """The study's key in tracking, kept in its folder; results of another configuration are put aside first."""
@@ -243,4 +251,3 @@ def _ui_hint(session: Session) -> str:
     if session.cfg.tracking.uri:
         return ""
     return f"  (or: python -m harness.tracking.ui {Path(session.cfg.runs_dir)})"
-

@@ -86,7 +86,9 @@ def _work(
             _loop(tasks, pool, display, publisher, by_name)
         finally:
             pool.stop()
-    return {t.key[1]: t.text for t in tasks.values() if t.state == "failed" and t.key[0] in ("train", "judge", "sample")}
+    return {
+        t.key[1]: t.text for t in tasks.values() if t.state == "failed" and t.key[0] in ("train", "judge", "sample")
+    }
 
 
 def _skip_finished(session: Session, tasks: dict[JobKey, Task], by_name: dict[str, Cell], publisher: Publisher) -> None:
@@ -134,7 +136,9 @@ def _loop(
             if message.kind == "failed":
                 write_json(by_name[key[1]].failure, {"reason": message.text})
             elif message.kind == "broke":
-                write_text(publisher.session.folder / "errors" / f"{key[0]}-{key[1].replace('/', '-')}.txt", message.text)
+                write_text(
+                    publisher.session.folder / "errors" / f"{key[0]}-{key[1].replace('/', '-')}.txt", message.text
+                )
         spread_failure(tasks)
 
     while unfinished(tasks) and not refused:

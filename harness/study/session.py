@@ -147,7 +147,9 @@ class Session:
         """Identity of everything that the study's table depends on, except the judge's weights."""
         parts = [[c.key, c.method, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
         study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
-        return short_hash({"cells": parts, "study": study, "judge": self.tree["judge"], "metrics": self.tree["metrics"]}, 12)
+        return short_hash(
+            {"cells": parts, "study": study, "judge": self.tree["judge"], "metrics": self.tree["metrics"]}, 12
+        )
 
     def headline_temperature(self, cell) -> float:
         """1 where the cell has it, else its first: the one that tracking shows against NFE."""

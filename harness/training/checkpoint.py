@@ -46,7 +46,11 @@ def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: torch
 
 
 def restore_training_state(
-    tensors: dict[str, Tensor], model: nn.Module, shadow: dict[str, Tensor], optimizer: torch.optim.Optimizer, path: Path
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    shadow: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    path: Path,
 ) -> None:
     """Inverse of `training_state`; `UserError` where the checkpoint is of another model."""
     model_part = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}

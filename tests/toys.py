@@ -1,0 +1,310 @@
+"""Small worlds whose answers are known, and networks that are tables or closed forms, for tests of the mathematics.
+
+A stand-in takes the place of a method's network, with the same call. Shapes: B sequences, L tokens, V symbols (id V is
+the mask), M selected positions, X = V^L all sequences; latents here have one slot of one dim, (B, 1, 1).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from harness.config.schema import ScaleConfig, TrainConfig
+from harness.data.base import TokenData
+from harness.diffusion.schedules import LatentSchedule
+from harness.interface import Problem
+from harness.nn.transformer import TrunkShape
+from harness.training.loop import Job
+from harness.training.precision import Numerics
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread for each test: the tensors are tiny, and results do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_problem(vocab_size: int = 7, length: int = 8, width: int = 16, depth: int = 1) -> Problem:
+    return Problem(vocab_size, length, TrunkShape(width=width, depth=depth, heads=2, mlp_ratio=2.0))
+
+
+def scramble(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
+    """Add noise to every parameter, so that heads which start at zero say something."""
+    g = generator_of(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(std * torch.randn(p.shape, generator=g))
+    return module
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+def chi_square_p(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    """p-value of `counts` under `probabilities` (flat); a count where the probability is 0 gives 0."""
+    counts, probabilities = np.asarray(counts, float).ravel(), np.asarray(probabilities, float).ravel()
+    if counts[probabilities == 0].sum() > 0:
+        return 0.0
+    keep = probabilities > 0
+    expected = counts.sum() * probabilities[keep] / probabilities[keep].sum()
+    assert expected.min() >= 5, "too few draws for a chi-square test"
+    return float(stats.chisquare(counts[keep], expected).pvalue)
+
+
+def monte_carlo(values_R: list[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and its standard error over independent repetitions (first axis)."""
+    values = np.asarray(values_R, dtype=np.float64)
+    return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+def bound_by_x(
+    method, x_XL: Tensor, copies: int, repeats: int, part: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean bound of each sequence and its standard error over `repeats` batches that hold each `copies` times."""
+    values = []
+    for r in range(repeats):
+        with torch.no_grad():
+            bound = method.bound(x_XL.repeat(copies, 1), generator_of(1000 + r))
+        total = bound.total_B if part is None else bound.parts_B[part]
+        values.append(total.view(copies, -1).mean(0).numpy())
+    return monte_carlo(values)
+
+
+# ---- laws over all sequences ----------------------------------------------------------------------------------------
+def all_sequences(vocab_size: int, length: int) -> Tensor:
+    """Every sequence, (X, L), in the order of `index_of`."""
+    return torch.tensor(list(itertools.product(range(vocab_size), repeat=length)))
+
+
+def index_of(x_BL: Tensor, base: int) -> Tensor:
+    """Number of a sequence whose first token is the leading digit."""
+    powers = base ** torch.arange(x_BL.shape[1] - 1, -1, -1)
+    return (x_BL * powers).sum(1)
+
+
+def counts_of(x_NL: Tensor, vocab_size: int) -> np.ndarray:
+    return torch.bincount(index_of(x_NL, vocab_size), minlength=vocab_size ** x_NL.shape[1]).numpy()
+
+
+def random_joint(vocab_size: int, length: int, seed: int, spread: float = 1.2) -> np.ndarray:
+    """A law over all sequences, (X,), every probability above 0."""
+    logits = np.random.default_rng(seed).normal(size=vocab_size**length) * spread
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+class TableNetwork(nn.Module):
+    """Stand-in for a token network: logits (L, V) for each of the (V+1)^L masked patterns; time is ignored."""
+
+    def __init__(self, logits_PLV: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits_PLV", logits_PLV)
+
+    def forward(self, x_BL: Tensor, select_BL: Tensor | None = None, t_B: Tensor | None = None) -> Tensor:
+        logits_BLV = self.logits_PLV[index_of(x_BL, self.logits_PLV.shape[2] + 1)]
+        return logits_BLV if select_BL is None else logits_BLV[select_BL]
+
+    def probabilities(self, x_L: tuple[int, ...]) -> np.ndarray:
+        """(L, V) at one pattern."""
+        return self(torch.tensor([x_L]))[0].double().softmax(-1).numpy()
+
+
+def random_table(vocab_size: int, length: int, seed: int) -> TableNetwork:
+    return TableNetwork(torch.randn((vocab_size + 1) ** length, length, vocab_size, generator=generator_of(seed)))
+
+
+def exact_table(joint_X: np.ndarray, vocab_size: int, length: int) -> TableNetwork:
+    """The exact conditionals p(x_i | shown tokens) of a law, for every pattern."""
+    x_XL = all_sequences(vocab_size, length).numpy()
+    patterns = itertools.product(range(vocab_size + 1), repeat=length)
+    table = np.zeros(((vocab_size + 1) ** length, length, vocab_size))
+    for k, pattern in enumerate(patterns):
+        shown = [i for i, token in enumerate(pattern) if token < vocab_size]
+        weight_X = joint_X * np.all(x_XL[:, shown] == np.array([pattern[i] for i in shown]), axis=1)
+        for i in range(length):
+            table[k, i] = np.bincount(x_XL[:, i], weights=weight_X, minlength=vocab_size) / weight_X.sum()
+    return TableNetwork(torch.from_numpy(np.log(np.maximum(table, 1e-30))).float())
+
+
+def nelbo_by_enumeration(table: TableNetwork, x_L: tuple[int, ...], vocab_size: int) -> float:
+    """Continuous-time NELBO of one sequence, nats: every mask pattern with its integral over time in closed form.
+
+    With k masked of L tokens: int -alpha' / (1 - alpha) (1 - alpha)^k alpha^(L - k) dt = (k - 1)! (L - k)! / L!, whatever
+    the schedule (substitute alpha for t).
+    """
+    L, total = len(x_L), 0.0
+    for masked in itertools.product((False, True), repeat=L):
+        k = sum(masked)
+        if k == 0:
+            continue
+        shown = tuple(vocab_size if hidden else token for hidden, token in zip(masked, x_L, strict=True))
+        p_LV = table.probabilities(shown)
+        nll = -sum(math.log(p_LV[i, x_L[i]]) for i in range(L) if masked[i])
+        total += nll * math.factorial(k - 1) * math.factorial(L - k) / math.factorial(L)
+    return total
+
+
+def sampler_law(table: TableNetwork, alphas: list[float], vocab_size: int, length: int) -> np.ndarray:
+    """Law (X,) of the factorised ancestral sampler, by pushing the law over masked patterns through each step."""
+    law = {(vocab_size,) * length: 1.0}
+    for alpha_t, alpha_s in itertools.pairwise(alphas):
+        rate, after = (alpha_s - alpha_t) / (1.0 - alpha_t), {}
+        for pattern, mass in law.items():
+            p_LV = table.probabilities(pattern)
+            choices = [
+                [(token, 1.0)]
+                if token < vocab_size
+                else [(v, rate * p_LV[i, v]) for v in range(vocab_size)] + [(vocab_size, 1.0 - rate)]
+                for i, token in enumerate(pattern)
+            ]
+            for outcome in itertools.product(*choices):
+                key = tuple(token for token, _ in outcome)
+                after[key] = after.get(key, 0.0) + mass * math.prod(p for _, p in outcome)
+        law = after
+    return np.array([law.get(tuple(x), 0.0) for x in all_sequences(vocab_size, length).tolist()])
+
+
+# ---- a world with a latent ------------------------------------------------------------------------------------------
+class LatentWorld:
+    """x ~ joint, z0 | x ~ N(mean_x, noise^2), one-dimensional: everything a perfect network would say is a finite sum.
+
+    `mean_X` should have mean 0 and variance 1 under the joint, as the standardised encoder's output has.
+    """
+
+    def __init__(self, joint_X: np.ndarray, mean_X: np.ndarray, noise: float, vocab_size: int, length: int) -> None:
+        self.V, self.L, self.noise = vocab_size, length, noise
+        self.x_XL = all_sequences(vocab_size, length)
+        self.joint_X, self.mean_X = torch.from_numpy(joint_X), torch.from_numpy(mean_X)
+
+    def posterior(self, x_BL: Tensor, z_B: Tensor, a_B: Tensor, sigma_B: Tensor) -> Tensor:
+        """p(x | shown tokens, z_t), (B, X) float64, for z_t = a z0 + sigma eps."""
+        agrees_BX = ((x_BL[:, None, :] == self.x_XL) | (x_BL[:, None, :] == self.V)).all(-1)
+        var_B1 = (a_B**2 * self.noise**2 + sigma_B**2)[:, None]
+        log_BX = self.joint_X.log() - 0.5 * (z_B[:, None] - a_B[:, None] * self.mean_X) ** 2 / var_B1
+        return log_BX.masked_fill(~agrees_BX, -torch.inf).softmax(-1)
+
+    def token_logits(self, posterior_BX: Tensor) -> Tensor:
+        """log p(x_i | ...), (B, L, V) float32."""
+        one_hot_XLV = nn.functional.one_hot(self.x_XL, self.V).double()
+        return torch.einsum("bx,xlv->blv", posterior_BX, one_hot_XLV).clamp(min=1e-30).log().float()
+
+    def z0_mean(self, posterior_BX: Tensor, z_B: Tensor, a_B: Tensor, sigma_B: Tensor) -> Tensor:
+        """E[z0 | shown tokens, z_t], (B,) float64: each component's posterior mean, by Bayes' rule for Gaussians."""
+        s2 = self.noise**2
+        gain_B1 = (a_B * s2 / (a_B**2 * s2 + sigma_B**2))[:, None]
+        each_BX = self.mean_X + gain_B1 * (z_B[:, None] - a_B[:, None] * self.mean_X)
+        return (posterior_BX * each_BX).sum(1)
+
+
+class WorldEncoder(nn.Module):
+    """Stand-in for `LatentEncoder`: mean by table, fixed noise."""
+
+    def __init__(self, world: LatentWorld) -> None:
+        super().__init__()
+        self.world, self.noise = world, world.noise
+
+    def sample(self, x_BL: Tensor, generator: torch.Generator) -> Tensor:
+        mean_B = self.world.mean_X[index_of(x_BL, self.world.V)]
+        return (mean_B + self.noise * torch.randn(len(x_BL), generator=generator, dtype=torch.float64)).view(-1, 1, 1)
+
+
+class WorldJoint(nn.Module):
+    """Stand-in for `JointNetwork` that knows the world: exact p(x_i | x_t, z_t), and exact E[z0 | x_t, z_t] as output.
+
+    `blind` makes the token half ignore the latent. `seen` collects the pairs of times it was called with.
+    """
+
+    def __init__(self, world: LatentWorld, schedule: LatentSchedule, blind: bool = False) -> None:
+        super().__init__()
+        self.world, self.schedule, self.blind = world, schedule, blind
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x_BL, z_BSD, t_x_B, t_z_B, select_BL=None):
+        self.seen.append((t_x_B, t_z_B))
+        a_B, sigma_B, z_B = self.schedule.a(t_z_B), self.schedule.sigma(t_z_B), z_BSD[:, 0, 0].double()
+        posterior_BX = self.world.posterior(x_BL, z_B, a_B, sigma_B)
+        z0_B = self.world.z0_mean(posterior_BX, z_B, a_B, sigma_B)
+        if self.blind:
+            posterior_BX = self.world.posterior(x_BL, z_B, torch.zeros_like(a_B), torch.ones_like(a_B))
+        logits_BLV = self.world.token_logits(posterior_BX)
+        return (logits_BLV if select_BL is None else logits_BLV[select_BL]), z0_B.view(-1, 1, 1).to(z_BSD.dtype)
+
+
+class WorldPrior(nn.Module):
+    """Stand-in for `LatentNetwork`: exact E[z0 | z_t] of the world's mixture, no tokens shown."""
+
+    def __init__(self, world: LatentWorld, schedule: LatentSchedule) -> None:
+        super().__init__()
+        self.world, self.schedule = world, schedule
+
+    def forward(self, z_BSD, t_B, previous_BSD=None):
+        a_B, sigma_B, z_B = self.schedule.a(t_B), self.schedule.sigma(t_B), z_BSD[:, 0, 0].double()
+        hidden_BL = torch.full((len(z_B), self.world.L), self.world.V)
+        posterior_BX = self.world.posterior(hidden_BL, z_B, a_B, sigma_B)
+        return self.world.z0_mean(posterior_BX, z_B, a_B, sigma_B).view(-1, 1, 1).to(z_BSD.dtype)
+
+
+class GaussianPrior(nn.Module):
+    """Stand-in for `LatentNetwork`: E[z0 | z_t] for z0 ~ N(mean, var)."""
+
+    def __init__(self, var: float, schedule: LatentSchedule, mean: float = 0.0) -> None:
+        super().__init__()
+        self.var, self.mean, self.schedule = var, mean, schedule
+
+    def forward(self, z_BSD, t_B, previous_BSD=None):
+        a, sigma = self.schedule.a(t_B).view(-1, 1, 1), self.schedule.sigma(t_B).view(-1, 1, 1)
+        gain = a * self.var / (a**2 * self.var + sigma**2)
+        return (self.mean + gain * (z_BSD.double() - a * self.mean)).to(z_BSD.dtype)
+
+
+class LinearDecoder(nn.Module):
+    """Stand-in for SEQ's decoder: tokens independent given z, logits weight_LV z + bias_LV, the mask pattern ignored."""
+
+    def __init__(self, weight_LV: Tensor, bias_LV: Tensor) -> None:
+        super().__init__()
+        self.weight_LV, self.bias_LV = weight_LV.double(), bias_LV.double()
+
+    def log_p(self, z_B: Tensor) -> Tensor:
+        """log p(x_i = v | z), (B, L, V) float64."""
+        return (z_B[:, None, None] * self.weight_LV + self.bias_LV).log_softmax(-1)
+
+    def forward(self, x_BL, z_BSD, t_x_B, t_z_B, select_BL=None):
+        log_BLV = self.log_p(z_BSD[:, 0, 0].double()).float()
+        return (log_BLV if select_BL is None else log_BLV[select_BL]), torch.zeros_like(z_BSD)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+def token_data(problem: Problem, rows: int = 60, seed: int = 0) -> TokenData:
+    """Sequences with something to learn: each token is the one before it plus 0 or 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(count: int) -> np.ndarray:
+        start = rng.integers(problem.vocab_size, size=(count, 1))
+        steps = rng.integers(2, size=(count, problem.length - 1)).cumsum(1)
+        return ((np.concatenate((start, start + steps), axis=1)) % problem.vocab_size).astype(np.uint16)
+
+    splits = {"train": draw(rows), "valid": draw(8), "test": draw(8)}
+    return TokenData("toy", problem.vocab_size, problem.length, splits, "toy", str)
+
+
+def job_of(
+    method, folder: Path, steps: int = 40, progress: Callable[[str, int, int], None] | None = None,
+    data: TokenData | None = None, lr: float = 3e-3, batch: int = 8, **train,
+) -> Job:  # fmt: skip
+    scale = ScaleConfig(steps=steps, batch=batch, lr=lr, length=method.problem.length)
+    recipe = TrainConfig(**{"validations": 4, "valid_sequences": 8, "checkpoint_seconds": 1e9} | train)
+    data = data or token_data(method.problem)
+    report = progress or (lambda text, done, total: None)
+    return Job(method, data, scale, recipe, Numerics("cpu", "float32"), 5, folder, report)
