@@ -79,7 +79,7 @@ class NGram(Method):
         V = self.problem.vocab_size
         x = np.ascontiguousarray(train_NL).astype(np.int64)
         self._levels = []
-        for length in range(self.options.order):
+        for length in range(min(self.options.order, x.shape[1])):
             history = np.zeros((x.shape[0], x.shape[1] - length), dtype=np.int64)
             for j in range(length):
                 history = history * V + x[:, j : j + history.shape[1]]

@@ -30,7 +30,7 @@ class LatentOptions:
     loss: str = "masked_mean"  # of the tokens; or "nelbo"; see harness.diffusion.masked.MaskedTerms
     slots: int = 8
     dims: int = 8
-    encoder_depth: int = 2
+    encoder_depth: int = 1
     encoder_noise: float = 0.5  # s: standard deviation of q(z0 | x) in units of the standardised mean
     input_mask: float = 0.0  # tokens hidden from the encoder while it trains
     latent_dropout: float = 0.1  # share of a batch whose latent is replaced by pure noise

@@ -30,7 +30,7 @@ from lddm.latent import (
 @dataclass
 class SEQOptions(LatentOptions):
     stages: int = 1  # 1: the latent network learns beside the decoder, from a detached target; 2: after it
-    prior_depth: int = 4
+    prior_depth: int = 2
     prior_share: float = 0.3  # of the steps, with two stages
     self_conditioning: float = 0.5  # share of a batch whose latent network sees its own first estimate
     decoder_noise: float = 0.3  # the decoder trains on latents diffused to times up to this one

@@ -9,7 +9,8 @@ from scipy import integrate
 
 from harness.diffusion import gaussian
 from harness.diffusion.schedules import LatentSchedule
-from tests.toys import GaussianPrior, generator_of, monte_carlo, one_thread  # noqa: F401
+from tests.toys import generator_of, monte_carlo, one_thread  # noqa: F401
+from tests.toys_latent import GaussianPrior
 
 SCHEDULES = [LatentSchedule(), LatentSchedule(3.0)]
 

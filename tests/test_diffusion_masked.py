@@ -159,8 +159,8 @@ def test_the_same_check_fails_for_a_joint_draw_with_float32_gumbel_noise():
     single, double = rare_by_joint_gumbel(torch.float32), rare_by_joint_gumbel(torch.float64)
     assert stats.binomtest(double, POSITIONS, RARE * RARE_P).pvalue > 1e-3, double
     assert stats.binomtest(single, POSITIONS, RARE * RARE_P).pvalue < 1e-6, single
-    # In the first step, whose rate is 1 / 1024, theory gives g / (e^g - 1) = 1.4 % of the rate for g = 2^-24 1024 / 1e-5;
-    # the rates of later steps are larger, so that the whole process keeps more.
+    # In the first step, which reveals 1 / 1024, theory gives g / (e^g - 1) = 1.4 % of the rate, g = 2^-24 1024 / 1e-5;
+    # later steps reveal larger shares, so that the whole process keeps more.
     assert single < 0.4 * POSITIONS * RARE * RARE_P
 
 

@@ -39,7 +39,7 @@ def test_stratified_times_put_one_time_in_each_stratum():
     for seed in range(20):
         t = stratified_times(16, generator_of(seed))
         assert t.dtype == torch.float64
-        assert 0.0 < t.min() and t.max() <= 1.0
+        assert t.min() > 0.0 and t.max() <= 1.0
         assert sorted(torch.ceil(t * 16).int().tolist()) == list(range(1, 17))
 
 

@@ -126,7 +126,8 @@ def test_refusals_are_one_line_with_a_valid_choice():
 # ---- the autoregressive model ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def ar() -> Autoregressive:
-    return scramble(Autoregressive(tiny_problem(V, 3), AutoregressiveOptions()), seed=3, std=0.5).eval()
+    torch.manual_seed(0)
+    return scramble(Autoregressive(tiny_problem(V, 3), AutoregressiveOptions()), seed=3, std=0.15).eval()
 
 
 @torch.no_grad()

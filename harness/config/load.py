@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from harness.config.registry import ROOT, Entry, find_entries, register, studies_folder
 from harness.config.schema import RunConfig, check
@@ -84,8 +86,20 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
         tree = OmegaConf.to_container(tree_cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
+    _check_classes(tree)
     check(cfg)
     return Loaded(cfg, tree, tuple(arguments))
+
+
+def _check_classes(tree: dict[str, Any]) -> None:
+    """Every node that stands for an object must still name its class: `methods.seq=3` has the right type for Hydra."""
+    several = (("methods", "method"), ("metrics", "metric"))
+    nodes = [(key, key, tree[key]) for key in ("data", "tokenizer", "judge")]
+    nodes += [(f"{key}.{name}", group, node) for key, group in several for name, node in tree[key].items()]
+    for key, group, node in nodes:
+        if not isinstance(node, dict) or "_target_" not in node:
+            way = f"{group}@{key}=NAME (with '+' in front if it is new)" if "." in key else f"{key}=NAME"
+            raise UserError(f"{key}={node}: names no class; choose one with {way}; --help lists the names")
 
 
 def _parse(arguments: list[str]) -> list[Any]:
@@ -123,12 +137,20 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     if cause is not None and isinstance(cause, OmegaConfBaseException):
         text = f"{text}\n{cause}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.partition("\nConfig search path:")[0].splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     kept = [
         line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))
     ]
     message = "; ".join(dict.fromkeys(kept))
+    if "is not a ListConfig" in message:
+        message += " Lists are written [a,b]."
+    unknown = next((e for e in (cause, error) if isinstance(e, ConfigKeyError) and e.parent_node is not None), None)
+    if unknown is not None:
+        message += nearest(str(unknown.key), map(str, unknown.parent_node))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        message += nearest(name, [c.removesuffix(".yaml") for c in ConfigStore.instance().list(group)])
     return f"{key}: {message}" if key and key not in message else message
 
 
@@ -138,7 +160,7 @@ def _nearest_key(key: str, known: list[str], entries: dict[str, dict[str, Entry]
     if hint.startswith("; did"):
         return hint
     tails = {k.rsplit(".", 1)[-1]: k for k in known}
-    close = nearest(key.rsplit(".", 1)[-1], tails)
-    if close.startswith("; did"):
-        return f"; did you mean '{tails[close.split(chr(39))[1]]}'?"
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)
+    if close:
+        return f"; did you mean '{tails[close[0]]}'?"
     return "; --help lists the groups and --cfg job every key"

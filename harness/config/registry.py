@@ -7,6 +7,7 @@ its class (every key is typed, also those that a file leaves at their defaults) 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from harness.errors import UserError, nearest
 
 GLOBAL_HEADER = "# @package _global_"
 ROOT = "run"
+#: Groups whose entries name a class.
+CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def _read(path: Path) -> Entry:
         raise UserError(
             f"{path}: a study must begin with the line '{GLOBAL_HEADER}'; without it Hydra ignores its keys"
         )
+    if group in CLASS_GROUPS and "_target_" not in content:
+        raise UserError(f"{path}: names no class; a {group} needs a line such as '_target_: package.module.Class'")
     comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     return Entry(group, name, path, comments[0] if comments else "", content)
 
@@ -74,13 +79,18 @@ def _read(path: Path) -> Entry:
 def locate(target: str, where: str = "_target_") -> type:
     """The class at a dotted path; `UserError` says which part of the path does not exist."""
     module_name, _, class_name = str(target).rpartition(".")
+    if not module_name:
+        raise UserError(f"{where}={target}: not the dotted path of a class; write package.module.Class")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(f"{where}={target}: cannot import '{module_name}' ({error})") from error
     if not hasattr(module, class_name):
         raise UserError(f"{where}={target}: no such class in {module_name}{nearest(class_name, vars(module))}")
-    return getattr(module, class_name)
+    cls = getattr(module, class_name)
+    if not dataclasses.is_dataclass(getattr(cls, "Options", None)):
+        raise UserError(f"{where}={target}: has no dataclass 'Options', which gives a class of a study its keys")
+    return cls
 
 
 def build_options(node: dict[str, Any]) -> tuple[type, Any]:

@@ -5,6 +5,8 @@ Groups with a `_target_` (data, tokenizer, judge, method, metric) are typed by t
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +108,8 @@ def check(cfg: RunConfig) -> None:
             raise UserError(f"{key}={value}: {reason}")
 
     s, c, t = cfg.study, cfg.scale, cfg.train
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*", s.name) is not None
+    need(plain, "study.name", s.name, "names a folder of runs_dir; use letters, digits, '.', '_' and '-'")
     for k in s.nfe:
         need(k >= 1, "study.nfe", k, "a budget is a positive number of network calls; the smallest is 1")
     need(len(s.nfe) > 0, "study.nfe", "[]", "name at least one budget, for example [2,4,8]")
@@ -113,7 +117,12 @@ def check(cfg: RunConfig) -> None:
     need(len(s.seeds) > 0, "study.seeds", "[]", "name at least one training seed, for example [0]")
     need(len(s.temperatures) > 0, "study.temperatures", "[]", "name at least one temperature, for example [1.0]")
     for v in s.temperatures:
-        need(v > 0, "study.temperatures", v, "a temperature divides logits and must be above 0; 1.0 leaves them")
+        ok = 0 < v < math.inf
+        need(ok, "study.temperatures", v, "a temperature divides logits and must be above 0; 1.0 leaves them")
+    need(len(set(s.temperatures)) == len(s.temperatures), "study.temperatures", s.temperatures, "one is named twice")
+    for v in (*s.seeds, s.sampling_seed):
+        need(v >= 0, "study.sampling_seed" if v not in s.seeds else "study.seeds", v, "a seed is 0 or more")
+    need(len(set(s.seeds)) == len(s.seeds), "study.seeds", s.seeds, "a seed is named twice; use each once")
     need(s.samples >= 8, "study.samples", s.samples, "too few to score; use 8 or more (2000 outside smoke runs)")
     for key in ("bound_sequences", "bound_draws"):
         need(getattr(s, key) >= 1, f"study.{key}", getattr(s, key), "must be 1 or more")
@@ -124,14 +133,20 @@ def check(cfg: RunConfig) -> None:
         c.width % step == 0, "scale.width", c.width,
         f"must be a multiple of 2 x heads = {step}; the nearest is {max(step, round(c.width / step) * step)}",
     )  # fmt: skip
-    need(c.lr > 0, "scale.lr", c.lr, "must be above 0")
-    need(c.mlp_ratio > 0, "scale.mlp_ratio", c.mlp_ratio, "must be above 0")
+    need(0 < c.lr < math.inf, "scale.lr", c.lr, "must be above 0 and finite; 0.001 is usual")
+    hidden = c.mlp_ratio * c.width
+    need(1 <= hidden < math.inf, "scale.mlp_ratio", c.mlp_ratio, "leaves no hidden unit in the MLP; 4.0 is usual")
     need(1 <= t.accumulate <= c.batch, "train.accumulate", t.accumulate, f"must be 1 to scale.batch = {c.batch}")
     need(c.batch % t.accumulate == 0, "train.accumulate", t.accumulate, f"must divide scale.batch = {c.batch}")
     need(0 <= t.ema < 1, "train.ema", t.ema, "must be at least 0 and below 1; 0 keeps no average")
     need(t.clip > 0, "train.clip", t.clip, "must be above 0")
     need(0 <= t.warmup <= 1, "train.warmup", t.warmup, "is a share of the steps, 0 to 1")
-    need(t.validations >= 1, "train.validations", t.validations, "must be 1 or more")
+    need(0 <= t.final_lr <= 1, "train.final_lr", t.final_lr, "is a share of the peak, 0 to 1")
+    need(t.weight_decay >= 0, "train.weight_decay", t.weight_decay, "must be 0 or more")
+    for key in ("beta1", "beta2"):
+        need(0 <= getattr(t, key) < 1, f"train.{key}", getattr(t, key), "must be at least 0 and below 1")
+    for key in ("validations", "valid_sequences"):
+        need(getattr(t, key) >= 1, f"train.{key}", getattr(t, key), "must be 1 or more")
     choices = ("cosine", "linear", "constant")
     need(t.decay in choices, "train.decay", t.decay, f"is unknown{nearest(t.decay, choices)}")
     choices = ("auto", "float32", "bfloat16")

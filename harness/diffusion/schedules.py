@@ -48,10 +48,10 @@ class Cosine(TokenSchedule):
     """alpha = 1 - cos(pi (1 - t) / 2) (MD4, table 1): few tokens are shown in the first steps of sampling."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1.0 - torch.cos(0.5 * math.pi * (1.0 - t.double()))
+        return 1.0 - torch.sin(0.5 * math.pi * t.double())
 
     def slope(self, t: Tensor) -> Tensor:
-        return -0.5 * math.pi * torch.sin(0.5 * math.pi * (1.0 - t.double()))
+        return -0.5 * math.pi * torch.cos(0.5 * math.pi * t.double())
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,14 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _next(pipe: Connection) -> tuple[str, str] | None:
+    """The next job; None where the parent is done, or gone."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
 def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None) -> None:
     """A worker's life: build the session, then run jobs until told to stop."""
     _die_with_parent(parent)
@@ -69,7 +77,7 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
     session = Session(tree)
     cells = None
     said = 0.0
-    while (job := pipe.recv()) is not None:
+    while (job := _next(pipe)) is not None:
         kind, name = job
 
         def progress(text: str, done: int, total: int) -> None:
@@ -94,11 +102,18 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
             pipe.send(Message("broke", traceback.format_exc()))
 
 
+def _settle_distutils() -> None:
+    """On Python 3.11 torch's compiler stops if distutils was imported before setuptools, which some libraries do."""
+    if sys.version_info < (3, 12):
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
+
+
 class Pool:
     """`count` workers; `step` hands out ready jobs and returns what was said."""
 
     def __init__(self, tree: dict[str, Any], count: int, gpus: list[str] | None = None) -> None:
         self.tree, self.gpus = tree, gpus
+        _settle_distutils()
         self._context = multiprocessing.get_context("spawn")
         self.workers = [self._start(i) for i in range(count)]
 
@@ -117,8 +132,13 @@ class Pool:
         return [w for w in self.workers if w.job is not None]
 
     def assign(self, worker: Worker, job: tuple[str, str]) -> None:
+        try:
+            worker.pipe.send(job)
+        except OSError:  # it died while it had nothing to do
+            index = self.workers.index(worker)
+            self.workers[index] = worker = self._start(index)
+            worker.pipe.send(job)
         worker.job = job
-        worker.pipe.send(job)
 
     def poll(self, seconds: float, handle: Callable[[tuple[str, str], Message], None]) -> None:
         """Pass on the messages that arrive within `seconds`; a worker that died is replaced and its job reported."""

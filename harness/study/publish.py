@@ -23,7 +23,7 @@ from harness.report.table import results_table
 from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
 from harness.study.cells import Cell
 from harness.study.rows import make_rows, samples_of
-from harness.study.schedule import JobKey
+from harness.study.schedule import JUDGE, JobKey
 from harness.study.session import Session
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
@@ -62,11 +62,15 @@ class Publisher:
         self.tracker.close()
 
     def _open(self) -> None:
+        self.key = self._state()["key"]
+        write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
+        self._open_runs()
+
+    def _open_runs(self) -> None:
+        """Open the runs, or bring the tags of open ones up to date."""
         s = self.session
-        state = self._state()
         config = {k: str(v) for k, v in flatten(s.tree).items()}
-        self.parent = self.tracker.open_study(s.cfg.study.name, config, self._tags(), key=state["key"])
-        write_text(s.folder / "config.yaml", yaml.safe_dump(s.tree, sort_keys=False))
+        self.parent = self.tracker.open_study(s.cfg.study.name, config, self._tags(), key=self.key)
         self.tracker.log_dataset(
             self.parent,
             s.data.name,
@@ -128,6 +132,8 @@ class Publisher:
 
     def job_done(self, key: JobKey, cell: Cell | None) -> None:
         """A job's files are there: show them."""
+        if key == JUDGE:
+            self._open_runs()  # the protocol, which is one of the tags, is known from here on
         if cell is not None and key[0] in ("train", "score"):
             self._log_cell(cell)
         self.refresh()
@@ -244,7 +250,9 @@ def _tracker(session: Session) -> Tracker:
     if not t.enabled:
         return NullTracker()
     options = TrackingOptions(t.enabled, t.uri, t.experiment, t.system_metrics)
-    return MlflowTracker(options, Path(session.cfg.runs_dir))
+    tracker = MlflowTracker(options, Path(session.cfg.runs_dir))
+    tracker.connect()  # a store that is not there is refused before anything in the study's folder is moved
+    return tracker
 
 
 def _ui_hint(session: Session) -> str:

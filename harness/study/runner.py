@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from harness.errors import UserError
 from harness.provenance import cpu_count
 from harness.store import StudyLock, read_json, write_json, write_text
-from harness.study.cells import Cell, data_cell, make_cells
+from harness.study.cells import DATA_ROW, Cell, data_cell, make_cells
 from harness.study.pool import Message, Pool
 from harness.study.progress import Display, clock
 from harness.study.publish import Publisher
-from harness.study.schedule import JUDGE, JobKey, Task, make_tasks, ready, spread_failure, unfinished
+from harness.study.schedule import JUDGE, NEEDS_FAILED, JobKey, Task, make_tasks, ready, spread_failure, unfinished
 from harness.study.session import Session
+from harness.study.work import samples_file
 
 MAX_TRIES = 2
 
@@ -48,7 +49,9 @@ def run_study(session: Session, command: str) -> Outcome:
     print(f"study {session.cfg.study.name}: reading data", file=sys.stderr, flush=True)
     began = time.monotonic()
     cells, data = make_cells(session), data_cell(session)
-    _ = session.reference, session.metrics  # refuses too few held-out sequences or bad options before any work
+    # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
+    _ = session.reference, session.metrics, session.judge
+    _make_folder(session)
     with StudyLock(session.folder), Publisher(session, cells, data, command) as publisher:
         tasks = make_tasks(session, cells, data)
         _mark_failed_before(tasks, cells)
@@ -57,6 +60,15 @@ def run_study(session: Session, command: str) -> Outcome:
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome
+
+
+def _make_folder(session: Session) -> None:
+    try:
+        session.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"runs_dir={session.cfg.runs_dir}: cannot make {session.folder} ({error.strerror}); choose another folder"
+        ) from error
 
 
 def _mark_failed_before(tasks: dict[JobKey, Task], cells: list[Cell]) -> None:
@@ -86,9 +98,7 @@ def _work(
             _loop(tasks, pool, display, publisher, by_name)
         finally:
             pool.stop()
-    return {
-        t.key[1]: t.text for t in tasks.values() if t.state == "failed" and t.key[0] in ("train", "judge", "sample")
-    }
+    return {t.key[1]: t.text for t in tasks.values() if t.state == "failed" and t.text != NEEDS_FAILED}
 
 
 def _skip_finished(session: Session, tasks: dict[JobKey, Task], by_name: dict[str, Cell], publisher: Publisher) -> None:
@@ -100,9 +110,11 @@ def _skip_finished(session: Session, tasks: dict[JobKey, Task], by_name: dict[st
             continue
         files = {
             "train": [cell.facts(session), *([cell.model] if cell.sampler != "counts" else [])],
-            "sample": [cell.samples(session, p) for p in cell.parts],
+            "sample": [file for p in cell.parts for file in (cell.samples(session, p), samples_file(session, cell, p))],
             "score": [cell.scores(session, p, protocol) for p in cell.parts] if protocol else [],
         }[kind]
+        if files and cell.method == DATA_ROW:  # nothing is sampled: what is scored is written as text by the same job
+            files += [samples_file(session, cell, p) for p in cell.parts]
         if files and all(f.exists() for f in files):
             task.state = "done"
     if protocol and all(t.state in ("done", "failed") for k, t in tasks.items() if k != JUDGE):

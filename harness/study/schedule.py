@@ -12,6 +12,8 @@ from harness.study.session import Session
 
 JobKey = tuple[str, str]
 JUDGE: JobKey = ("judge", "judge")
+#: The text of a task that failed only because another one did.
+NEEDS_FAILED = "needs a part that failed"
 #: A training step costs three forward passes of a batch, and runs in eager mode where sampling may be compiled.
 _TRAIN, _SAMPLE, _SCORE, _LATENT_EXTRA = 4.5, 1.0, 12.0, 1.5
 
@@ -82,7 +84,7 @@ def spread_failure(tasks: dict[JobKey, Task]) -> None:
         failed = {k for k, t in tasks.items() if t.state == "failed"}
         for task in tasks.values():
             if task.state == "waiting" and failed & set(task.needs):
-                task.state, task.text, changed = "failed", "needs a part that failed", True
+                task.state, task.text, changed = "failed", NEEDS_FAILED, True
 
 
 def unfinished(tasks: dict[JobKey, Task]) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from harness.errors import UserError
 from harness.interface import Method
 from harness.metrics.base import Samples
 from harness.provenance import short_hash
@@ -69,8 +71,13 @@ def load_method(session: Session, cell: Cell) -> Method:
     """The cell's trained method in evaluation mode; counted methods are counted again (seconds)."""
     method = session.build(cell.method, cell.seed)
     if method.stages():
-        tensors, _ = checkpoint.load_tensors(cell.model)
+        tensors, meta = checkpoint.load_tensors(cell.model)
         checkpoint.load_model(method, tensors, cell.model)
+        if meta.get("key") != cell.key:  # names and shapes may agree all the same
+            raise UserError(
+                f"checkpoint {cell.model} is of another model ({meta.get('method')}, {meta.get('key')}); delete this file "
+                "and run the same command again to rebuild it"
+            )
         for stage in method.stages():
             method.set_stage(stage.name)
     else:
@@ -137,12 +144,22 @@ def _bound(session: Session, cell: Cell, method: Method) -> dict[str, float | st
 def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Draw every part that is not there yet; each is kept as ids and written as text to `samples/*.jsonl`."""
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
+    for part in cell.parts:
+        # Put aside with the results of another configuration, while the ids stayed with the cell.
+        if part not in todo and not samples_file(session, cell, part).exists():
+            tensors, _ = checkpoint.load_tensors(cell.samples(session, part))
+            write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
     if not todo:
         return
     s, c = session.cfg.study, session.cfg.compute
     method = load_method(session, cell)
     if session.numerics.compile_sampling and cell.role == "method":
-        warm_up(method, min(todo, key=lambda part: part.nfe), min(c.sample_batch, s.samples), session.numerics)
+        try:
+            warm_up(method, min(todo, key=lambda part: part.nfe), min(c.sample_batch, s.samples), session.numerics)
+        except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True)
+            method = load_method(session, cell)
     for part in todo:
         drawn = draw_samples(
             method, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
@@ -175,12 +192,13 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     session._protocol = protocol
     for i, part in enumerate(cell.parts):
         path = cell.scores(session, part, protocol)
+        if cell.method == DATA_ROW and not samples_file(session, cell, part).exists():
+            write_text(samples_file(session, cell, part), _as_jsonl(session, session.held_out.x_NL))
         if path.exists():
             continue
         progress("score", i, len(cell.parts))
         if cell.method == DATA_ROW:
             samples, meta = session.held_out, {}
-            write_text(samples_file(session, cell, part), _as_jsonl(session, samples.x_NL))
         else:
             tensors, meta = checkpoint.load_tensors(cell.samples(session, part))
             x_NL = tensors["x_NL"].numpy()

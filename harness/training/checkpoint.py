@@ -63,7 +63,7 @@ def restore_training_state(
         if key.startswith("optimizer/"):
             name, moment = key.removeprefix("optimizer/").rsplit("/", 1)
             parameter = parameters[name]
-            state.setdefault(parameter, {})[moment] = value.to(parameter.device) if value.dim() else value
+            state.setdefault(parameter, {})[moment] = value.to(parameter.device)
     for parameter, moments in state.items():
         optimizer.state[parameter] = moments
 

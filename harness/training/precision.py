@@ -44,6 +44,8 @@ def resolve(device: str, precision: str, compile_mode: str = "false") -> Numeric
         if index >= count:
             have = f"this machine has {count}" if count else "torch sees no GPU here"
             raise UserError(f"compute.device={device}: {have}; choose {'cuda:0' if count else 'cpu'}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("compute.device=mps: torch sees no Metal device here; choose cpu")
     if precision == "auto":
         precision = "bfloat16" if kind == "cuda" or (kind == "cpu" and cpu_has_bfloat16()) else "float32"
     mode = compile_mode.lower()

@@ -1,0 +1,140 @@
+"""A study that is killed, again and again, ends with the same numbers to the bit as one that was not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from harness.store import ResultsTable
+from tests.study_kit import command, snapshot
+
+_ROOT = Path(__file__).parent.parent
+#: What may differ: when and how fast it ran, in which tracking run, and at which state of the code.
+_FREE = ("seconds_per_seq", "time_ms", "mlflow_run_id", "git_sha")
+_PATIENCE = 120.0
+
+
+def _start(arguments: list[str], log: Path) -> subprocess.Popen:
+    with open(log, "ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.run", *arguments],
+            cwd=_ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
+            stdout=out,
+            stderr=out,
+        )
+
+
+def _wait_for(happened: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while not happened():
+        assert process.poll() is None, f"it ended before it could be killed\n{log.read_text()}"
+        assert time.monotonic() < until, f"it never came so far\n{log.read_text()}"
+        time.sleep(0.005)
+
+
+def _workers(process: subprocess.Popen) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if any("spawn_main" in word for word in child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+def _end(process: subprocess.Popen, log: Path) -> None:
+    assert process.wait(_PATIENCE) == 0, log.read_text()
+
+
+def _same(folder: Path, other: Path) -> None:
+    """Equal rows to the bit, and equal samples, for the methods in `folder`."""
+    frame, whole = (ResultsTable.read(f / "results.parquet").drop(columns=list(_FREE)) for f in (folder, other))
+    part = whole[whole["method"].isin(frame["method"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame, part, check_exact=True)
+    assert frame["gen_ppl"].notna().all() and frame["mauve"].notna().all() and len(frame) > 2
+    samples = snapshot(folder / "samples")
+    assert len(samples) == len(frame) and samples.items() <= snapshot(other / "samples").items()
+
+
+def test_killed_three_times_it_ends_with_the_same_numbers(finished, tmp_path):
+    rng = np.random.default_rng(2024)
+    runs, cache, log = tmp_path / "runs", tmp_path / "cache", tmp_path / "log"
+    # Two workers instead of one: how the work is shared out must not matter either.
+    methods = ["compute.workers=2", "train.checkpoint_seconds=0.05", "only=[trigram,mdlm,fuji,seq]"]
+    arguments = command(finished.corpus, runs, cache, *methods)
+
+    def exists(folder: Path, pattern: str) -> Callable[[], bool]:
+        return lambda: any(folder.glob(pattern))
+
+    judge, cell = exists(cache, "judges/*.part/fit.safetensors"), exists(runs, "smoke/cells/*/train.safetensors")
+    sampled = exists(runs, "smoke/cells/*/samples-nfe0004*")  # others are trained or scored by then
+    for moment, latest in ((judge, 0.3), (cell, 0.02), (sampled, 0.3)):
+        process = _start(arguments, log)
+        _wait_for(moment, process, log)
+        time.sleep(rng.uniform(0, latest))
+        workers = _workers(process)
+        assert workers and process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait(_PATIENCE)
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        assert not alive, "a worker outlived its parent and may still write"
+        assert moment(), "what was under way was finished before the kill"
+    assert not (runs / "smoke" / "report.md").exists()
+    _end(_start(arguments, log), log)
+    _same(runs / "smoke", finished.folder)
+    assert not list(runs.rglob("*.part")) and not list((runs / "smoke" / "cells").glob("*/train.safetensors"))
+
+
+def test_killed_while_it_scores_it_goes_on(finished, tmp_path):
+    """From the cells of a finished study without their scores: what is killed is scoring, and the judge's cache is hot."""
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    shutil.copytree(finished.folder / "cells", runs / "smoke" / "cells")
+    cells = runs / "smoke" / "cells"
+    for path in cells.glob("*/scores-*"):
+        path.unlink()
+    arguments = command(finished.corpus, runs, finished.cache, "only=[mdlm,seq]")
+    process = _start(arguments, log)
+    _wait_for(lambda: any(cells.glob("*/scores-*")), process, log)
+    process.send_signal(signal.SIGKILL)
+    process.wait(_PATIENCE)
+    assert len(list(cells.glob("*/scores-*"))) < 5
+    _end(_start(arguments, log), log)
+    _same(runs / "smoke", finished.folder)
+
+
+def test_worker_that_is_killed_is_replaced_and_the_study_ends_well(finished, tmp_path):
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    arguments = command(finished.corpus, runs, finished.cache, "only=[mdlm]", "train.checkpoint_seconds=0.05")
+    process = _start(arguments, log)
+    _wait_for(lambda: any(runs.glob("smoke/cells/*/train.safetensors")), process, log)
+    (worker,) = _workers(process)
+    worker.kill()
+    _end(process, log)
+    assert "worker process ended with exit code -9; trying again" in log.read_text()
+    _same(runs / "smoke", finished.folder)
+
+
+def test_interrupt_is_answered_in_one_line(finished, tmp_path):
+    """Ctrl-C goes to the parent and to the workers; the exit code is that of a shell."""
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    process = _start(command(finished.corpus, runs, finished.cache, "only=[mdlm]"), log)
+    _wait_for(lambda: any(runs.glob("smoke/cells/*/curves.jsonl")), process, log)
+    workers = _workers(process)
+    for each in (*workers, psutil.Process(process.pid)):
+        each.send_signal(signal.SIGINT)
+    assert process.wait(_PATIENCE) == 130
+    assert log.read_text().strip().splitlines()[-1] == "stopped; the same command continues where it was"
+    assert "Traceback" not in log.read_text()
+    assert not psutil.wait_procs(workers, timeout=5)[1]
