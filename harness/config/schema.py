@@ -76,6 +76,8 @@ class ComputeConfig:
 
 @dataclass
 class TrackingConfig:
+    """Where runs are logged (see `harness.tracking`)."""
+
     enabled: bool = True
     uri: str | None = None  # default: sqlite in the runs folder
     experiment: str | None = None  # default: the study's name
@@ -84,6 +86,8 @@ class TrackingConfig:
 
 @dataclass
 class RunConfig:
+    """All of a run: the groups, the named methods and metrics, and where files go."""
+
     study: StudyConfig = field(default_factory=StudyConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -5,6 +5,7 @@ A job is (kind, cell name); what it does is in `harness.study.work`. Results are
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -33,6 +34,8 @@ class Message:
 
 @dataclass
 class Worker:
+    """A process, the parent's end of its pipe, and the job that it has."""
+
     process: Any
     pipe: Connection
     job: tuple[str, str] | None = None
@@ -66,6 +69,9 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ.setdefault("OMP_NUM_THREADS", str(tree["compute"]["threads"]))
+    # On Python 3.11 torch's compiler stops if distutils was imported before setuptools, as some libraries do.
+    with contextlib.suppress(ImportError):
+        import setuptools  # noqa: F401
     import torch
 
     from harness.study import work
@@ -102,18 +108,11 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
             pipe.send(Message("broke", traceback.format_exc()))
 
 
-def _settle_distutils() -> None:
-    """On Python 3.11 torch's compiler stops if distutils was imported before setuptools, which some libraries do."""
-    if sys.version_info < (3, 12):
-        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-
-
 class Pool:
     """`count` workers; `step` hands out ready jobs and returns what was said."""
 
     def __init__(self, tree: dict[str, Any], count: int, gpus: list[str] | None = None) -> None:
         self.tree, self.gpus = tree, gpus
-        _settle_distutils()
         self._context = multiprocessing.get_context("spawn")
         self.workers = [self._start(i) for i in range(count)]
 
@@ -132,6 +131,7 @@ class Pool:
         return [w for w in self.workers if w.job is not None]
 
     def assign(self, worker: Worker, job: tuple[str, str]) -> None:
+        """Give an idle worker a job; one that has died is replaced first."""
         try:
             worker.pipe.send(job)
         except OSError:  # it died while it had nothing to do
@@ -159,9 +159,15 @@ class Pool:
             handle(job, message)
 
     def stop(self) -> None:
-        """End all workers now; what they had finished is in files."""
-        for worker in self.workers:
+        """End all workers now; what they had finished is in files. Idle ones are asked, so that they can clean up."""
+        for worker in self.idle():
+            with contextlib.suppress(OSError):
+                worker.pipe.send(None)
+        for worker in self.busy():
             worker.process.kill()
         for worker in self.workers:
-            worker.process.join()
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
             worker.pipe.close()
