@@ -105,7 +105,7 @@ class _ThreadWorker:
 
         self._ours = ours
         self._thread = threading.Thread(target=life, daemon=daemon)
-        self.start, self.join = self._thread.start, self._thread.join
+        self.start, self.join, self.is_alive = self._thread.start, self._thread.join, self._thread.is_alive
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):

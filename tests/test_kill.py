@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -54,10 +53,6 @@ def _workers(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-def _end(process: subprocess.Popen, log: Path) -> None:
-    assert process.wait(_PATIENCE) == 0, log.read_text()
-
-
 def _same(folder: Path, other: Path) -> None:
     """Equal rows to the bit, and equal samples, for the methods in `folder`."""
     frame, whole = (ResultsTable.read(f / "results.parquet").drop(columns=list(_FREE)) for f in (folder, other))
@@ -68,20 +63,21 @@ def _same(folder: Path, other: Path) -> None:
     assert len(samples) == len(frame) and samples.items() <= snapshot(other / "samples").items()
 
 
-def test_killed_three_times_it_ends_with_the_same_numbers(finished, tmp_path):
-    """With one worker cells are trained first, then the judge, then all is sampled: each kill interrupts one of them."""
+def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
+    """With one worker cells are trained first, then the judge, then all is sampled, then scored; a kill in each."""
     rng = np.random.default_rng(2024)
     runs, cache, log = tmp_path / "runs", tmp_path / "cache", tmp_path / "log"
     cells = runs / "smoke" / "cells"
     arguments = command(finished.corpus, runs, cache, "train.checkpoint_seconds=0.05", "only=[trigram,mdlm,fuji,seq]")
 
-    def sampled() -> bool:
-        return 0 < len(list(cells.glob("*/samples-*"))) < 7
+    def some(pattern: str, of: int) -> Callable[[], bool]:
+        return lambda: 0 < len(list(cells.glob(pattern))) < of
 
     moments = (
-        (lambda: any(cells.glob("*/train.safetensors")), 0.02),
+        (some("*/train.safetensors", of=2), 0.02),
         (lambda: any(cache.glob("judges/*.part/fit.safetensors")), 0.2),
-        (sampled, 0.02),
+        (some("*/samples-*", of=7), 0.02),
+        (some("*/scores-*", of=8), 0.05),
     )
     for under_way, latest in moments:
         process = _start(arguments, log)
@@ -92,39 +88,15 @@ def test_killed_three_times_it_ends_with_the_same_numbers(finished, tmp_path):
         process.wait(_PATIENCE)
         assert workers and not psutil.wait_procs(workers, timeout=5)[1], "a worker outlived its parent"
         assert under_way(), "what was to be interrupted was finished before the kill"
-    # Two workers at last: how the work is shared out must not matter either.
-    _end(_start([*arguments, "compute.workers=2"], log), log)
+
+    # Two workers at last, of which one is killed: how the work is shared out must not matter either.
+    process = _start([*arguments, "compute.workers=2"], log)
+    _wait_for(lambda: len(_workers(process)) == 2, process, log)
+    _workers(process)[0].kill()
+    assert process.wait(_PATIENCE) == 0, log.read_text()
+    assert log.read_text().count("worker process ended with exit code -9; trying again") == 1
     _same(runs / "smoke", finished.folder)
     assert not list(runs.rglob("*.part")) and not list(cells.glob("*/train.safetensors"))
-
-
-def test_killed_while_it_scores_it_goes_on(finished, tmp_path):
-    """From the cells of a finished study without their scores: what is killed is scoring, and the judge's cache is hot."""
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    shutil.copytree(finished.folder / "cells", runs / "smoke" / "cells")
-    cells = runs / "smoke" / "cells"
-    for path in cells.glob("*/scores-*"):
-        path.unlink()
-    arguments = command(finished.corpus, runs, finished.cache, "only=[mdlm,seq]")
-    process = _start(arguments, log)
-    _wait_for(lambda: any(cells.glob("*/scores-*")), process, log)
-    process.send_signal(signal.SIGKILL)
-    process.wait(_PATIENCE)
-    assert len(list(cells.glob("*/scores-*"))) < 5
-    _end(_start(arguments, log), log)
-    _same(runs / "smoke", finished.folder)
-
-
-def test_worker_that_is_killed_is_replaced_and_the_study_ends_well(finished, tmp_path):
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    arguments = command(finished.corpus, runs, finished.cache, "only=[mdlm]", "train.checkpoint_seconds=0.05")
-    process = _start(arguments, log)
-    _wait_for(lambda: any(runs.glob("smoke/cells/*/train.safetensors")), process, log)
-    (worker,) = _workers(process)
-    worker.kill()
-    _end(process, log)
-    assert "worker process ended with exit code -9; trying again" in log.read_text()
-    _same(runs / "smoke", finished.folder)
 
 
 def test_interrupt_is_answered_in_one_line(finished, tmp_path):

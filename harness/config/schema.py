@@ -56,7 +56,7 @@ class TrainConfig:
     beta2: float = 0.98
     clip: float = 1.0
     ema: float = 0.995
-    accumulate: int = 1  # parts that a batch is cut into; the gradient is that of the whole batch
+    accumulate: int = 1  # parts that a batch is cut into; their gradients are averaged
     validations: int = 10  # over a training run
     valid_sequences: int = 256
     checkpoint_seconds: float = 20.0

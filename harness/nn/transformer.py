@@ -1,7 +1,7 @@
 """The transformer trunk that every method shares, so that comparisons are fair.
 
 Pre-norm blocks, rotary positions, RMS norm on queries and keys, SDPA attention, optional adaLN time conditioning.
-The trunk maps embeddings to hidden states; token embeddings and the LM head live in `harness.nn.heads`, because a
+The trunk maps embeddings to hidden states; token embeddings and the LM head live in `harness.nn.networks`, because a
 latent network has neither.
 
 Shapes: B batch, L positions, E width, H heads, C conditioning width.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from harness.metrics.identity import metric_identity
 from harness.nn.transformer import TrunkShape
 from harness.provenance import short_hash
 from harness.training.precision import Numerics, resolve
+
+if TYPE_CHECKING:
+    from harness.study.cells import Cell
 
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
 PROTOCOL_VERSION = 1
@@ -143,7 +147,7 @@ class Session:
         }
         return short_hash(node, 12)
 
-    def config_key(self, cells) -> str:
+    def config_key(self, cells: Sequence[Cell]) -> str:
         """Identity of everything that the study's table depends on, except the judge's weights."""
         parts = [[c.key, c.method, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
         study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
@@ -151,7 +155,7 @@ class Session:
             {"cells": parts, "study": study, "judge": self.tree["judge"], "metrics": self.tree["metrics"]}, 12
         )
 
-    def headline_temperature(self, cell) -> float:
+    def headline_temperature(self, cell: Cell) -> float:
         """1 where the cell has it, else its first: the one that tracking shows against NFE."""
         heats = [part.temperature for part in cell.parts]
         return 1.0 if 1.0 in heats else heats[0]
