@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.diffusion import masked
 from harness.diffusion.schedules import stratified_times, token_schedule
+from harness.errors import UserError
 from harness.interface import Bound, Draw, Loss, Method, Problem
 from harness.nn.networks import TokenNetwork
 from harness.nn.transformer import TrunkShape
@@ -37,6 +38,8 @@ class MDLM(Method):
         super().__init__(problem, options)
         self.schedule = token_schedule(options.schedule)
         masked.check_loss(options.loss)
+        if not 0.1 <= options.width_factor <= 16.0:
+            raise UserError(f"width_factor={options.width_factor} is out of range; choose 0.1 to 16")
         step = 2 * problem.shape.heads
         width = max(step, round(problem.shape.width * options.width_factor / step) * step)
         shape = TrunkShape(width, problem.shape.depth, problem.shape.heads, problem.shape.mlp_ratio)

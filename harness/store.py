@@ -14,9 +14,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -239,7 +242,7 @@ class ResultsTable:
         )
 
 
-def write_parquet(path: Path, frame) -> None:
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Replace `path` by a `pandas.DataFrame` as parquet (no index) in one step."""
     _write_atomically(path, lambda handle: frame.to_parquet(handle, engine="pyarrow", index=False))
 

@@ -41,20 +41,28 @@ class LatentOptions:
     time: str = "add"  # how times enter the joint network: "add" or "adaln"
 
 
-def check_options(o: LatentOptions) -> None:
-    """Raise `UserError` in one line for a value outside its range."""
-    for name, low, high in (
-        ("slots", 1, 4096),
-        ("dims", 1, 4096),
-        ("encoder_depth", 1, 96),
-        ("input_mask", 0.0, 0.95),
-        ("latent_dropout", 0.0, 1.0),
-        ("latent_weight", 0.0, 1e6),
-        ("eta", 0.0, 1.0),
-    ):
-        value = getattr(o, name)
+RANGES = {
+    "slots": (1, 4096),
+    "dims": (1, 4096),
+    "encoder_depth": (1, 96),
+    "input_mask": (0.0, 0.95),
+    "latent_dropout": (0.0, 1.0),
+    "latent_weight": (0.0, 1e6),
+    "eta": (0.0, 1.0),
+}
+
+
+def check_ranges(options: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise `UserError` in one line for the first option outside its closed range."""
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
         if not low <= value <= high:
             raise UserError(f"{name}={value} is out of range; choose {low} to {high}")
+
+
+def check_options(o: LatentOptions) -> None:
+    """Raise `UserError` in one line for a value that FUJI and SEQ cannot use."""
+    check_ranges(o, RANGES)
     check_loss(o.loss)
     if not o.encoder_noise > 0:
         raise UserError(
@@ -105,7 +113,7 @@ class LatentEncoder(nn.Module):
         self.standardise.train(not frozen and self.training)
 
 
-def gaussian_noise(shape, generator: torch.Generator) -> Tensor:
+def gaussian_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 

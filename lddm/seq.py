@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from harness.diffusion import gaussian, masked
 from harness.diffusion.paths import latent_first_path, split_calls
 from harness.diffusion.schedules import LatentSchedule, stratified_times, token_schedule
-from harness.errors import UserError
 from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
 from harness.nn.networks import JointNetwork, LatentNetwork
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
     check_options,
+    check_ranges,
     gaussian_noise,
     latent_mse,
     predicted_z0,
@@ -37,6 +37,16 @@ class SEQOptions(LatentOptions):
     latent_share: float = 0.5  # of a budget K that goes to K_z
 
 
+RANGES = {
+    "stages": (1, 2),
+    "prior_depth": (1, 96),
+    "prior_share": (0.01, 0.99),
+    "self_conditioning": (0.0, 1.0),
+    "decoder_noise": (0.0, 1.0),
+    "latent_share": (0.0, 1.0),
+}
+
+
 class SEQ(Method):
     """p(z0) by Gaussian diffusion over the slots, p(x | z0) by masked diffusion with the latent beside the tokens."""
 
@@ -47,8 +57,7 @@ class SEQ(Method):
     def __init__(self, problem: Problem, options: SEQOptions) -> None:
         super().__init__(problem, options)
         check_options(options)
-        if options.stages not in (1, 2):
-            raise UserError(f"stages={options.stages} is out of range; choose 1 or 2")
+        check_ranges(options, RANGES)
         self.schedule = token_schedule(options.schedule)
         self.latent_schedule = LatentSchedule(options.latent_shift)
         self.encoder = LatentEncoder(problem, options)

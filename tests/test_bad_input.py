@@ -118,7 +118,7 @@ RANGES = [
     (["train.accumulate=3"], "train.accumulate=3", "divide scale.batch = 16"),
     (["train.beta2=1"], "train.beta2=1", "below 1"),
     (["judge.width=33"], "width=33", "use width=32"),
-    (["methods.trigram.order=99"], "order=99", "choose 1 to 9"),
+    (["methods.bigram.order=99"], "order=99", "choose 1 to 9"),
     (["methods.seq.encoder_noise=0"], "encoder_noise=0", "above 0"),
     (["methods.seq.slots=0"], "slots=0", "choose 1 to"),
     (["methods.seq.prior_depth=0"], "prior_depth=0", "choose"),

@@ -60,7 +60,7 @@ def draw(method: Method, nfe: int, seed: int = 0, n: int = 12, temperature: floa
 
 
 def test_the_shipped_methods_are_found():
-    assert {"unigram", "trigram", "ar", "mdlm", "fuji", "seq"} <= set(ENTRIES)
+    assert {"unigram", "bigram", "trigram", "ar", "mdlm", "fuji", "seq"} <= set(ENTRIES)
     assert all(entry.about for entry in ENTRIES.values()), "the first comment of a YAML says what it is"
 
 

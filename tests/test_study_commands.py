@@ -93,10 +93,10 @@ def test_only_runs_what_it_names(finished, tmp_path):
     shutil.copytree(finished.folder / "cells", tmp_path / "runs" / "smoke" / "cells")
     folder = tmp_path / "runs" / "smoke"
     models = _models(folder)
-    said = invoke(command(finished.corpus, tmp_path / "runs", finished.cache, "only=[seq,trigram]"))
+    said = invoke(command(finished.corpus, tmp_path / "runs", finished.cache, "only=[seq,bigram]"))
     assert said.code == 0, said.err
     frame, whole = _frame(folder), _frame(finished.folder)
-    assert set(frame["method"]) == {"data", "seq", "trigram"} and _models(folder) == models
+    assert set(frame["method"]) == {"data", "seq", "bigram"} and _models(folder) == models
     columns = ["method", "nfe", "gen_ppl", "entropy", "mauve", "nelbo_nats_per_token", "flops_per_seq"]
     part = whole[whole["method"].isin(frame["method"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(frame[columns], part[columns], check_exact=True)
@@ -133,7 +133,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
         if line.startswith("| ") and "seed" in line
     ]
     assert [row[0] for row in table] == [
-        *("unigram/seed0", "trigram/seed0"),
+        *("unigram/seed0", "bigram/seed0"),
         *(f"{name}/seed{seed}" for name in ("ar", "mdlm", "fuji", "seq") for seed in (0, 1)),
     ]
     by_cell = {row[0]: row[1:] for row in table}
@@ -141,7 +141,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
     for name in ("mdlm", "fuji", "seq", "ar"):
         assert by_cell[f"{name}/seed0"][0] == str(params[name].max() if name != "ar" else params[name])
         assert by_cell[f"{name}/seed0"][1] == "60"
-    assert by_cell["mdlm/seed0"][2] == "2, 4" and by_cell["ar/seed0"][2] == "32" and by_cell["trigram/seed0"][2] == "0"
+    assert by_cell["mdlm/seed0"][2] == "2, 4" and by_cell["ar/seed0"][2] == "32" and by_cell["bigram/seed0"][2] == "0"
     assert all(":" in row[4] and ":" in row[5] and row[6] == "" for row in table)
     assert "about " in said.out and str(tmp_path / "runs" / "smoke") in said.out
 
@@ -153,4 +153,4 @@ def test_plan_knows_what_is_done(finished):
     done = {
         line.split("|")[1].strip(): line.split("|")[7].strip() for line in said.out.splitlines() if "/seed0" in line
     }
-    assert done["mdlm/seed0"] == "trained" and done["ar/seed0"] == done["trigram/seed0"] == "all"
+    assert done["mdlm/seed0"] == "trained" and done["ar/seed0"] == done["bigram/seed0"] == "all"

@@ -21,7 +21,7 @@ LENGTH, SAMPLES = 32, 24
 WANTED = {
     "data": [None],
     "unigram": [0],
-    "trigram": [0],
+    "bigram": [0],
     "ar": [LENGTH],
     **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq")},
 }
@@ -51,7 +51,7 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
         *[("MDLM", str(k)) for k in BUDGETS],
         *[("SEQ", f"{k} ({k // 2}+{k // 2})") for k in BUDGETS],
         ("*Autoregressive*", str(LENGTH)),
-        ("*Trigram*", "0"),
+        ("*Bigram*", "0"),
         ("*Unigram*", "0"),
     ]
     header = next(line for line in finished.said.out.splitlines() if line.startswith("| Method"))

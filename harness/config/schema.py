@@ -64,7 +64,7 @@ class TrainConfig:
 
 @dataclass
 class ComputeConfig:
-    """Where and how it runs; nothing here changes what is measured, beyond rounding."""
+    """Where and how it runs; nothing here changes what is measured, beyond rounding and which draws are made."""
 
     device: str = "auto"  # "cpu", "cuda", "cuda:1"
     precision: str = "auto"  # "float32", "bfloat16" (autocast)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.diffusion.schedules import TokenSchedule
 from harness.errors import UserError, nearest
 
 #: Dtype of every categorical draw; samplers report it from the tensor that was drawn from, not from here.
@@ -103,7 +104,7 @@ def draw_tokens(logits_MV: Tensor, generator: torch.Generator, temperature: floa
     return index_M1[:, 0].clamp_(max=p_MV.shape[1] - 1), str(cdf_MV.dtype).removeprefix("torch.")
 
 
-def step_alphas(schedule, steps: int) -> list[float]:
+def step_alphas(schedule: TokenSchedule, steps: int) -> list[float]:
     """alpha at the K + 1 equally spaced times from 1 to 0: starts at 0, ends at exactly 1."""
     t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     alphas = schedule.alpha(t).tolist()

@@ -61,12 +61,18 @@ class Cell:
         s = session.cfg.study
         return self.folder / f"facts-b{s.bound_sequences}x{s.bound_draws}.json"
 
-    def samples(self, session: Session, part: Part) -> Path:
+    @staticmethod
+    def _draw(session: Session, part: Part) -> str:
+        """Identity of a draw: budget, number, seed, and the chunk size, since each chunk has a generator of its own."""
         s = session.cfg.study
-        return self.folder / f"samples-{part.label}-n{s.samples}-s{s.sampling_seed}.safetensors"
+        chunk = min(session.cfg.compute.sample_batch, s.samples)
+        return f"{part.label}-n{s.samples}-s{s.sampling_seed}-c{chunk}"
+
+    def samples(self, session: Session, part: Part) -> Path:
+        return self.folder / f"samples-{self._draw(session, part)}.safetensors"
 
     def scores(self, session: Session, part: Part, protocol: str) -> Path:
-        return self.folder / f"scores-{part.label}-{protocol}.json"
+        return self.folder / f"scores-{self._draw(session, part)}-{protocol}.json"
 
 
 def make_cells(session: Session) -> list[Cell]:

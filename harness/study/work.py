@@ -158,7 +158,9 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
             warm_up(method, min(todo, key=lambda part: part.nfe), min(c.sample_batch, s.samples), session.numerics)
         except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True)
+            print(
+                f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True
+            )
             method = load_method(session, cell)
     for part in todo:
         drawn = draw_samples(
