@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -70,7 +71,8 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ.setdefault("OMP_NUM_THREADS", str(tree["compute"]["threads"]))
     # On Python 3.11 torch's compiler stops if distutils was imported before setuptools, as some libraries do.
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         import setuptools  # noqa: F401
     import torch
 
