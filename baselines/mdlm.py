@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import masked
+from harness.diffusion import ancestral, masked
 from harness.diffusion.schedules import stratified_times, token_schedule
 from harness.errors import UserError
 from harness.interface import Bound, Draw, Loss, Method, Problem
@@ -66,15 +66,14 @@ class MDLM(Method):
         terms = self._terms(x_BL, generator)
         return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")
 
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor:
+        self.check_budget(nfe)
+        alphas = masked.step_alphas(self.schedule, nfe)
+        return ancestral.path_nll(self.network, x_BL, self.problem.vocab_size, alphas, generator)
+
     def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
         self.check_budget(nfe)
-        L, mask_id = self.problem.length, self.problem.vocab_size
-        x_NL = torch.full((n, L), mask_id, dtype=torch.int64, device=generator.device)
-        alphas, dtype = masked.step_alphas(self.schedule, nfe), "float64"
-        for k in range(nfe):
-            flips_NL = masked.choose_flips(x_NL == mask_id, alphas[k], alphas[k + 1], generator)
-            t_N = torch.full((n,), 1.0 - k / nfe, device=generator.device)
-            logits_MV = self.network(x_NL, flips_NL, t_N)
-            x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
+        shape, alphas = (n, self.problem.length), masked.step_alphas(self.schedule, nfe)
+        x_NL, dtype = ancestral.sample(self.network, shape, self.problem.vocab_size, alphas, generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -18,15 +18,20 @@ from torch import Tensor, nn
 
 from harness.errors import BudgetError
 from harness.nn.transformer import TrunkShape
+from harness.tasks.base import ExactTask
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is modelled, and at which size: fixed by the study, the same for every method in it."""
+    """What is modelled, and at which size: fixed by the study, the same for every method in it.
+
+    `truth` is the distribution itself where it is known; it is there for the oracle, and no other method may look at it.
+    """
 
     vocab_size: int
     length: int
     shape: TrunkShape
+    truth: ExactTask | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,16 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """Upper bound on `-log p(x)`, or None where the method has none."""
+
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
+        """`-log q(x | path)` of the sampler of `nfe` calls along one random path, (B,) float64 nats; None without one.
+
+        A path says which positions are revealed in which call; it is drawn as `sample` draws it, blind to the tokens, and
+        given it the sampler's probability of x is `prod_k prod_{i in call k} p(x_i | x revealed before)`. The mean over
+        paths of `exp(-path_nll)` is the sampler's law q_K(x), so `-log mean exp(-path_nll)` over any number of paths is
+        an upper bound on `-log q_K(x)` in the mean (Burda et al. 2016). Temperature 1.
+        """
+        return None
 
     # ---- sampling -------------------------------------------------------------------------------------------------
     @abstractmethod

@@ -10,19 +10,25 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import EXIT_CODE, UserError
+
+if TYPE_CHECKING:
+    from harness.config.load import LoadedSuite
+    from harness.study.runner import Outcome
 
 _USAGE = """usage: python -m harness.run [study=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...] [options]
 
 options:
   --help              this text
-  --cfg job           print the resolved configuration and stop
+  --cfg job           print the resolved configuration and stop (of a study with tasks: one document for each)
   --config-dir DIR    a folder of your own with study/, method/, ... beside those of the package
 
 examples:
   python -m harness.run study=few_step plan=true
   python -m harness.run study=few_step data=text data.path=books study.nfe=[2,4,8] only=[mdlm,seq]
+  python -m harness.run study=exact only_tasks=[binsaw,hmm] study.unmet=skip
   python -m harness.run study=few_step methods.seq.slots=16 +method@methods.wide=mdlm methods.wide.width_factor=1.5
 """
 
@@ -73,13 +79,15 @@ def _run(arguments: list[str]) -> int:
     if show_help:
         print(_help(folders))
         return 0
-    from harness.config.load import load
+    from harness.config.load import load, load_suite
 
+    suite = load_suite(overrides, folders)
+    command = "python -m harness.run " + " ".join(arguments)
+    if suite is not None:
+        return _run_suite(suite, command, show_config)
     loaded = load(overrides, folders)
     if show_config:
-        import yaml
-
-        print(yaml.safe_dump(loaded.tree, sort_keys=False), end="")
+        _show([loaded.tree])
         return 0
     from harness.study.session import Session
 
@@ -91,7 +99,31 @@ def _run(arguments: list[str]) -> int:
         return 0
     from harness.study.runner import run_study
 
-    outcome = run_study(session, "python -m harness.run " + " ".join(arguments))
+    return _ended(run_study(session, command))
+
+
+def _run_suite(loaded: LoadedSuite, command: str, show_config: bool) -> int:
+    """The same for a study with tasks."""
+    if show_config:
+        _show([part.tree for part in loaded.parts.values()])
+        return 0
+    from harness.study.suite import Suite, describe_suite, run_suite
+
+    suite = Suite(loaded)
+    if all(part.cfg.plan for part in loaded.parts.values()):
+        print(describe_suite(suite))
+        return 0
+    return _ended(run_suite(suite, command))
+
+
+def _show(trees: list[dict[str, Any]]) -> None:
+    import yaml
+
+    print(yaml.safe_dump_all(trees, sort_keys=False), end="")
+
+
+def _ended(outcome: Outcome) -> int:
+    """Print how it ended; the exit code."""
     print(outcome.table)
     for place in outcome.places:
         print(place)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written to into a `UserError` that names `path`."""
+def _explained(path: Path, folder: str = "folder") -> Iterator[None]:
+    """Turn a full disk or a place that cannot be written to into a `UserError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -37,15 +37,18 @@ def _explained(path: Path) -> Iterator[None]:
                 "free some space and run the same command again"
             ) from None
         if error.errno in _FORBIDDEN:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from None
+            raise UserError(f"cannot write {path}: {error.strerror}; choose a {folder} that you may write to") from None
         raise
 
 
-def _write_atomically(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """`fill` a temporary file in the same folder, then put it in the place of `path` in one step."""
+def write_atomically(path: Path, fill: Callable[[BinaryIO], object], folder: str = "folder") -> None:
+    """`fill` a temporary file beside `path`, then put it in its place: readers see the old file or the whole new one.
+
+    Raises `UserError` where the disk is full or the place cannot be written to; `folder` is what the message calls it.
+    """
     path = Path(path)
     part = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
-    with _explained(path):
+    with _explained(path, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(part, "xb") as handle:
@@ -69,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step. Raises `UserError` where the disk is full or the folder read-only."""
-    _write_atomically(path, lambda handle: handle.write(content))
+    write_atomically(path, lambda handle: handle.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -244,7 +247,7 @@ class ResultsTable:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Replace `path` by a `pandas.DataFrame` as parquet (no index) in one step."""
-    _write_atomically(path, lambda handle: frame.to_parquet(handle, engine="pyarrow", index=False))
+    write_atomically(path, lambda handle: frame.to_parquet(handle, engine="pyarrow", index=False))
 
 
 class StudyLock:

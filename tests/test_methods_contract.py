@@ -1,6 +1,6 @@
 """What every method under `studies/method/` owes the harness; a new YAML is tested here without a new line.
 
-Tiny problem: V = 7 symbols, L = 8 tokens, one block of width 16.
+Tiny problem: V = 7 symbols, L = 8 tokens, one block of width 16; its law is known, for methods that need it.
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ from harness.interface import Method
 from harness.study.cells import Part
 from harness.study.sampling import checked_sample
 from harness.training.checkpoint import load_model, load_tensors, save_tensors
-from tests.toys import generator_of, one_thread, scramble, tiny_problem, token_data  # noqa: F401
+from tests.toys import generator_of, one_thread, scramble, token_data  # noqa: F401
+from tests.toys_exact import exact_problem
 
 ENTRIES = find_entries([studies_folder()])["method"]
-PROBLEM = tiny_problem()
+PROBLEM = exact_problem()
 V, L = PROBLEM.vocab_size, PROBLEM.length
 WANTED = (1, 2, 3, 4, 7, L, 2 * L)
 X = torch.from_numpy(token_data(PROBLEM).splits["train"][:16].astype(np.int64))
@@ -66,7 +67,7 @@ def test_the_shipped_methods_are_found():
 
 def test_it_names_itself_its_sampler_and_its_role(method):
     assert method.title and method.sampler
-    assert method.role in ("method", "reference")
+    assert method.role in ("method", "reference", "floor")
     assert dataclasses.is_dataclass(type(method).Options)
 
 
@@ -148,6 +149,17 @@ def test_bound_of_one_sequence_and_of_the_whole_vocabulary(method):
     for x_BL in (X[:1], torch.arange(V).repeat(L)[: 7 * L].view(7, L)):
         bound = method.bound(x_BL, generator_of(6))
         assert bound is None or torch.isfinite(bound.total_B).all()
+
+
+@torch.no_grad()
+def test_paths_are_none_or_one_finite_value_for_each_sequence(method):
+    for nfe in runnable(method):
+        nll_B = method.path_nll(X, nfe, generator_of(9)) if nfe else None
+        if nll_B is not None:
+            assert nll_B.shape == (len(X),) and nll_B.dtype == torch.float64
+            assert torch.isfinite(nll_B).all() and bool((nll_B > 0).all())
+            assert torch.equal(nll_B, method.path_nll(X, nfe, generator_of(9)))
+            assert nfe == 1 or not torch.equal(nll_B, method.path_nll(X, nfe, generator_of(10)))
 
 
 @torch.no_grad()

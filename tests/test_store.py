@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from harness import store
+from harness.data import files
 from harness.errors import UserError
 from harness.store import SCHEMA, ResultsTable, StudyLock
 
@@ -40,6 +41,30 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_for_results_and_cache_alike(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write, folder in ((store.write_bytes, "a folder"), (_to_cache, "a cache folder")):
+        with pytest.raises(UserError, match=rf"cannot write .*file/a: .*; choose {folder} that you may write to"):
+            write(tmp_path / "file" / "a", b"x")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def _to_cache(path, content):
+    files.write_atomically(path, lambda handle: handle.write(content))
+
+
+def test_a_cache_file_that_cannot_be_filled_leaves_nothing(tmp_path):
+    _to_cache(tmp_path / "a", b"old")
+
+    def fill(handle):
+        handle.write(b"new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="no space left"):
+        files.write_atomically(tmp_path / "a", fill)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_other_errors_are_not_dressed_up(tmp_path, monkeypatch):

@@ -16,13 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from harness.config.registry import ROOT, Entry, find_entries, register, studies_folder
-from harness.config.schema import RunConfig, check
+from harness.config.schema import RunConfig, check, check_tasks
 from harness.errors import UserError, nearest
 
 #: Groups that every run chooses from, with what they choose unless told.
 ROOT_DEFAULTS: list[Any] = [
     {"study": "few_step"},
 ]
+
+
+#: Keys younger than the first results. At these values they are left out of the tree, and with it out of the identity
+#: of results, so that a study that does not use them is the one that it was before there were such keys.
+_YOUNG: dict[tuple[str, ...], Any] = {("study", "unmet"): "refuse", ("study", "tasks"): {}, ("only_tasks",): []}
+#: What a task of a study may not set: it belongs to the study as a whole.
+_NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,20 @@ class Loaded:
     cfg: RunConfig
     tree: dict[str, Any]
     overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A study with tasks: `parts` are the chosen ones as studies of their own, called `<study>/<task>`.
+
+    `others` are the tasks that were not chosen, as far as they compose: their results may be there already.
+    """
+
+    name: str
+    question: str
+    order: tuple[str, ...]  # of all tasks
+    parts: dict[str, Loaded]
+    others: dict[str, Loaded]
 
 
 def leaves(tree: Any, prefix: str = "") -> list[str]:
@@ -58,10 +79,71 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
-    """Compose and check the configuration; raises `UserError`."""
+    """Compose and check the configuration of one study (its tasks, if it has any, aside); raises `UserError`."""
+    entries = _entries(config_dirs)
+    return _checked(_composed(_parse(arguments), entries), arguments)
+
+
+def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> LoadedSuite | None:
+    """Compose and check all chosen tasks of a study, or None where it has no `study.tasks`; raises `UserError`.
+
+    A task's overrides come before those of the command line, which win.
+    """
+    entries = _entries(config_dirs)
+    parsed = _parse(arguments)
+    # Other keys may be of data or methods that only some task chooses; they are checked with each task.
+    own = [o for o in parsed if o.key_or_group.split(".")[0] in ("study", "only_tasks")]
+    try:
+        base = _compose([o.input_line for o in own])
+    except UserError:
+        base = _composed(own, entries)  # slower, and says what is wrong in the words of this file
+    try:
+        study = OmegaConf.to_container(base.study, resolve=True)
+        only = [str(name) for name in base.only_tasks]
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+    if not study["tasks"]:
+        return None
+    check_tasks(study["name"], list(study["tasks"]), only)
+    parts, others = {}, {}
+    for task, overrides in study["tasks"].items():
+        try:
+            loaded = _load_task(f"{study['name']}/{task}", overrides, parsed, entries)
+        except UserError as error:
+            if task in only or not only:
+                raise UserError(f"task {task}: {error}") from error
+            continue
+        (parts if task in only or not only else others)[task] = loaded
+    return LoadedSuite(study["name"], study["question"], tuple(study["tasks"]), parts, others)
+
+
+def _load_task(name: str, overrides: list[str], users: list[Any], entries: dict[str, dict[str, Entry]]) -> Loaded:
+    """One task as a study called `name`: its overrides, but for those that the user's replace, then the user's."""
+    given = {(o.key_or_group.strip("/"), o.package) for o in users}
+    mine = _parse([str(o) for o in overrides])
+    for o in mine:
+        key = o.key_or_group.strip("/")
+        if key == "study" or any(key == k or key.startswith(f"{k}.") for k in _NOT_IN_TASKS):
+            raise UserError(f"{o.input_line}: belongs to the study as a whole; take it out of study.tasks")
+    parsed = [*(o for o in mine if (o.key_or_group.strip("/"), o.package) not in given), *users]
+    loaded = _checked(_composed(parsed, entries), [o.input_line for o in parsed])
+    tree = loaded.tree
+    tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
+    tree["study"]["name"] = name
+    tree["study"].pop("tasks", None)
+    tree.pop("only_tasks", None)
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    return Loaded(cfg, tree, loaded.overrides)
+
+
+def _entries(config_dirs: list[Path] | None) -> dict[str, dict[str, Entry]]:
     entries = find_entries([studies_folder(), *(config_dirs or [])])
     register(entries, ROOT_DEFAULTS)
-    parsed = _parse(arguments)
+    return entries
+
+
+def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictConfig:
+    """All groups and values put together; raises `UserError` for names of groups, choices or keys that do not exist."""
     groups = [o for o in parsed if _group_of(o, entries) is not None]
     for o in groups:
         group, choice = _group_of(o, entries), o.value()
@@ -75,9 +157,14 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
         if o.key_or_group not in known:
             raise UserError(f"unknown key '{o.key_or_group}'{_nearest_key(o.key_or_group, known, entries)}")
     for o in parsed:
-        if o.is_add() and o not in groups and o.key_or_group.split(".")[0] not in ("methods", "metrics"):
+        open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith("study.tasks.")
+        if o.is_add() and o not in groups and not open_ended:
             raise UserError(f"+{o.key_or_group}: nothing reads this key{_nearest_key(o.key_or_group, known, entries)}")
-    tree_cfg = _compose([o.input_line for o in parsed])
+    return _compose([o.input_line for o in parsed])
+
+
+def _checked(tree_cfg: DictConfig, arguments: list[str]) -> Loaded:
+    """The values of a composed configuration, resolved, complete and possible; raises `UserError`."""
     try:
         missing = sorted(OmegaConf.missing_keys(tree_cfg))
         if missing:
@@ -88,6 +175,10 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
         raise UserError(_one_line(error)) from error
     _check_classes(tree)
     check(cfg)
+    for path, value in _YOUNG.items():
+        node = tree[path[0]] if len(path) > 1 else tree
+        if node[path[-1]] == value:
+            del node[path[-1]]
     return Loaded(cfg, tree, tuple(arguments))
 
 

@@ -28,6 +28,8 @@ class StudyConfig:
     sampling_seed: int = 1
     bound_sequences: int = 1024  # held-out sequences of the reported bound
     bound_draws: int = 4  # Monte Carlo draws for each of them
+    unmet: str = "refuse"  # a budget that a method cannot meet: stop, or "skip" it for that method and say so
+    tasks: dict[str, list[str]] = field(default_factory=dict)  # studies in one: a name and its overrides for each
 
 
 @dataclass
@@ -84,6 +86,10 @@ class TrackingConfig:
     system_metrics: bool = True
 
 
+#: Names in the folder of a study that are no task's.
+RESERVED = ("cells", "earlier", "errors", "figures", "samples")
+
+
 @dataclass
 class RunConfig:
     """All of a run: the groups, the named methods and metrics, and where files go."""
@@ -99,21 +105,41 @@ class RunConfig:
     methods: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)  # names of `methods` to run; empty: all
+    only_tasks: list[str] = field(default_factory=list)  # names of `study.tasks` to run; empty: all
     runs_dir: str = "runs"
     cache_dir: str = "cache"
     plan: bool = False
 
 
+def _is_plain(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def need(ok: bool, key: str, value: Any, reason: str) -> None:
+    """Raise `UserError` with key, value and reason unless `ok`."""
+    if not ok:
+        raise UserError(f"{key}={value}: {reason}")
+
+
+def check_tasks(study: str, tasks: list[str], only: list[str]) -> None:
+    """Names that become folders, and the choice among a study's tasks; raises `UserError`."""
+    need(_is_plain(study), "study.name", study, "names a folder of runs_dir; use letters, digits, '.', '_' and '-'")
+    for name in tasks:
+        plain = _is_plain(name) and "." not in name and name not in RESERVED
+        reason = f"names a folder of the study; use letters, digits, '_' and '-', and none of {', '.join(RESERVED)}"
+        need(plain, "study.tasks", name, reason)
+    for name in only:
+        reason = f"is no task of this study{nearest(name, tasks)}" if tasks else "this study has no tasks; drop it"
+        need(name in tasks, "only_tasks", name, reason)
+    need(len(set(only)) == len(only), "only_tasks", only, "a task is named twice")
+
+
 def check(cfg: RunConfig) -> None:
     """Values that have the right type and yet cannot be meant; `UserError` names the first one."""
-
-    def need(ok: bool, key: str, value, reason: str) -> None:
-        if not ok:
-            raise UserError(f"{key}={value}: {reason}")
-
     s, c, t = cfg.study, cfg.scale, cfg.train
-    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*", s.name) is not None
-    need(plain, "study.name", s.name, "names a folder of runs_dir; use letters, digits, '.', '_' and '-'")
+    check_tasks(s.name, list(s.tasks), list(cfg.only_tasks))
+    choices = ("refuse", "skip")
+    need(s.unmet in choices, "study.unmet", s.unmet, f"is unknown{nearest(s.unmet, choices)}")
     for k in s.nfe:
         need(k >= 1, "study.nfe", k, "a budget is a positive number of network calls; the smallest is 1")
     need(len(s.nfe) > 0, "study.nfe", "[]", "name at least one budget, for example [2,4,8]")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.tasks.base import ExactTask
+
 SPLITS = ("train", "valid", "test")
 
 
@@ -21,6 +23,8 @@ class TokenData:
 
     `splits` maps each of `SPLITS` to an (N, L) integer array (memory-mapped where it is large). `decode` turns one row of
     ids into text. `facts` are plain figures about the data for logs and reports (bytes per token, documents, ...).
+    `task` is the distribution itself where it is known; `render` turns ids (N, L) into grey pictures (N, H, W) uint8
+    where the data are pictures.
     """
 
     name: str
@@ -30,6 +34,8 @@ class TokenData:
     fingerprint: str
     decode: Callable[[Sequence[int]], str]
     facts: dict[str, str | int | float] = field(default_factory=dict)
+    task: ExactTask | None = None
+    render: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class DataSource(ABC):

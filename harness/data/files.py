@@ -5,35 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.errors import UserError
+from harness import store
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write` on a temporary file beside `path`, then rename it: readers see the old file or the whole new one.
-
-    Raises `UserError` where the folder cannot be written.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); choose a cache folder that has room"
-        ) from error
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`harness.store.write_atomically` for the cache; raises `UserError` where its folder cannot be written."""
+    store.write_atomically(path, write, "cache folder")
 
 
 def digest(value: Any) -> str:

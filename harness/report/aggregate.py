@@ -1,8 +1,8 @@
 """From rows of results to what a table or figure shows: one value and one error per method, budget and temperature.
 
 The frame is that of `harness.store.ResultsTable` with two more columns: `title`, what people call the method, and
-`role`: "method" for what is compared, "reference" for rows that give the scale, "data" for held-out data itself (a
-single reference without an NFE is taken to be that).
+`role`: "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "reference"
+for rows that give the scale, "data" for held-out data itself (a single reference without an NFE is taken to be that).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import pandas as pd
 
 from harness.metrics.base import Column
 
-ROLES = ("data", "method", "reference")
+#: In the order of a table.
+ROLES = ("data", "method", "floor", "reference")
 #: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
 BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
 SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")

@@ -15,14 +15,16 @@ import pandas as pd
 
 from harness.metrics.base import Column
 from harness.report.aggregate import aggregate, data_value, headline
+from harness.report.axes import plain_ticks, scale_y, ticks_y
 from harness.store import write_bytes
 
 # Okabe and Ito (2008), told apart with any common colour blindness; yellow is left out, it is too pale on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#6e6e6e"
+_FLOOR = {"color": "#000000", "marker": ".", "linestyle": "--", "linewidth": 1.4, "markersize": 5}
 _SIZE, _DPI = (7.2, 4.6), 150
-_BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
+BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
 BUDGETS = {
     "nfe": "NFE (network calls per sequence)",
     "equivalent_nfe": "Equivalent NFE (FLOPs over those of one baseline call)",
@@ -54,6 +56,12 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    dress(axes, title, x, y)
+    return figure, axes
+
+
+def dress(axes: Any, title: str, x: str, y: str) -> None:
+    """Title, axis labels and grid, as in all figures."""
     axes.set_title(title, fontsize=12, loc="left")
     axes.set_xlabel(x, fontsize=11)
     axes.set_ylabel(y, fontsize=11)
@@ -62,30 +70,30 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return figure, axes
 
 
 def _save(figure: Any, axes: Any, path: Path) -> Path:
+    return save(figure, [axes], path)
+
+
+def save(figure: Any, panels: Sequence[Any], path: Path, width: int = 84) -> Path:
+    """Write the figure with one legend for its panels, about `width` characters wide; equal figures are equal bytes."""
     import io
 
-    handles, labels = axes.get_legend_handles_labels()
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     if handles:
-        columns = max(1, min(len(handles), 84 // (max(map(len, labels)) + 6)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+        columns = max(1, min(len(handles), width // (max(map(len, handles)) + 6)))
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=10
+        )
     buffer = io.BytesIO()
-    # Without the software's version in the file, equal figures are equal bytes.
+    # The software's version would make equal figures different files.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_bytes(path, buffer.getvalue())
     return path
-
-
-def _plain_ticks(axis: Any, ticks: Sequence[float] | None = None) -> None:
-    """Numbers instead of powers on a logarithmic axis; minor ticks are labelled where there is under a decade."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(FixedLocator(ticks) if ticks is not None else LogLocator(10, (1, 2, 5)))
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -105,20 +113,42 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
     return made.tolist()
 
 
+def draw_curves(axes: Any, table: pd.DataFrame, column: Column, budget: str, style: Style) -> None:
+    """Methods in their colours with bands of one standard error, and the floor dashed in black, on a logarithmic x axis."""
+    shown = table[table["role"].isin(("method", "floor")) & np.isfinite(table[column.name]) & (table[budget] > 0)]
+    scale_y(axes, column, table[column.name], table[f"{column.name}_error"])
+    for (role, label), group in shown.groupby(["role", "label"], sort=False):
+        rows = group.sort_values(budget)
+        x, y, error = (rows[name].to_numpy(dtype=float) for name in (budget, column.name, f"{column.name}_error"))
+        floor = role == "floor"
+        look = _FLOOR if floor else style.of(str(label)) | {"linewidth": 2, "markersize": 6}
+        axes.plot(x, y, label=label, zorder=4 if floor else 3, **look)
+        # A lone point has no band to show its error with.
+        if len(rows) == 1:
+            axes.errorbar(x, y, np.nan_to_num(error), color=look["color"], capsize=3, zorder=3)
+        low = np.maximum(y - error, y * 1e-3) if axes.get_yscale() == "log" else y - error
+        axes.fill_between(x, low, y + error, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+    axes.set_xscale("log", **({"base": 2} if budget == "nfe" else {}))
+    plain_ticks(axes.xaxis, sorted(set(shown["nfe"])) if budget == "nfe" else None)
+
+
+def of_scale(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of an aggregated table that are drawn as horizontal lines: data and references with a value."""
+    return table[table["role"].isin(("data", "reference")) & np.isfinite(table[name])].drop_duplicates("label")
+
+
 def _reference_lines(axes: Any, table: pd.DataFrame, name: str) -> None:
     """A dashed line for each reference, named at the right end; the data's own is solid."""
-    rows = table[(table["role"] != "method") & table[name].notna()].drop_duplicates("label")
+    rows = of_scale(table, name)
     if rows.empty:
         return
     for _, row in rows.iterrows():
         of_data = row["role"] == "data"
         axes.axhline(row[name], color="#222222" if of_data else _GREY, linewidth=1.3, zorder=1,
                      linestyle="-" if of_data else (0, (4, 3)))  # fmt: skip
-    low, high = axes.get_ylim()
-    forward = np.log if axes.get_yscale() == "log" else np.asarray
-    heights = [
-        (float(forward(v)) - float(forward(low))) / (float(forward(high)) - float(forward(low))) for v in rows[name]
-    ]
+    forward = axes.yaxis.get_transform().transform
+    low, high, *places = forward(np.array([*axes.get_ylim(), *rows[name]], dtype=float))
+    heights = [float((place - low) / (high - low)) for place in places]
     for label, height in zip(rows["label"], _spread(heights, 0.055), strict=True):
         axes.text(1.01, height, label, transform=axes.transAxes, va="center", fontsize=9, color="#333333")
 
@@ -129,37 +159,17 @@ def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path
     `frame` is labelled (`harness.report.aggregate.labelled`); references are lines, as their cost is often far off.
     """
     table = aggregate(headline(frame), [column.name, *(name for name in BUDGETS if name != "nfe")])
-    methods = table[(table["role"] == "method") & table[column.name].notna() & (table[budget] > 0)]
+    methods = table[(table["role"] == "method") & np.isfinite(table[column.name]) & (table[budget] > 0)]
     if methods.empty:
         return None
     unit = f" ({column.unit})" if column.unit else ""
-    figure, axes = _axes(f"{column.title} ({_BETTER[column.better]})", BUDGETS[budget], column.title + unit)
-    known = table[column.name].dropna()
-    if column.better == "lower" and (known > 0).all() and known.max() > 8 * known.min():
-        axes.set_yscale("log")
-    style = Style(list(methods["label"]))
-    for label, group in methods.groupby("label", sort=False):
-        rows = group.sort_values(budget)
-        x, y, error = (rows[name].to_numpy(dtype=float) for name in (budget, column.name, f"{column.name}_error"))
-        look = style.of(str(label))
-        axes.plot(x, y, label=label, linewidth=2, markersize=6, **look, zorder=3)
-        # A lone point has no band to show its error with.
-        if len(rows) == 1:
-            axes.errorbar(x, y, np.nan_to_num(error), color=look["color"], capsize=3, zorder=3)
-        low = np.maximum(y - error, y * 1e-3) if axes.get_yscale() == "log" else y - error
-        axes.fill_between(x, low, y + error, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
-    if budget == "nfe":
-        axes.set_xscale("log", base=2)
-        _plain_ticks(axes.xaxis, sorted(set(methods["nfe"])))
-    else:
-        axes.set_xscale("log")
-        _plain_ticks(axes.xaxis)
-    references = table.loc[table["role"] != "method", column.name].dropna()
+    figure, axes = _axes(f"{column.title} ({BETTER[column.better]})", BUDGETS[budget], column.title + unit)
+    draw_curves(axes, table, column, budget, Style(list(methods["label"])))
+    references = of_scale(table, column.name)[column.name]
     if len(references):
         axes.update_datalim([(methods[budget].iloc[0], value) for value in references])
         axes.autoscale_view(scalex=False)
-    if axes.get_yscale() == "log":
-        _plain_ticks(axes.yaxis)
+    ticks_y(axes)
     _reference_lines(axes, table, column.name)
     return _save(figure, axes, path)
 
@@ -190,7 +200,9 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
             axes.plot(rows[diversity], rows[quality], label=label if place == len(lines) - 1 else None,
                       linewidth=1.8, markersize=5, alpha=strength, zorder=3, **look)  # fmt: skip
     _name_budgets(axes, methods, quality, diversity)
-    for _, row in table[table["role"] != "method"].drop_duplicates("label").iterrows():
+    for label, rows in table[table["role"] == "floor"].groupby("label", sort=False):
+        axes.plot(rows[diversity], rows[quality], label=label, zorder=4, **_FLOOR)
+    for _, row in table[table["role"].isin(("data", "reference"))].drop_duplicates("label").iterrows():
         of_data = row["role"] == "data"
         axes.plot([row[diversity]], [row[quality]], marker="*" if of_data else "d", markersize=15 if of_data else 8,
                   color="#222222" if of_data else _GREY, linestyle="none", zorder=4)  # fmt: skip
@@ -207,7 +219,7 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
     if not math.isnan(data_value(table, diversity)):
         axes.axvline(data_value(table, diversity), color="#222222", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
     axes.margins(x=0.1, y=0.1)
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     return _save(figure, axes, path)
 
 

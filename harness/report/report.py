@@ -13,6 +13,7 @@ from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled
 from harness.report.definitions import BUDGETS, definitions
+from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.table import cost_table, frontier_table, number, results_table
 from harness.store import write_text
 
@@ -37,8 +38,8 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     sections of their own. `columns`: those of the study's metrics. `context`, all optional: `title`; `judge`,
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
     (a mapping of versions and the like); `notes` (lines); `definitions` (sentence by column name); `samples` (rows with
-    title, nfe, text and optionally temperature); `curves` (by title of the figure: unit, and series as
-    `harness.report.figures.curves` takes them).
+    title, nfe, text and optionally temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title
+    of the figure: unit, and series as `harness.report.figures.curves` takes them).
     """
     folder = Path(folder)
     parts = [f"# {context.get('title', 'Results')}"]
@@ -57,6 +58,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         parts.append(f"### Cost\n\n{cost_table(part)}")
         parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), columns, prefix)))
     parts.append(_curves(folder, context.get("curves") or {}))
+    parts.append(_pictures(folder, context.get("pictures") or []))
     parts.append(_samples(context.get("samples") or []))
     with_bound = columns_with_bound(columns) if _has(frame, BOUND.name) else list(columns)
     parts.append(
@@ -101,6 +103,14 @@ def _curves(folder: Path, wanted: Mapping[str, Any]) -> str:
         if figures.curves(curve["series"], path, title, curve["unit"]):
             made.append(_embed(path, folder, title))
     return "## Training\n\n" + "\n\n".join(made) if made else ""
+
+
+def _pictures(folder: Path, blocks: Sequence[Block]) -> str:
+    path = folder / "figures" / "pictures.png"
+    if not picture_sheet(blocks, path):
+        return ""
+    line = f"The first {ROWS * COLUMNS} of each at temperature 1 (or the first temperature), one seed, not chosen."
+    return f"## Pictures\n\n{line}\n\n{_embed(path, folder, 'Samples as pictures')}"
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> str:

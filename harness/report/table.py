@@ -10,6 +10,7 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report.aggregate import (
     EQUIVALENT,
+    ROLES,
     SECONDS,
     aggregate,
     columns_with_bound,
@@ -103,7 +104,7 @@ def _name(row: pd.Series) -> str:
 
 
 def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """Scores at temperature 1: held-out data first, methods by NFE, then the other references; and a caption.
+    """Scores at temperature 1: held-out data first, methods by NFE, the floor, the other references; and a caption.
 
     `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol.
     """
@@ -121,7 +122,7 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
         bold[column.name] = best_rows(table, column, aim)
     header.append("Seconds per sequence ↓")
     rows = []
-    for role in ("data", "method", "reference"):
+    for role in ROLES:
         for place, row in table[table["role"] == role].iterrows():
             cells = [_name(row), _budget(row), number(row[EQUIVALENT.name])]
             for column in shown:
@@ -136,6 +137,9 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
 def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
     seeds = sorted(set(table.loc[table["role"] == "method", "seeds"])) or [1]
     parts = ["*In italics: what gives the scale.*"]
+    floors = list(dict.fromkeys(table.loc[table["role"] == "floor", "label"]))
+    if floors:
+        parts.append(f"{', '.join(floors)}: a perfect network in the same kind of sampler; it is not compared.")
     if (table["nfe_latent"] > 0).any():
         parts.append("NFE counts every call of a network; in brackets, latent + token calls.")
     else:

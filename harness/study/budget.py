@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.errors import BudgetError
 from harness.interface import Method, Problem
 from harness.nn.networks import TokenNetwork
 
@@ -54,9 +55,24 @@ def full_call_flops(problem: Problem) -> int:
         return count_flops(lambda: network(x_1L))
 
 
-def parse_budgets(method: Method, wanted: list[int]) -> tuple[int, ...]:
-    """The budgets at which a method runs; raises `BudgetError` for one that it cannot meet exactly."""
-    budgets = method.budgets(tuple(wanted))
-    for nfe in budgets:
-        method.check_budget(nfe)
-    return budgets
+def unmet_budgets(method: Method, wanted: list[int]) -> dict[int, str]:
+    """The budgets of `wanted` that apply to a method and that it cannot meet exactly, with the reason."""
+    unmet = {}
+    for nfe in method.budgets(tuple(wanted)):
+        try:
+            method.check_budget(nfe)
+        except BudgetError as error:
+            unmet[nfe] = str(error)
+    return unmet
+
+
+def parse_budgets(method: Method, wanted: list[int], skip: bool = False) -> tuple[int, ...]:
+    """The budgets at which a method runs; raises `BudgetError` for one that it cannot meet exactly.
+
+    With `skip` it is left out instead, and the error is raised only where none remains.
+    """
+    unmet = unmet_budgets(method, wanted)
+    met = tuple(nfe for nfe in method.budgets(tuple(wanted)) if nfe not in unmet)
+    if unmet and not (skip and met):
+        raise BudgetError(next(iter(unmet.values())))
+    return met

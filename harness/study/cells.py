@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.study.budget import parse_budgets
+from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
 DATA_ROW = "data"
@@ -38,6 +38,7 @@ class Cell:
     key: str
     folder: Path
     parts: tuple[Part, ...]
+    trained: bool = True  # False: counted, or exact; nothing is kept but its samples
 
     @property
     def name(self) -> str:
@@ -57,9 +58,12 @@ class Cell:
         return self.folder / "failed.json"
 
     def facts(self, session: Session) -> Path:
-        """Cost and bound; the bound's settings are part of the name."""
+        """Cost and bound; the bound's settings are part of the name, and the budgets where each has a figure of its own."""
         s = session.cfg.study
-        return self.folder / f"facts-b{s.bound_sequences}x{s.bound_draws}.json"
+        name = f"facts-b{s.bound_sequences}x{s.bound_draws}"
+        if session.data.task is not None:
+            name += "-nfe" + "-".join(str(nfe) for nfe in sorted({part.nfe for part in self.parts}))
+        return self.folder / f"{name}.json"
 
     @staticmethod
     def _draw(session: Session, part: Part) -> str:
@@ -76,11 +80,14 @@ class Cell:
 
 
 def make_cells(session: Session) -> list[Cell]:
-    """All cells of the study in its order; raises `BudgetError` for a budget that a method cannot meet."""
+    """All cells of the study in its order.
+
+    Raises `BudgetError` for a budget that a method cannot meet; with `study.unmet=skip`, only where it can meet none.
+    """
     cells = []
     for name in session.method_names():
         method = session.build(name)
-        budgets = parse_budgets(method, session.cfg.study.nfe)
+        budgets = parse_budgets(method, session.cfg.study.nfe, session.cfg.study.unmet == "skip")
         # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
         heats = session.cfg.study.temperatures if method.role == "method" else [1.0]
         parts = tuple(Part(nfe, float(heat)) for nfe in budgets for heat in heats)
@@ -89,12 +96,24 @@ def make_cells(session: Session) -> list[Cell]:
         for seed in seeds:
             key = session.cell_key(name, seed)
             folder = session.folder / "cells" / f"{name}-seed{seed}-{key}"
-            cells.append(Cell(name, method.title, method.role, method.sampler, seed, key, folder, parts))
+            trained = bool(method.stages())
+            cells.append(Cell(name, method.title, method.role, method.sampler, seed, key, folder, parts, trained))
     return cells
+
+
+def left_out(session: Session) -> list[str]:
+    """A line for each method that skips a budget of the study, since it cannot meet it."""
+    lines = []
+    for name in session.method_names():
+        unmet = unmet_budgets(session.build(name), session.cfg.study.nfe)
+        if unmet:
+            budgets = ", ".join(map(str, unmet))
+            lines.append(f"{name} is left out at NFE {budgets} (study.unmet=skip): {next(iter(unmet.values()))}")
+    return lines
 
 
 def data_cell(session: Session) -> Cell:
     """Held-out data in the place of samples: the row that every score is read against."""
     key = session.data.fingerprint[:12]
     folder = session.folder / "cells" / f"{DATA_ROW}-{key}"
-    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),))
+    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),), trained=False)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from harness.study.cells import Cell, make_cells
+from harness.study.cells import Cell, left_out, make_cells
 from harness.study.progress import clock
 from harness.study.runner import worker_count
 from harness.study.session import Session
@@ -15,7 +15,15 @@ from harness.training import loop
 
 
 def describe(session: Session) -> str:
-    """Markdown: a row for each cell, then totals. Times are measured on a step and two calls of each method."""
+    """What `estimate` says, without its number."""
+    return estimate(session)[0]
+
+
+def estimate(session: Session) -> tuple[str, float]:
+    """Markdown with a row for each cell, then totals; and the seconds that are left with the study's workers.
+
+    Times are measured on a step and two calls of each method.
+    """
     torch.set_num_threads(session.cfg.compute.threads)
     cells = make_cells(session)
     s, c = session.cfg.study, session.cfg.scale
@@ -32,7 +40,7 @@ def describe(session: Session) -> str:
         if cell.method not in timings:
             timings[cell.method] = _timings(session, cell)
         params, step, call = timings[cell.method]
-        trained = cell.sampler != "counts"
+        trained = cell.trained
         training = step * c.steps if trained else 0.0
         sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
         drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
@@ -45,12 +53,14 @@ def describe(session: Session) -> str:
             f"| {cell.name} | {params} | {steps} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |"
         )
     workers = worker_count(session)
+    skipped = left_out(session)
+    lines += ["", *skipped] if skipped else []
     lines += [
         "",
         f"about {clock(total / workers)} for training and sampling with {workers} worker(s) on {session.numerics.device} "
         f"({session.numerics.precision}); the judge and scoring come on top. Results go to {session.folder}",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines), total / workers
 
 
 def _timings(session: Session, cell: Cell) -> tuple[int, float, float]:

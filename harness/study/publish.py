@@ -14,17 +14,20 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from harness.config.load import flatten
 from harness.provenance import git_state, provenance
+from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
 from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
-from harness.study.cells import Cell
+from harness.study.cells import Cell, left_out
 from harness.study.rows import make_rows, samples_of
 from harness.study.schedule import JUDGE, JobKey
 from harness.study.session import Session
+from harness.study.work import samples_file
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.null import NullTracker
@@ -239,10 +242,32 @@ class Publisher:
             "data": s.data.facts | {"fingerprint": s.data.fingerprint},
             "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
             "definitions": {c.name: getattr(m, "definition", "") for m in s.metrics for c in m.columns},
-            "notes": [f"{name} failed: {reason}" for name, reason in failures.items()],
+            "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": samples,
+            "pictures": self._pictures(),
             "curves": {"Bound on held-out text": {"unit": "nats per token", "series": curves}} if curves else {},
         }
+
+    def _pictures(self) -> list[Block]:
+        """First samples of the first seed of each method, at the budgets that fit on a sheet; none for other data."""
+        s = self.session
+        if s.data.render is None:
+            return []
+        first: dict[str, Cell] = {}
+        for cell in (self.data, *self.cells):
+            first.setdefault(cell.method, cell)
+        titles = [cell.title for cell in first.values()]
+        blocks = []
+        for cell in first.values():
+            title = cell.title if titles.count(cell.title) == 1 else f"{cell.method}: {cell.title}"
+            wanted = choose_budgets([part.nfe for part in cell.parts])
+            for part in cell.parts:
+                path = samples_file(s, cell, part)
+                if part.nfe in wanted and part.temperature == s.headline_temperature(cell) and path.exists():
+                    ids = [line["ids"] for line in read_jsonl(path)[: ROWS * COLUMNS]]
+                    nfe = None if cell is self.data else part.nfe
+                    blocks.append(Block(title, nfe, s.data.render(np.asarray(ids))))
+        return blocks
 
 
 def _tracker(session: Session) -> Tracker:

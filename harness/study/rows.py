@@ -11,7 +11,7 @@ from typing import Any
 from harness.interface import Problem
 from harness.store import read_json
 from harness.study.budget import full_call_flops
-from harness.study.cells import DATA_ROW, Cell
+from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.session import Session
 from harness.study.work import read_scores, samples_file
 
@@ -52,7 +52,10 @@ def make_rows(session: Session, cell: Cell, protocol: str | None) -> list[dict[s
                 "nelbo_se": facts.get("nelbo_se"),
                 "bits_per_token": None if bound is None else bound / math.log(2.0),
                 "flops_per_seq": flops,
-                "equivalent_nfe": None if flops is None else flops / _full_call(session.problem),
+                # What an exact answer costs says nothing about the cost of a network that has learnt it.
+                "equivalent_nfe": None
+                if flops is None or cell.role == "floor"
+                else flops / _full_call(session.problem),
                 "seconds_per_seq": cost.get("seconds_per_seq"),
                 "params": facts.get("params"),
                 "train_tokens": facts.get("train_tokens"),
@@ -61,10 +64,26 @@ def make_rows(session: Session, cell: Cell, protocol: str | None) -> list[dict[s
                 "protocol": protocol,
                 "cell": cell.key,
                 "time_ms": record["time_ms"],
+                **_against_truth(session, facts, part),
                 **record["values"],
             }
         )
     return rows
+
+
+def _against_truth(session: Session, facts: dict[str, Any], part: Part) -> dict[str, Any]:
+    """Distances from the data's own law, nats per sequence, with errors; no columns where it is not known."""
+    if session.data.task is None:
+        return {}
+    reverse = facts.get("reverse", {}).get(str(part.nfe), {}) if part.temperature == 1.0 else {}
+    return {
+        "bound_excess_nats": facts.get("bound_excess_nats"),
+        "bound_excess_nats_se": facts.get("bound_excess_nats_se"),
+        "reverse_nats": reverse.get("nats"),
+        "reverse_nats_se": reverse.get("se"),
+        "path_nats": reverse.get("path_nats"),
+        "path_nats_se": reverse.get("path_se"),
+    }
 
 
 def samples_of(session: Session, cell: Cell, count: int) -> list[dict[str, Any]]:

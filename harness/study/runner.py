@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from harness.errors import UserError
 from harness.provenance import cpu_count
 from harness.store import StudyLock, read_json, write_json, write_text
-from harness.study.cells import DATA_ROW, Cell, data_cell, make_cells
+from harness.study.cells import DATA_ROW, Cell, data_cell, left_out, make_cells
 from harness.study.pool import Message, Pool
 from harness.study.progress import Display, clock
 from harness.study.publish import Publisher
@@ -49,6 +49,8 @@ def run_study(session: Session, command: str) -> Outcome:
     print(f"study {session.cfg.study.name}: reading data", file=sys.stderr, flush=True)
     began = time.monotonic()
     cells, data = make_cells(session), data_cell(session)
+    for line in left_out(session):
+        print(line, file=sys.stderr, flush=True)
     # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
     _ = session.reference, session.metrics, session.judge
     _make_folder(session)
@@ -109,7 +111,7 @@ def _skip_finished(session: Session, tasks: dict[JobKey, Task], by_name: dict[st
         if task.state == "failed" or cell is None:
             continue
         files = {
-            "train": [cell.facts(session), *([cell.model] if cell.sampler != "counts" else [])],
+            "train": [cell.facts(session), *([cell.model] if cell.trained else [])],
             "sample": [file for p in cell.parts for file in (cell.samples(session, p), samples_file(session, cell, p))],
             "score": [cell.scores(session, p, protocol) for p in cell.parts] if protocol else [],
         }[kind]

@@ -41,7 +41,7 @@ def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[JobKey, 
         tokens = s.samples * c.length
         train: JobKey = ("train", cell.name)
         sample: JobKey = ("sample", cell.name)
-        trained = cell.sampler != "counts"
+        trained = cell.trained
         more = _LATENT_EXTRA if cell.role == "method" else 1.0
         tasks.append(Task(train, (), more * _TRAIN * c.steps * c.batch * c.length if trained else tokens))
         tasks.append(Task(sample, (train,), _SAMPLE * tokens * sum(max(p.nfe, 1) for p in cell.parts)))

@@ -69,7 +69,8 @@ class Session:
     @cached_property
     def problem(self) -> Problem:
         s = self.cfg.scale
-        return Problem(self.data.vocab_size, s.length, TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio))
+        shape = TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio)
+        return Problem(self.data.vocab_size, s.length, shape, self.data.task)
 
     def method_names(self) -> list[str]:
         return [m for m in self.cfg.methods if not self.cfg.only or m in self.cfg.only]

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
 from harness.study.budget import count_flops
 from harness.study.cells import DATA_ROW, Cell, Part
+from harness.study.exact import against_truth
 from harness.study.sampling import compile_trunks, draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
@@ -110,8 +112,11 @@ def _cost(session: Session, cell: Cell, method: Method) -> dict[str, float | int
 
 
 @torch.no_grad()
-def _bound(session: Session, cell: Cell, method: Method) -> dict[str, float | str | bool | None]:
-    """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences."""
+def _bound(session: Session, cell: Cell, method: Method) -> dict[str, Any]:
+    """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences.
+
+    Where the data's law is known, also how far from it the model is.
+    """
     s, numerics = session.cfg.study, session.numerics
     test_NL = session.data.splits["test"][: s.bound_sequences]
     total_N, estimator, exact = np.zeros(len(test_NL)), None, False
@@ -123,7 +128,8 @@ def _bound(session: Session, cell: Cell, method: Method) -> dict[str, float | st
             with numerics.autocast():
                 bound = method.bound(x_BL, generator)
             if bound is None:
-                return {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
+                none = {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
+                return none | against_truth(session, cell, method, test_NL, None, exact=False)
             estimator, exact = bound.estimator, bound.exact
             total_N[start : start + 256] += bound.total_B.double().cpu().numpy() / s.bound_draws
             for name, value in bound.parts_B.items():
@@ -138,6 +144,7 @@ def _bound(session: Session, cell: Cell, method: Method) -> dict[str, float | st
         "bound_exact": exact,
         "bound_estimator": f"{estimator}; {1 if exact else s.bound_draws} draw(s), {len(total_N)} test sequences",
         **{f"bound_{k}_nats": v for k, v in parts.items()},
+        **against_truth(session, cell, method, test_NL, total_N, exact),
     }
 
 

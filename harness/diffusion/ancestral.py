@@ -1,0 +1,69 @@
+"""The ancestral sampler of a masked denoiser, and how likely a given sequence is under it.
+
+In each of K reverse steps some masked positions are chosen, blind to the tokens, and their tokens are drawn independently
+of each other from p(x_i | tokens shown before). Which positions are revealed in which step is a *path*; given the path the
+sampler is a product of conditionals, so its law is `q_K(x) = E_path prod_k prod_{i in step k} p(x_i | shown before k)`.
+
+Shapes: N sequences, L tokens, V symbols (id V is the mask), M revealed positions in row-major order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from harness.diffusion import masked
+
+#: (tokens (N, L) with masks, positions to reveal (N, L) bool, time (N,)) to logits (M, V): one network call.
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sample(
+    denoiser: Denoiser,
+    shape: tuple[int, int],
+    mask_id: int,
+    alphas: list[float],
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> tuple[Tensor, str]:
+    """K = len(alphas) - 1 two-stage reverse steps from all masks; the last reveals what is still masked.
+
+    Returns tokens (N, L) and the dtype that they were drawn from.
+    """
+    x_NL = torch.full(shape, mask_id, dtype=torch.int64, device=generator.device)
+    nfe, dtype = len(alphas) - 1, "float64"
+    for k in range(nfe):
+        flips_NL = masked.choose_flips(x_NL == mask_id, alphas[k], alphas[k + 1], generator)
+        t_N = torch.full(shape[:1], 1.0 - k / nfe, device=generator.device)
+        logits_MV = denoiser(x_NL, flips_NL, t_N)
+        x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
+    return x_NL, dtype
+
+
+def path_nll(denoiser: Denoiser, x_NL: Tensor, mask_id: int, alphas: list[float], generator: torch.Generator) -> Tensor:
+    """`-sum_k sum_{i in step k} log p(x_i | shown before k)` along one random path for each sequence, (N,) float64 nats.
+
+    `exp(-path_nll)` has the mean q_K(x) over paths, so the mean of `path_nll` is an upper bound on `-log q_K(x)`.
+    """
+    nfe, masked_NL = len(alphas) - 1, torch.ones_like(x_NL, dtype=torch.bool)
+    nll_N = torch.zeros(len(x_NL), dtype=torch.float64, device=x_NL.device)
+    for k, (alpha_t, alpha_s) in enumerate(pairwise(alphas)):
+        flips_NL = masked.choose_flips(masked_NL, alpha_t, alpha_s, generator)
+        t_N = torch.full((len(x_NL),), 1.0 - k / nfe, device=x_NL.device)
+        logits_MV = denoiser(torch.where(masked_NL, mask_id, x_NL), flips_NL, t_N)
+        log_p_M = logits_MV.double().log_softmax(-1).gather(1, x_NL[flips_NL][:, None])[:, 0]
+        nll_N.index_add_(0, flips_NL.nonzero()[:, 0], -log_p_M)
+        masked_NL = masked_NL & ~flips_NL
+    return nll_N
+
+
+def importance_nll(nll_MN: Tensor) -> Tensor:
+    """`-log mean_m exp(-nll_m)` over M paths, (N,): the bound of Burda et al. (2016, eq. 8), tighter in the mean as M grows.
+
+    Its mean is an upper bound on `-log q_K(x)` for every M and tends to it; M = 1 is the plain bound.
+    """
+    return math.log(len(nll_MN)) - torch.logsumexp(-nll_MN.double(), dim=0)

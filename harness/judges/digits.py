@@ -1,0 +1,235 @@
+"""A judge for labelled pictures: a small convolutional classifier, trained once on the labels of the training split.
+
+It reads what `harness.data.digits` decodes. It has features and class probabilities and no likelihood: `score` refuses,
+and there is no perplexity on held-out data. It always runs on the CPU in float32, on one thread while it is trained, so
+that the same pictures give the same weights on one machine whatever the study's device.
+
+Shapes: N pictures, F features, C classes, B batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from harness.data.base import TokenData
+from harness.data.digits import CLASSES, SIDE, LabelledData, encode
+from harness.data.files import digest, write_atomically
+from harness.errors import UserError
+from harness.judges.base import Judge, TextScores
+from harness.judges.weights import sha256_of_weights
+
+JUDGE_VERSION = 1
+_READ_AT_ONCE = 1024
+
+
+@dataclass
+class DigitsJudgeOptions:
+    """Size and training of the classifier (AdamW, the rate falls to zero by a cosine); `features` is F.
+
+    What it trains on is moved by up to one pixel and blurred by Gaussian noise of deviation `noise` (of ink in [0, 1]):
+    without that, with `dropout` 0 and without `smoothing` of the labels it is as sure of pure noise as of digits.
+    """
+
+    features: int = 64
+    channels: int = 16
+    steps: int = 1200
+    batch: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.3
+    smoothing: float = 0.05
+    noise: float = 0.1
+    seed: int = 0
+
+
+class Classifier(nn.Module):
+    """Two convolutions (the second halves the side), a layer of F features, and logits of C classes."""
+
+    def __init__(self, options: DigitsJudgeOptions) -> None:
+        super().__init__()
+        wide = 2 * options.channels
+        self.body = nn.Sequential(
+            nn.Conv2d(1, options.channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(options.channels, wide, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(wide * (SIDE // 2) ** 2, options.features),
+            nn.GELU(),
+        )
+        self.dropout = nn.Dropout(options.dropout)
+        self.head = nn.Linear(options.features, CLASSES)
+
+    def forward(self, ink_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F) and logits (B, C) of ink in [0, 1], (B, 1, 8, 8)."""
+        features_BF = self.body(ink_B1HW)
+        return features_BF, self.head(self.dropout(features_BF))
+
+
+class DigitsJudge(Judge):
+    """See the head of this file; cached as `cache/judges/digits-<hash of data and options>.safetensors`."""
+
+    Options = DigitsJudgeOptions
+
+    def __init__(self, options: DigitsJudgeOptions) -> None:
+        super().__init__(options)
+        for name in ("features", "channels", "steps", "batch"):
+            if getattr(options, name) < 1:
+                raise UserError(f"judge {name}={getattr(options, name)} is too small; use at least 1")
+        for name in ("weight_decay", "noise", "seed"):
+            if getattr(options, name) < 0:
+                raise UserError(f"judge {name}={getattr(options, name)} is negative; use 0 or more")
+        for name in ("dropout", "smoothing"):
+            if not 0 <= getattr(options, name) < 1:
+                raise UserError(f"judge {name}={getattr(options, name)} is no share below 1; use 0 to 0.5")
+        if not options.lr > 0:
+            raise UserError(f"judge lr={options.lr} trains nothing; use {DigitsJudgeOptions().lr}")
+
+    def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
+        """Load the classifier of these data and options, training it first (seconds) where the cache lacks it.
+
+        Raises `UserError` where the data have no labels, training diverges, or the cached file is damaged.
+        """
+        if not isinstance(data, LabelledData):
+            raise UserError(f"judge=digits learns from labels and data {data.name} has none; use data=digits")
+        key = digest([JUDGE_VERSION, data.fingerprint, dataclasses.asdict(self.options)])[:24]
+        path = Path(cache) / "judges" / f"digits-{key}.safetensors"
+        if not path.is_file():
+            self._train(data, path, progress)
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = json.loads(file.metadata()["judge"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if sha256_of_weights(state) != record["sha256"]:
+                raise ValueError("other weights than those that were trained")
+            with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
+                model = Classifier(self.options)
+            model.load_state_dict(state)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"the judge in {path} cannot be read; delete that file to train it again") from error
+        self.model, self.record, self.highest = model.eval(), record, data.vocab_size - 1
+
+    @property
+    def identity(self) -> str:
+        """`digits-<hash of weights>/float32/<features>/<accuracy on the test split>`."""
+        record = self._prepared.record
+        features = f"penultimate-{self.options.features}"
+        return f"digits-{record['sha256'][:16]}/float32/{features}/test-accuracy-{record['test_accuracy']:.4f}"
+
+    @property
+    def heldout_ppl(self) -> None:
+        """None: a classifier has no likelihood (null in JSON, and left out of the report)."""
+        return None
+
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """Always a `UserError`: there is no likelihood to give."""
+        raise UserError("judge=digits classifies pictures and gives no likelihood; leave metrics.gen_ppl out")
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, F) float32: the penultimate layer, after its nonlinearity."""
+        return self._read(texts)[0].numpy()
+
+    def class_probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, 10) float64, rows sum to 1."""
+        return self._read(texts)[1].double().softmax(-1).numpy()
+
+    @property
+    def _prepared(self) -> DigitsJudge:
+        if not hasattr(self, "model"):
+            raise RuntimeError("call prepare() before the judge is asked anything")
+        return self
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        judge = self._prepared
+        x_NL = encode(texts)
+        if x_NL.size and x_NL.max() > judge.highest:
+            raise UserError(
+                f"judge=digits learnt {judge.highest + 1} grey levels and was given level {x_NL.max()}; "
+                f"use data.levels={judge.highest + 1}"
+            )
+        parts = [
+            judge.model(_ink(x_NL[start : start + _READ_AT_ONCE], judge.highest))
+            for start in range(0, max(1, len(x_NL)), _READ_AT_ONCE)
+        ]
+        return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def _train(self, data: LabelledData, path: Path, progress: Callable[[str], None]) -> None:
+        began = time.monotonic()
+        highest = data.vocab_size - 1
+        ink_N1HW = _ink(data.splits["train"], highest)
+        label_N = torch.from_numpy(data.labels["train"])
+        with _one_thread(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.options.seed)
+            model = Classifier(self.options)
+            progress(f"judge: learns the classes of {len(label_N)} pictures, once")
+            _fit(model, ink_N1HW, label_N, self.options)
+            with torch.no_grad():
+                guess_N = model.eval()(_ink(data.splits["test"], highest))[1].argmax(-1)
+        accuracy = float((guess_N.numpy() == data.labels["test"]).mean())
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        record = {
+            "sha256": sha256_of_weights(state),
+            "options": dataclasses.asdict(self.options),
+            "data": data.fingerprint,
+            "test_accuracy": accuracy,
+        }
+        content = save(state, metadata={"judge": json.dumps(record)})
+        write_atomically(path, lambda file: file.write(content))
+        progress(f"judge: {accuracy:.1%} of the test pictures named right, {time.monotonic() - began:.0f} s")
+
+
+def _ink(x_NL: np.ndarray, highest: int) -> Tensor:
+    """Grey levels (N, 64) as float32 ink in [0, 1], (N, 1, 8, 8): the same whatever the number of levels."""
+    return torch.from_numpy(np.asarray(x_NL, dtype=np.float32) / highest).view(-1, 1, SIDE, SIDE)
+
+
+def _moved(ink_B1HW: Tensor) -> Tensor:
+    """Each picture moved by -1, 0 or 1 pixels down and across; what leaves the picture is lost."""
+    b = len(ink_B1HW)
+    padded_BHW = nn.functional.pad(ink_B1HW[:, 0], (1, 1, 1, 1))
+    row_BH = torch.randint(0, 3, (b, 1)) + torch.arange(SIDE)
+    column_BW = torch.randint(0, 3, (b, 1)) + torch.arange(SIDE)
+    return padded_BHW[torch.arange(b)[:, None, None], row_BH[:, :, None], column_BW[:, None, :]][:, None]
+
+
+def _fit(model: Classifier, ink_N1HW: Tensor, label_N: Tensor, options: DigitsJudgeOptions) -> None:
+    """Smoothed cross-entropy on batches drawn with replacement, from torch's generator, which the caller has seeded."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    for step in range(options.steps):
+        row_B = torch.randint(len(label_N), (options.batch,))
+        seen_B1HW = _moved(ink_N1HW[row_B])
+        seen_B1HW = seen_B1HW + options.noise * torch.randn_like(seen_B1HW)
+        logits_BC = model(seen_B1HW)[1]
+        loss = nn.functional.cross_entropy(logits_BC, label_N[row_B], label_smoothing=options.smoothing)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"judge lr={options.lr} makes training diverge at step {step + 1}; use {options.lr / 3:.2g}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,72 @@
+"""Which classes samples fall into: entropy of the classifier's mean distribution, and how sure it is of each sample.
+
+The two halves of the inception score (Salimans et al. 2016), kept apart: one is diversity over classes, the other tells
+pictures of something from pictures of nothing. Both are read against held-out data and against each other: noise that the
+classifier is unsure of also has a flat mean.
+
+Shapes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
+from harness.metrics.bootstrap import bootstrap
+from harness.metrics.identity import metric_identity
+
+
+def entropy_of_sums(sums: np.ndarray) -> np.ndarray:
+    """`-sum p log p` in nats of unnormalised class weights (..., C); fit for `bootstrap`."""
+    p = sums / sums.sum(axis=-1, keepdims=True)
+    # The inner maximum only keeps log 0 away: its factor p is 0 there.
+    return 0.0 - (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=-1)
+
+
+@dataclass
+class ClassEntropyOptions:
+    """`resamples` of the bootstrap over samples that gives the standard error of the entropy."""
+
+    resamples: int = 1000
+
+
+class ClassEntropy(Metric):
+    """Diversity over classes and confidence, both with the data's own value as the aim; needs a judge that classifies."""
+
+    Options = ClassEntropyOptions
+    version = "1"
+    definition = (
+        "entropy in nats (log 10 at most for digits) of the judge's class distribution averaged over samples, with a "
+        "bootstrap standard error; and the mean over samples of the judge's highest class probability"
+    )
+    columns = (
+        Column("class_entropy", "Class entropy", "nats", "data"),
+        Column("class_confidence", "Class confidence", "0 to 1", "data"),
+    )
+
+    def __init__(self, options: ClassEntropyOptions) -> None:
+        super().__init__(options)
+        if options.resamples < 2:
+            raise UserError(f"class_entropy with resamples={options.resamples} gives no error; use at least 2")
+
+    def identity(self) -> str:
+        """Definition, version and options as one string."""
+        return metric_identity(self)
+
+    def score(self, samples: Samples, context: ScoreContext) -> Scores:
+        """Both values; `per_sequence` keeps each sample's confidence and most likely class."""
+        classify = getattr(context.judge, "class_probabilities", None)
+        if classify is None:
+            raise UserError("class_entropy needs a judge that names classes; use judge=digits or leave it out")
+        p_NC = np.asarray(classify(samples.texts), dtype=np.float64)
+        entropy = bootstrap(p_NC, entropy_of_sums, self.options.resamples, context.seed)
+        top_N = p_NC.max(axis=1)
+        n = len(top_N)
+        error = float(top_N.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+        return Scores(
+            {"class_entropy": (entropy.value, entropy.se), "class_confidence": (float(top_N.mean()), error)},
+            {"class_confidence": top_N, "class": p_NC.argmax(axis=1)},
+        )

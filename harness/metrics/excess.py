@@ -1,0 +1,60 @@
+"""Excess nats: how much less likely samples are under the data's own law than data are.
+
+Shapes: N sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
+from harness.tasks.require import require_task
+
+
+def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error; NaN from too few values, or values that are not finite."""
+    n = len(values_N)
+    if n == 0 or not np.isfinite(values_N).all():
+        return math.nan, math.nan
+    return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+@dataclass
+class ExcessOptions:
+    """There is nothing to choose: the law is the data's."""
+
+
+class Excess(Metric):
+    """`E_q[-log p(x)] - H = KL(q || p) + H(q) - H(p)`: lost diversity lowers it, so it is read beside `diversity`."""
+
+    Options = ExcessOptions
+    version = "1"
+    definition = (
+        "mean of -log p(x) over the samples minus the entropy of the data's own law p, nats per sequence; standard "
+        "error over sequences (an error of the entropy itself, which all rows share, is among the data's facts); not "
+        "defined where a sample has p(x) = 0, whose share is 1 - validity; excess_valid_nats leaves those samples out"
+    )
+    columns = (
+        Column("excess_nats", "Excess", "nats", "lower"),
+        Column("validity", "Validity", "share with p(x) > 0", "higher"),
+        Column("excess_valid_nats", "Excess of valid samples", "nats", "lower", headline=False),
+    )
+
+    def score(self, samples: Samples, context: ScoreContext) -> Scores:
+        """The three columns; `per_sequence` keeps -log p(x) in nats, infinity where p(x) = 0."""
+        task = require_task(context.data.task, "metric=excess")
+        x_NL = torch.from_numpy(np.asarray(samples.x_NL, dtype=np.int64))
+        nll_N = -task.log_prob(x_NL).numpy()
+        valid_N = np.isfinite(nll_N)
+        entropy, share, n = task.exact.entropy, float(valid_N.mean()), len(valid_N)
+        error = math.sqrt(share * (1.0 - share) / n)
+        values = {
+            "excess_nats": mean_and_error(nll_N - entropy),
+            "validity": (share, error),
+            "excess_valid_nats": mean_and_error(nll_N[valid_N] - entropy),
+        }
+        return Scores(values, {"exact_nll": nll_N})

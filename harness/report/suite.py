@@ -1,0 +1,128 @@
+"""The report of a study with tasks: a table for each, and each headline score against NFE with a panel for each task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.metrics.base import Column
+from harness.report.aggregate import aggregate, headline, labelled
+from harness.report.axes import ticks_y
+from harness.report.definitions import BUDGETS, definitions
+from harness.report.figures import BETTER, Style, draw_curves, dress, of_scale, save
+from harness.report.figures import BUDGETS as X_TITLES
+from harness.report.table import results_table
+from harness.store import ResultsTable, write_text
+
+_PANEL, _DPI = (5.4, 4.0), 150
+#: References are told apart by their dashes, since colours are the methods'.
+_DASHES: tuple[Any, ...] = ((0, (4, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)))
+_TITLES = {"n": "Sequences per score", "seeds": "Training seeds", "device": "Device", "command": "Command"} | {
+    "git_sha": "Code"
+}
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What is known of one task: its rows so far (None: nothing yet), how many there will be, and lines about it."""
+
+    name: str
+    frame: pd.DataFrame | None
+    expected: int
+    columns: Sequence[Column] = ()
+    notes: Sequence[str] = ()
+    definitions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapping[str, Any]) -> Path:
+    """Write `report.md`, `results.parquet` and `figures/<score>.png` into `folder`; returns the path of the first.
+
+    `tasks` in the order of the study, at least one of them with rows. `context`, all optional: `title`, `question`, `n`,
+    `seeds`, `device`, `command`, `git_sha`. Each file is replaced in one step; figures of scores that no task has any
+    more are taken away.
+    """
+    folder = Path(folder)
+    known = [task for task in tasks if task.frame is not None and len(task.frame)]
+    ResultsTable(row for task in known for row in task.frame.to_dict("records")).write(folder / "results.parquet")
+    columns = {column.name: column for task in known for column in task.columns}
+    drawn = {
+        path: column
+        for column in columns.values()
+        if (path := panels({t.name: t.frame for t in known}, column, folder / "figures" / f"{column.name}.png"))
+    }
+    for path in (folder / "figures").glob("*.png"):
+        if path not in drawn:
+            path.unlink()
+    parts = [f"# {context.get('title', 'Results')}", str(context.get("question") or ""), _overview(tasks)]
+    parts.append("\n".join(f"- {task.name}: {note}" for task in tasks for note in task.notes))
+    if drawn:
+        embedded = [f"![{column.title} against NFE](figures/{path.name})" for path, column in drawn.items()]
+        parts.append("## Figures\n\n" + "\n\n".join(embedded))
+    parts += [f"## {task.name}\n\n{results_table(task.frame, list(task.columns))}" for task in known]
+    given = {name: sentence for task in known for name, sentence in task.definitions.items() if sentence}
+    lines = [*definitions(list(columns.values()), given), f"- {BUDGETS}"]
+    parts.append("## Definitions\n\n" + "\n".join(lines))
+    facts = [f"- {title}: `{context[name]}`" for name, title in _TITLES.items() if context.get(name) is not None]
+    facts.append("- Data, judge, protocol and versions: in the report of each task.")
+    parts.append("## Where the numbers come from\n\n" + "\n".join(facts))
+    path = folder / "report.md"
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def _overview(tasks: Sequence[TaskResults]) -> str:
+    lines = ["| Task | Data | Rows of results | Report |", "|:--|:--|--:|:--|"]
+    for task in tasks:
+        count = 0 if task.frame is None else len(task.frame)
+        data = ", ".join(sorted(set(task.frame["data"]))) if count else "—"
+        rows = f"{count} of {task.expected}" if count else "none under this configuration"
+        report = f"[{task.name}/report.md]({task.name}/report.md)" if count else "—"
+        lines.append(f"| {task.name} | {data} | {rows} | {report} |")
+    return "\n".join(lines)
+
+
+def panels(frames: Mapping[str, pd.DataFrame], column: Column, path: Path) -> Path | None:
+    """One score against NFE: a panel for each task where a method or the floor has it; None where there is no panel.
+
+    Each panel has its own y axis: logarithmic where all values are clear of 0 and span far, and with a linear part of
+    stated width where some are not (a score that can be 0 or less is never cut off).
+    """
+    tables = {task: aggregate(headline(labelled(frame)), [column.name]) for task, frame in frames.items()}
+    tables = {task: table for task, table in tables.items() if _is_drawn(table, column.name)}
+    if not tables:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wide = 1 if len(tables) == 1 else 2 if len(tables) <= 4 else 3
+    high = math.ceil(len(tables) / wide)
+    figure = Figure(figsize=(_PANEL[0] * wide, _PANEL[1] * high + 0.9), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{column.title} ({BETTER[column.better]})", fontsize=13, x=0.01, ha="left")
+    shown = pd.concat(table for table in tables.values())
+    style = Style(list(shown.loc[shown["role"] == "method", "label"]))
+    references = list(dict.fromkeys(shown.loc[shown["role"] == "reference", "label"]))
+    unit = f" ({column.unit})" if column.unit else ""
+    drawn = []
+    for place, (task, table) in enumerate(tables.items()):
+        axes = figure.add_subplot(high, wide, place + 1)
+        dress(axes, task, X_TITLES["nfe"], column.title + unit)
+        draw_curves(axes, table, column, "nfe", style)
+        for _, row in of_scale(table, column.name).iterrows():
+            of_data = row["role"] == "data"
+            dashes = "-" if of_data else _DASHES[references.index(row["label"]) % len(_DASHES)]
+            axes.axhline(row[column.name], color="#222222" if of_data else "#6e6e6e", linewidth=1.3, zorder=1,
+                         linestyle=dashes, label=row["label"])  # fmt: skip
+        ticks_y(axes)
+        drawn.append(axes)
+    return save(figure, drawn, path, 64 * wide)
+
+
+def _is_drawn(table: pd.DataFrame, name: str) -> bool:
+    return bool((table["role"].isin(("method", "floor")) & np.isfinite(table[name]) & (table["nfe"] > 0)).any())

@@ -1,0 +1,81 @@
+"""Templates: a hidden class chooses a sequence, and each token follows it or strays, independently of the others.
+
+Shapes: N sequences, L tokens, V symbols, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.tasks.mixture import MixtureOfProducts
+from harness.tasks.source import (
+    LARGEST_VOCABULARY,
+    TaskSource,
+    TaskSourceOptions,
+    check_at_least,
+    check_probability,
+)
+
+MOST_CLASSES = 4096
+
+
+class Templates(MixtureOfProducts):
+    """Uniform classes; a token is its template's symbol with probability `accuracy`, else uniform over the others.
+
+    `template_CL` is drawn from `task_seed` alone, so that the task is the same whatever the seed of the data.
+    """
+
+    name = "templates"
+
+    def __init__(
+        self, length: int = 32, classes: int = 16, symbols: int = 8, accuracy: float = 0.9, task_seed: int = 0
+    ) -> None:
+        check_at_least("scale.length", length, 1)
+        check_at_least("data.classes", classes, 1, MOST_CLASSES)
+        check_at_least("data.symbols", symbols, 2, LARGEST_VOCABULARY)
+        check_at_least("data.task_seed", task_seed, 0)
+        check_probability("data.accuracy", accuracy)
+        self.accuracy = accuracy
+        self.template_CL = np.random.default_rng(task_seed).integers(symbols, size=(classes, length))
+        hot_CLV = torch.eye(symbols, dtype=torch.float64)[torch.from_numpy(self.template_CL)]
+        p_CLV = hot_CLV * accuracy + (1 - hot_CLV) * ((1 - accuracy) / (symbols - 1))
+        super().__init__(torch.full((classes,), 1 / classes, dtype=torch.float64), p_CLV)
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """See `ExactTask.sample`."""
+        x_NL = self.template_CL[rng.integers(len(self.template_CL), size=n)]
+        stray_NL = rng.random(x_NL.shape) >= self.accuracy
+        return (x_NL + stray_NL * rng.integers(1, self.vocab_size, size=x_NL.shape)) % self.vocab_size
+
+    def statistics(self, x_NL: Tensor) -> Tensor:
+        """Posterior over the classes; where x is impossible, the prior."""
+        return self.posterior(x_NL)
+
+    def statistic_names(self) -> tuple[str, ...]:
+        width = int(math.log10(max(len(self.template_CL) - 1, 1))) + 1
+        return tuple(f"class_{c:0{width}d}" for c in range(len(self.template_CL)))
+
+
+@dataclass
+class TemplatesOptions(TaskSourceOptions):
+    """See `Templates`; `task_seed` draws the templates, `seed` the data."""
+
+    classes: int = 16
+    symbols: int = 8
+    accuracy: float = 0.9
+    task_seed: int = 0
+
+
+class TemplatesData(TaskSource):
+    """Sequences of `scale.length` noisy copies of one template."""
+
+    Options = TemplatesOptions
+
+    def task(self, length: int) -> Templates:
+        o = self.options
+        return Templates(length, o.classes, o.symbols, o.accuracy, o.task_seed)
