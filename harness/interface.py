@@ -89,8 +89,12 @@ class Method(nn.Module, ABC):
     #: What the method is called in tables, e.g. "MDLM"; and the sampler that `sample` runs, e.g. "ancestral".
     title: str = ""
     sampler: str = ""
-    #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature).
+    #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature);
+    #: "floor" for what a perfect network would score at each budget; "probe" for a method that is given something that it
+    #: would have to model (a latent of the data): it says what a part costs, and is not compared either.
     role: str = "method"
+    #: Option names that change only how samples are drawn: entries that differ in nothing else share their weights.
+    sampling_options: frozenset[str] = frozenset()
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()

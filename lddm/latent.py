@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.diffusion import gaussian
 from harness.diffusion.masked import check_loss
-from harness.diffusion.schedules import LatentSchedule
+from harness.diffusion.schedules import LatentSchedule, stratified_times
 from harness.errors import UserError, nearest
 from harness.interface import Problem
 from harness.nn.networks import SlotEncoder
@@ -33,6 +33,8 @@ class LatentOptions:
     encoder_depth: int = 1
     encoder_noise: float = 0.5  # s: standard deviation of q(z0 | x) in units of the standardised mean
     input_mask: float = 0.0  # tokens hidden from the encoder while it trains
+    full_mask: float = 0.25  # share of a batch with every token masked: where few calls start, and the latent says most
+    match: float = 0.0  # weight of the distance between the latents of a batch and N(0, (1 + s^2) I)
     latent_dropout: float = 0.1  # share of a batch whose latent is replaced by pure noise
     latent_shift: float = 1.0  # time shift of the latent schedule; above 1 towards high noise
     latent_weight: float = 1.0  # of the latent's mean squared error, beside the tokens' nats per token
@@ -46,6 +48,8 @@ RANGES = {
     "dims": (1, 4096),
     "encoder_depth": (1, 96),
     "input_mask": (0.0, 0.95),
+    "full_mask": (0.0, 1.0),
+    "match": (0.0, 1e6),
     "latent_dropout": (0.0, 1.0),
     "latent_weight": (0.0, 1e6),
     "eta": (0.0, 1.0),
@@ -111,6 +115,15 @@ class LatentEncoder(nn.Module):
         self.requires_grad_(not frozen)
         self.standardise.momentum = 0.0 if frozen else 0.05
         self.standardise.train(not frozen and self.training)
+
+
+def token_times(count: int, full_mask: float, generator: torch.Generator) -> Tensor:
+    """Token times (count,) float64, stratified and uniform, of which a share `full_mask` is set to 1."""
+    t_B = stratified_times(count, generator)
+    if full_mask == 0.0:
+        return t_B
+    full_B = torch.rand(count, generator=generator, device=t_B.device) < full_mask
+    return torch.where(full_B, torch.ones_like(t_B), t_B)
 
 
 def gaussian_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

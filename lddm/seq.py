@@ -13,168 +13,278 @@ from torch import Tensor, nn
 
 from harness.diffusion import gaussian, masked
 from harness.diffusion.paths import latent_first_path, split_calls
-from harness.diffusion.schedules import LatentSchedule, stratified_times, token_schedule
+from harness.diffusion.schedules import LatentSchedule, token_schedule
+from harness.errors import BudgetError, UserError, nearest
 from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
 from harness.nn.networks import JointNetwork, LatentNetwork
+from lddm import instruments, prior
+from lddm.bank import LatentBank
+from lddm.kernel_score import distance
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
     check_options,
     check_ranges,
     gaussian_noise,
-    latent_mse,
-    predicted_z0,
+    token_times,
 )
+
+LATENTS = ("diffusion", "one_call", "encoder")
 
 
 @dataclass
 class SEQOptions(LatentOptions):
-    stages: int = 1  # 1: the latent network learns beside the decoder, from a detached target; 2: after it
+    stages: int = 2  # 1: the latent network learns beside the decoder, from a detached target; 2: after it
     prior_depth: int = 2
+    prior_width: int = 0  # of the latent networks; 0: the backbone's
     prior_share: float = 0.3  # of the steps, with two stages
-    self_conditioning: float = 0.5  # share of a batch whose latent network sees its own first estimate
+    one_call_share: float = 0.0  # of the steps, after the prior: a network that draws z0 in one call
+    latent_batch: int = 512  # latents in a step of the latent stages, from a bank of encoded training sequences
+    bank: int = 8192
+    self_conditioning: float = 0.0  # share of a batch whose latent network sees its own first estimate
     decoder_noise: float = 0.3  # the decoder trains on latents diffused to times up to this one
-    latent_share: float = 0.5  # of a budget K that goes to K_z
+    # Of sampling alone: entries that differ in nothing else share their weights.
+    latents: str = "diffusion"  # "one_call"; or "encoder": of training sequences, what a perfect prior would give
+    latent_share: float = 0.5  # of a budget K that goes to K_z, where the latents are diffused
 
 
 RANGES = {
     "stages": (1, 2),
     "prior_depth": (1, 96),
-    "prior_share": (0.01, 0.99),
+    "prior_width": (0, 65536),
+    "prior_share": (0.0, 0.99),
+    "one_call_share": (0.0, 0.99),
+    "latent_batch": (2, 1 << 20),
+    "bank": (2, 1 << 24),
     "self_conditioning": (0.0, 1.0),
     "decoder_noise": (0.0, 1.0),
     "latent_share": (0.0, 1.0),
 }
 
 
+def _check(o: SEQOptions) -> None:
+    """Raise `UserError` for values that do not go together."""
+    check_options(o)
+    check_ranges(o, RANGES)
+    if o.latents not in LATENTS:
+        raise UserError(f"latents='{o.latents}' is unknown{nearest(o.latents, LATENTS)}")
+    if o.one_call_share + (o.prior_share if o.stages == 2 else 0.0) >= 1.0:
+        raise UserError(
+            f"one_call_share={o.one_call_share} and prior_share={o.prior_share} leave no step for the tokens; "
+            "choose shares that sum to less than 1"
+        )
+    if o.latents == "one_call" and o.one_call_share == 0.0:
+        raise UserError("latents='one_call' needs a network that learns it; choose one_call_share above 0, such as 0.3")
+    if o.latents == "diffusion" and o.stages == 2 and o.prior_share == 0.0:
+        raise UserError("latents='diffusion' needs a prior that learns; choose prior_share above 0, such as 0.3")
+
+
 class SEQ(Method):
     """p(z0) by Gaussian diffusion over the slots, p(x | z0) by masked diffusion with the latent beside the tokens."""
 
     Options = SEQOptions
-    title = "SEQ"
-    sampler = "latent-first"
+    sampling_options = frozenset({"latents", "latent_share", "eta"})
 
     def __init__(self, problem: Problem, options: SEQOptions) -> None:
         super().__init__(problem, options)
-        check_options(options)
-        check_ranges(options, RANGES)
-        self.schedule = token_schedule(options.schedule)
-        self.latent_schedule = LatentSchedule(options.latent_shift)
-        self.encoder = LatentEncoder(problem, options)
-        self.decoder = JointNetwork(problem.shape, problem.vocab_size, options.slots, options.dims, options.time)
+        _check(options)
+        self.title = {"diffusion": "SEQ", "one_call": "SEQ, one-call latent", "encoder": "SEQ, encoder latents"}[
+            options.latents
+        ]
+        self.sampler = {"diffusion": "latent-first", "one_call": "one-call latent", "encoder": "given latents"}[
+            options.latents
+        ]
+        # Latents of training sequences are no model of the data: the row says what the prior costs.
+        self.role = "probe" if options.latents == "encoder" else "method"
+        o, shape = options, problem.shape
+        self.schedule = token_schedule(o.schedule)
+        self.latent_schedule = LatentSchedule(o.latent_shift)
+        self.encoder = LatentEncoder(problem, o)
+        self.decoder = JointNetwork(shape, problem.vocab_size, o.slots, o.dims, o.time)
         # Nothing is read from the decoder's latent output, so it has none to train.
         self.decoder.latent_out.requires_grad_(False)
-        prior_shape = replace(problem.shape, depth=options.prior_depth)
-        self.prior = LatentNetwork(prior_shape, options.slots, options.dims, problem.length)
+        width = o.prior_width or shape.width
+        if width % (2 * shape.heads):
+            raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
+        small = replace(shape, depth=o.prior_depth, width=width)
+        self.prior = LatentNetwork(small, o.slots, o.dims, problem.length)
+        self.generator = LatentNetwork(small, o.slots, o.dims, problem.length) if o.one_call_share > 0 else None
+        self.bank = LatentBank(o.bank, o.slots, o.dims)
         self._stage = "all"
 
     # ---- training -------------------------------------------------------------------------------------------------
     def stages(self) -> tuple[Stage, ...]:
-        if self.options.stages == 1:
-            return (Stage("all"),)
-        return Stage("decoder", 1.0 - self.options.prior_share), Stage("prior", self.options.prior_share)
+        o = self.options
+        prior_share = o.prior_share if o.stages == 2 else 0.0
+        first = Stage("tokens" if o.stages == 2 else "all", 1.0 - prior_share - o.one_call_share)
+        later = (Stage("prior", prior_share), Stage("one_call", o.one_call_share))
+        return first, *(stage for stage in later if stage.share > 0)
 
     def set_stage(self, name: str) -> None:
         self._stage = name
-        self.encoder.freeze(name == "prior")
-        self.decoder.requires_grad_(name != "prior")
+        self.encoder.freeze(name in ("prior", "one_call"))
+        self.decoder.requires_grad_(name in ("all", "tokens"))
         self.decoder.latent_out.requires_grad_(False)
-        self.prior.requires_grad_(name != "decoder")
+        self.prior.requires_grad_(name in ("all", "prior"))
+        if self.generator is not None:
+            self.generator.requires_grad_(name == "one_call")
 
     def calibrate(self, x_NL: Tensor) -> None:
         self.encoder.calibrate(x_NL)
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"latent": self.prior, "token": self.decoder}
+        self.bank.clear()
+        for x_BL in x_NL.split(256):
+            self.bank.put(self.encoder.mean(x_BL))
 
     def _token_terms(
-        self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, generator: torch.Generator
+        self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator
     ) -> masked.MaskedTerms:
-        """Masked cross-entropies given a latent at time t_z."""
-        t_B = stratified_times(x_BL.shape[0], generator)
+        """Masked cross-entropies at token times t, given a latent at time t_z."""
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
         logits_MV, _ = self.decoder(xt_BL, z_BSD, t_B.float(), t_z_B.float(), masked_BL)
         nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
         return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
 
-    def _latent_loss(self, z0_BSD: Tensor, generator: torch.Generator) -> Tensor:
-        t_B = stratified_times(z0_BSD.shape[0], generator)
-        zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-        previous = None
-        if self.options.self_conditioning > 0:
-            keep_B = torch.rand(len(t_B), generator=generator, device=zt_BSD.device) < self.options.self_conditioning
-            with torch.no_grad():
-                first = self._z0_hat(zt_BSD, t_B, None)
-            previous = torch.where(keep_B[:, None, None], first, 0.0)
-        out = self.prior(zt_BSD, t_B.float(), previous)
-        return latent_mse(out, z0_BSD, zt_BSD, t_B, self.latent_schedule, self.options.prediction).mean()
-
-    def _z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None) -> Tensor:
-        out = self.prior(zt_BSD, t_B.float(), previous)
-        return predicted_z0(out, zt_BSD, t_B, self.latent_schedule, self.options.prediction)
-
-    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
-        """Tokens given the encoder's latent (nats per token), plus the latent network's error on a detached target."""
-        z0_BSD = self.encoder.sample(x_BL, generator)
-        parts, total = {}, x_BL.new_zeros((), dtype=torch.float32)
-        if self._stage != "prior":
-            # Slightly diffused latents make the decoder tolerate the prior's errors; full noise keeps it a denoiser
-            # that can do without the latent.
-            uniform_B = torch.rand(x_BL.shape[0], generator=generator, dtype=torch.float64, device=x_BL.device)
-            drop_B = torch.rand(x_BL.shape[0], generator=generator, device=x_BL.device) < self.options.latent_dropout
-            t_z_B = torch.where(drop_B, 1.0, uniform_B * self.options.decoder_noise)
-            z_BSD = gaussian.diffuse(z0_BSD, t_z_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-            terms = self._token_terms(x_BL, z_BSD, t_z_B, generator)
-            total = total + terms.loss(self.options.loss, x_BL.shape[1])
-            parts["token_nats_per_token"] = terms.nelbo_B.detach().mean() / x_BL.shape[1]
-        if self._stage != "decoder":
-            latent = self._latent_loss(z0_BSD.detach(), generator)
-            total, parts["latent_mse"] = total + self.options.latent_weight * latent, latent.detach()
+    def _token_loss(self, x_BL: Tensor, z0_BSD: Tensor, generator: torch.Generator) -> Loss:
+        """Tokens given the encoder's latent, nats per token."""
+        o, B = self.options, x_BL.shape[0]
+        # Slightly diffused latents make the decoder tolerate the prior's errors; full noise keeps it a denoiser
+        # that can do without the latent.
+        uniform_B = torch.rand(B, generator=generator, dtype=torch.float64, device=x_BL.device)
+        drop_B = torch.rand(B, generator=generator, device=x_BL.device) < o.latent_dropout
+        t_z_B = torch.where(drop_B, 1.0, uniform_B * o.decoder_noise)
+        z_BSD = gaussian.diffuse(z0_BSD, t_z_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
+        terms = self._token_terms(x_BL, z_BSD, t_z_B, token_times(B, o.full_mask, generator), generator)
+        total = terms.loss(o.loss, x_BL.shape[1])
+        parts = {"token_nats_per_token": (terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)).detach()}
+        if o.match > 0:
+            # Outside of it the latents have holes and islands, which a generator of few calls cannot follow.
+            target = gaussian_noise(z0_BSD.shape, generator) * (1.0 + o.encoder_noise**2) ** 0.5
+            gap = distance(z0_BSD, target, o.encoder_noise)
+            total, parts["match"] = total + o.match * gap, gap.detach()
         return Loss(total, parts)
 
+    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
+        """By stage: tokens given the encoder's latent; the prior's squared error; the one-call sampler's distance."""
+        o = self.options
+        if self._stage in ("all", "tokens"):
+            z0_BSD = self.encoder.sample(x_BL, generator)
+            made = self._token_loss(x_BL, z0_BSD, generator)
+            if self._stage == "tokens":
+                return made
+            latent = prior.diffusion_loss(
+                self.prior, z0_BSD.detach(), self.latent_schedule, o.prediction, o.self_conditioning, generator
+            )
+            return Loss(made.total + o.latent_weight * latent, made.parts | {"latent_mse": latent.detach()})
+        with torch.no_grad():
+            self.bank.put(self.encoder.mean(x_BL))
+            z0_BSD = self.bank.draw(o.latent_batch, o.encoder_noise, generator)
+        if self._stage == "prior":
+            latent = prior.diffusion_loss(
+                self.prior, z0_BSD, self.latent_schedule, o.prediction, o.self_conditioning, generator
+            )
+            return Loss(latent, {"latent_mse": latent.detach()})
+        gap = prior.one_call_loss(self.generator, z0_BSD, o.encoder_noise, generator)
+        return Loss(gap, {"one_call_distance": gap.detach()})
+
+    def _z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None) -> Tensor:
+        return prior.z0_hat(self.prior, zt_BSD, t_B, previous, self.latent_schedule, self.options.prediction)
+
     # ---- likelihood -----------------------------------------------------------------------------------------------
-    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        """The full bound: encoder negentropy + latent diffusion (with its end terms) + tokens given z0."""
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
+        """The full bound: encoder negentropy + latent diffusion (with its end terms) + tokens given z0.
+
+        None without a diffusion prior: the law of the one-call sampler has no density to bound.
+        """
+        if self.options.stages == 2 and self.options.prior_share == 0.0:
+            return None
         z0_BSD = self.encoder.sample(x_BL, generator)
         zero_B = torch.zeros(x_BL.shape[0], device=x_BL.device)
         t_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
         z0_hat = self._z0_hat(zt_BSD, t_B, None)
+        token_t_B = token_times(x_BL.shape[0], 0.0, generator)
         parts = {
             "encoder": torch.full_like(t_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
             "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
             "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_B, span, self.latent_schedule),
-            "tokens": self._token_terms(x_BL, z0_BSD, zero_B, generator).nelbo_B.double(),
+            "tokens": self._token_terms(x_BL, z0_BSD, zero_B, token_t_B, generator).nelbo_B.double(),
         }
         return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
 
     @torch.no_grad()
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
-        z0_BSD = self.encoder.sample(x_BL, generator)
-        zero_B, one_B = torch.zeros(len(x_BL), device=x_BL.device), torch.ones(len(x_BL), device=x_BL.device)
-        given = self._token_terms(x_BL, z0_BSD, zero_B, generator).nelbo_B.mean()
-        blind = self._token_terms(x_BL, gaussian_noise(z0_BSD.shape, generator), one_B, generator).nelbo_B.mean()
-        return {"latent_nats_saved": float(blind - given), "latent_std": float(z0_BSD.std(0).mean())}
+        """Nats in the latent and what they are worth to the tokens; see `lddm.instruments`."""
+        mu_BSD = self.encoder.mean(x_BL)
+        z0_BSD = mu_BSD + self.encoder.noise * gaussian_noise(mu_BSD.shape, generator)
+        few = slice(0, instruments.FEW)
+        one_B, zero_B = torch.ones(len(x_BL), device=x_BL.device), torch.zeros(len(x_BL), device=x_BL.device)
+
+        def nats(z_BSD: Tensor, t_z_B: Tensor, t: float = 1.0) -> float:
+            n = len(z_BSD)
+            t_B = torch.full((n,), t, dtype=torch.float64, device=z_BSD.device)
+            return float(self._token_terms(x_BL[:n], z_BSD, t_z_B[:n], t_B, generator).nelbo_B.mean())
+
+        given, blind = nats(z0_BSD, zero_B), nats(gaussian_noise(z0_BSD.shape, generator), one_B)
+        return {
+            "latent_nats_saved": blind - given,
+            "latent_std": float(z0_BSD.std(0).mean()),
+            "latent_information_nats": instruments.information(mu_BSD, self.encoder.noise, generator),
+            "latent_effective_dims": instruments.effective_dims(mu_BSD),
+            **instruments.usage(z0_BSD[few], lambda z: nats(z, zero_B), generator),
+            **instruments.by_time(lambda t: nats(z0_BSD[few], zero_B, t), "token_loss", (0.25, 0.5, 0.75, 1.0)),
+            **instruments.by_time(
+                lambda t: self._latent_mse_at(z0_BSD, t, generator), "latent_loss", (0.25, 0.5, 0.75, 1.0)
+            ),
+        }
+
+    def _latent_mse_at(self, z0_BSD: Tensor, t: float, generator: torch.Generator) -> float:
+        """Mean squared error of the prior's estimate of z0 at one time, per coordinate."""
+        t_B = torch.full((len(z0_BSD),), t, dtype=torch.float64, device=z0_BSD.device)
+        zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
+        return float((self._z0_hat(zt_BSD, t_B, None) - z0_BSD).square().mean())
 
     # ---- sampling -------------------------------------------------------------------------------------------------
+    def networks(self) -> Mapping[str, nn.Module]:
+        one_call = self.options.latents == "one_call"
+        return {"latent": self.generator if one_call else self.prior, "token": self.decoder}
+
+    def _split(self, nfe: int) -> tuple[int, int]:
+        """(K_z, K_x): given latents cost nothing, a one-call latent one call, a diffused one its share."""
+        if self.options.latents == "diffusion":
+            return split_calls(nfe, self.options.latent_share, self.title)
+        latent_calls = 1 if self.options.latents == "one_call" else 0
+        if nfe <= latent_calls:
+            raise BudgetError(
+                f"nfe={nfe} cannot be met by {self.title}: it needs a latent call and a token call; use 2 or more"
+            )
+        return latent_calls, nfe - latent_calls
+
     def check_budget(self, nfe: int) -> None:
-        split_calls(nfe, self.options.latent_share, self.title)
+        self._split(nfe)
+
+    def _draw_latents(self, n: int, calls: int, generator: torch.Generator) -> Tensor:
+        """z0 (n, S, D) in `calls` calls of the latent network."""
+        o = self.options
+        if o.latents == "encoder":
+            return self.bank.draw(n, self.encoder.noise, generator)
+        if o.latents == "one_call":
+            return prior.one_call(self.generator, n, o.slots, o.dims, generator)
+        z, previous = gaussian_noise((n, o.slots, o.dims), generator), None
+        for step in latent_first_path(calls, 0):
+            t_N = torch.full((n,), step.t_z, device=z.device)
+            z0_hat = self._z0_hat(z, t_N, previous)
+            previous = z0_hat if o.self_conditioning > 0 else None
+            z = gaussian.latent_step(z, z0_hat, step.t_z, step.s_z, self.latent_schedule, o.eta, generator)
+        return z
 
     def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """K_z calls of the latent network over S slots, then K_x calls of the decoder; both count in full."""
-        latent_calls, token_calls = split_calls(nfe, self.options.latent_share, self.title)
-        o, L, mask_id = self.options, self.problem.length, self.problem.vocab_size
-        z = gaussian_noise((n, o.slots, o.dims), generator)
+        latent_calls, token_calls = self._split(nfe)
+        L, mask_id = self.problem.length, self.problem.vocab_size
+        z = self._draw_latents(n, latent_calls, generator)
         x_NL = torch.full((n, L), mask_id, dtype=torch.int64, device=z.device)
-        previous, dtype = None, "float64"
-        zero_N = torch.zeros(n, device=z.device)
-        for step in latent_first_path(latent_calls, token_calls):
-            if step.moves_latent:
-                t_N = torch.full((n,), step.t_z, device=z.device)
-                z0_hat = self._z0_hat(z, t_N, previous)
-                previous = z0_hat if o.self_conditioning > 0 else None
-                z = gaussian.latent_step(z, z0_hat, step.t_z, step.s_z, self.latent_schedule, o.eta, generator)
-                continue
+        dtype, zero_N = "float64", torch.zeros(n, device=z.device)
+        for step in latent_first_path(0, token_calls):
             ends = torch.tensor([step.t_x, step.s_x], dtype=torch.float64)
             alpha_t, alpha_s = self.schedule.alpha(ends).tolist()
             flips_NL = masked.choose_flips(x_NL == mask_id, max(alpha_t, 0.0), alpha_s, generator)

@@ -135,10 +135,11 @@ def train(job: Job) -> dict[str, float]:
                     checkpoint.save_tensors(path, checkpoint.training_state(method, ema.shadow, optimizer), meta)
                 if at % 10 == 0 or last:
                     job.progress(f"train {stage}", at, job.scale.steps)
+            # What later stages freeze or start from are the averaged weights.
+            ema.copy_to_model()
             _calibrate(job)
             optimizer.state.clear()
         first += count
-    ema.copy_to_model()
     method.eval()
     _calibrate(job)
     return {"train_seconds": seconds + time.monotonic() - started}

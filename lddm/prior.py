@@ -1,0 +1,58 @@
+"""p(z0) of SEQ: a Gaussian diffusion over the slots, and a sampler that needs one call.
+
+Shapes: B batch, S slots, D dims, N sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.diffusion import gaussian
+from harness.diffusion.schedules import LatentSchedule, stratified_times
+from harness.nn.networks import LatentNetwork
+from lddm.kernel_score import distance
+from lddm.latent import gaussian_noise, latent_mse, predicted_z0
+
+
+def z0_hat(
+    network: LatentNetwork, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None, schedule: LatentSchedule, kind: str
+) -> Tensor:
+    """The network's estimate of z0; `kind` is what it predicts, "x0" or "v"."""
+    return predicted_z0(network(zt_BSD, t_B.float(), previous), zt_BSD, t_B, schedule, kind)
+
+
+def diffusion_loss(
+    network: LatentNetwork,
+    z0_BSD: Tensor,
+    schedule: LatentSchedule,
+    kind: str,
+    self_conditioning: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error at stratified times, a scalar; a share of the batch sees the network's own first estimate."""
+    t_B = stratified_times(z0_BSD.shape[0], generator)
+    zt_BSD = gaussian.diffuse(z0_BSD, t_B, schedule, gaussian_noise(z0_BSD.shape, generator))
+    previous = None
+    if self_conditioning > 0:
+        keep_B = torch.rand(len(t_B), generator=generator, device=zt_BSD.device) < self_conditioning
+        with torch.no_grad():
+            first = z0_hat(network, zt_BSD, t_B, None, schedule, kind)
+        previous = torch.where(keep_B[:, None, None], first, 0.0)
+    out = network(zt_BSD, t_B.float(), previous)
+    return latent_mse(out, z0_BSD, zt_BSD, t_B, schedule, kind).mean()
+
+
+def one_call(network: LatentNetwork, n: int, slots: int, dims: int, generator: torch.Generator) -> Tensor:
+    """z0 (n, S, D) float32 from one call on pure noise.
+
+    A diffusion's network returns the mean of z0 there; this one is trained so that its outputs have the law of z0.
+    """
+    noise_NSD = gaussian_noise((n, slots, dims), generator)
+    return network(noise_NSD, torch.ones(n, device=noise_NSD.device)).float()
+
+
+def one_call_loss(network: LatentNetwork, z0_BSD: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Distance between the law of `one_call` and that of z0, on a batch of each (`lddm.kernel_score`)."""
+    B, S, D = z0_BSD.shape
+    return distance(one_call(network, B, S, D, generator), z0_BSD, scale)
