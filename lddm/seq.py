@@ -193,9 +193,9 @@ class SEQ(Method):
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """The full bound: encoder negentropy + latent diffusion (with its end terms) + tokens given z0.
 
-        None without a diffusion prior: the law of the one-call sampler has no density to bound.
+        None where the latents do not come from the diffusion prior: the one-call sampler's law has no density to bound.
         """
-        if self.options.stages == 2 and self.options.prior_share == 0.0:
+        if self.options.latents != "diffusion":
             return None
         z0_BSD = self.encoder.sample(x_BL, generator)
         zero_B = torch.zeros(x_BL.shape[0], device=x_BL.device)

@@ -1,4 +1,4 @@
-"""Excess nats and validity by hand; what is not defined says so."""
+"""Excess nats and validity by hand; what is infinite or not defined says so."""
 
 import math
 
@@ -7,8 +7,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.metrics.diversity import Diversity, DiversityOptions
-from harness.metrics.excess import Excess, ExcessOptions
+from harness.metrics.excess import Excess, ExcessOptions, mean_and_error
 from harness.metrics.variation import Variation, VariationOptions
+from harness.store import ResultsTable, read_json, write_json
 from harness.tasks.permutation import Permutation
 from tests.toys import one_thread  # noqa: F401
 from tests.toys_exact import TableTask, context_of, samples_of, table_task
@@ -30,10 +31,11 @@ def test_mean_and_error_by_hand(tmp_path):
     assert scores.per_sequence["exact_nll"] == pytest.approx([log2, 2 * log2, 2 * log2])
 
 
-def test_an_impossible_sample_leaves_the_excess_undefined_and_shows_in_validity(tmp_path):
+def test_an_impossible_sample_makes_the_excess_infinite_and_shows_in_validity(tmp_path):
     x_NL = np.array([[0, 0], [1, 1], [0, 1], [1, 0]])
     scores = METRIC.score(samples_of(x_NL), context_of(TableTask(P, 2, 2), tmp_path))
-    assert all(math.isnan(v) for v in scores.values["excess_nats"])
+    value, error = scores.values["excess_nats"]
+    assert value == math.inf and math.isnan(error)
     assert scores.values["validity"] == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 4)))
     assert scores.values["excess_valid_nats"][0] == pytest.approx((5 / 3 - 1.5) * math.log(2))
     assert scores.per_sequence["exact_nll"][1] == math.inf
@@ -42,7 +44,29 @@ def test_an_impossible_sample_leaves_the_excess_undefined_and_shows_in_validity(
 def test_no_valid_sample_at_all(tmp_path):
     scores = METRIC.score(samples_of(np.zeros((5, 4), int)), context_of(Permutation(4), tmp_path))
     assert scores.values["validity"] == (0.0, 0.0)
-    assert math.isnan(scores.values["excess_nats"][0]) and math.isnan(scores.values["excess_valid_nats"][0])
+    assert scores.values["excess_nats"][0] == math.inf and math.isnan(scores.values["excess_valid_nats"][0])
+
+
+def test_means_of_what_is_not_finite():
+    assert mean_and_error(np.array([1.0, math.inf]))[0] == math.inf
+    for undefined in (np.array([]), np.array([1.0, math.nan]), np.array([math.inf, math.nan])):
+        assert all(math.isnan(part) for part in mean_and_error(undefined))
+    value, error = mean_and_error(np.array([2.0]))
+    assert value == 2.0 and math.isnan(error)
+
+
+def test_an_infinite_excess_is_kept_by_json_and_parquet(tmp_path):
+    x_NL = np.array([[0, 0], [1, 1]])
+    scores = METRIC.score(samples_of(x_NL), context_of(TableTask(P, 2, 2), tmp_path))
+    record = {"values": scores.values, "per_sequence": {k: v.tolist() for k, v in scores.per_sequence.items()}}
+    write_json(tmp_path / "scores.json", record)
+    read = read_json(tmp_path / "scores.json")
+    assert read["values"]["excess_nats"][0] == math.inf and math.isnan(read["values"]["excess_nats"][1])
+    assert read["per_sequence"]["exact_nll"] == [pytest.approx(math.log(2)), math.inf]
+    row = {"study": "s", "excess_nats": math.inf, "excess_nats_se": math.nan}
+    ResultsTable([row]).write(tmp_path / "r.parquet")
+    frame = ResultsTable.read(tmp_path / "r.parquet")
+    assert frame.loc[0, "excess_nats"] == math.inf and math.isnan(frame.loc[0, "excess_nats_se"])
 
 
 def test_data_have_no_excess_and_marginals_have_the_other_way_round_of_theirs(tmp_path):

@@ -16,10 +16,10 @@ from harness.tasks.require import require_task
 
 
 def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error; NaN from too few values, or values that are not finite."""
+    """Mean and its standard error; NaN from too few values. The mean with an infinite value is infinite, without error."""
     n = len(values_N)
     if n == 0 or not np.isfinite(values_N).all():
-        return math.nan, math.nan
+        return float(values_N.sum()) if n else math.nan, math.nan
     return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
@@ -32,11 +32,11 @@ class Excess(Metric):
     """`E_q[-log p(x)] - H = KL(q || p) + H(q) - H(p)`: lost diversity lowers it, so it is read beside `diversity`."""
 
     Options = ExcessOptions
-    version = "1"
+    version = "2"
     definition = (
         "mean of -log p(x) over the samples minus the entropy of the data's own law p, nats per sequence; standard "
-        "error over sequences (an error of the entropy itself, which all rows share, is among the data's facts); not "
-        "defined where a sample has p(x) = 0, whose share is 1 - validity; excess_valid_nats leaves those samples out"
+        "error over sequences (an error of the entropy itself, which all rows share, is among the data's facts); infinite "
+        "where a sample has p(x) = 0, the share of which is 1 - validity; excess_valid_nats leaves those samples out"
     )
     columns = (
         Column("excess_nats", "Excess", "nats", "lower"),

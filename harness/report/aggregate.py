@@ -15,7 +15,7 @@ import pandas as pd
 from harness.metrics.base import Column
 
 #: In the order of a table.
-ROLES = ("data", "method", "floor", "reference")
+ROLES = ("data", "method", "floor", "probe", "reference")
 #: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
 BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
 SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")

@@ -28,7 +28,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method trained with one seed; `key` identifies its weights, `folder` holds its files."""
+    """A method trained with one seed; `key` identifies it and its sampler, `folder` holds its samples and scores.
+
+    Its weights are in `home` and identified by `weights`; cells that differ only in how they sample share them.
+    """
 
     method: str
     title: str
@@ -39,6 +42,8 @@ class Cell:
     folder: Path
     parts: tuple[Part, ...]
     trained: bool = True  # False: counted, or exact; nothing is kept but its samples
+    weights: str = ""
+    home: Path = Path()
 
     @property
     def name(self) -> str:
@@ -46,16 +51,16 @@ class Cell:
 
     @property
     def model(self) -> Path:
-        return self.folder / "model.safetensors"
+        return self.home / "model.safetensors"
 
     @property
     def curves(self) -> Path:
-        return self.folder / "curves.jsonl"
+        return self.home / "curves.jsonl"
 
     @property
     def failure(self) -> Path:
         """Why training stopped for good (a loss that is not a number); cleared when the configuration changes."""
-        return self.folder / "failed.json"
+        return self.home / "failed.json"
 
     def facts(self, session: Session) -> Path:
         """Cost and bound; the bound's settings are part of the name, and the budgets where each has a figure of its own."""
@@ -96,8 +101,14 @@ def make_cells(session: Session) -> list[Cell]:
         for seed in seeds:
             key = session.cell_key(name, seed)
             folder = session.folder / "cells" / f"{name}-seed{seed}-{key}"
-            trained = bool(method.stages())
-            cells.append(Cell(name, method.title, method.role, method.sampler, seed, key, folder, parts, trained))
+            weights = session.weights_key(name, method, seed)
+            shared = session.folder / "weights" / f"{type(method).__name__.lower()}-seed{seed}-{weights}"
+            cells.append(
+                Cell(
+                    name, method.title, method.role, method.sampler, seed, key, folder, parts,
+                    bool(method.stages()), weights, shared if method.sampling_options else folder,
+                )
+            )  # fmt: skip
     return cells
 
 
@@ -116,4 +127,4 @@ def data_cell(session: Session) -> Cell:
     """Held-out data in the place of samples: the row that every score is read against."""
     key = session.data.fingerprint[:12]
     folder = session.folder / "cells" / f"{DATA_ROW}-{key}"
-    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),), trained=False)
+    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),), trained=False, home=folder)

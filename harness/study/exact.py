@@ -25,7 +25,7 @@ from harness.training import loop
 #: At most so many sequences and paths for each budget.
 SEQUENCES, PATHS = 512, 16
 #: Calls on one sequence for each budget: of a network that was trained, and of exact conditionals, which cost far less.
-TRAINED_CALLS, EXACT_CALLS = 8192, 65536
+TRAINED_CALLS, EXACT_CALLS = 2048, 65536
 _CHUNK = 256
 
 

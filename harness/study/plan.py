@@ -35,13 +35,15 @@ def estimate(session: Session) -> tuple[str, float]:
         "|---|---:|---:|---|---:|---:|---|",
     ]
     total = 0.0
+    homes: set[object] = set()  # weights that several cells share are trained once
     timings: dict[str, tuple[int, float, float]] = {}
     for cell in cells:
         if cell.method not in timings:
             timings[cell.method] = _timings(session, cell)
         params, step, call = timings[cell.method]
         trained = cell.trained
-        training = step * c.steps if trained else 0.0
+        training = step * c.steps if trained and cell.home not in homes else 0.0
+        homes.add(cell.home)
         sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
         drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
         done = "all" if drawn == len(cell.parts) else ("trained" if trained and cell.model.exists() else "")

@@ -37,13 +37,16 @@ def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[JobKey, 
     s, c = session.cfg.study, session.cfg.scale
     judge = Task(JUDGE, (), _TRAIN * c.steps * c.batch * c.length * 0.8)
     tasks = [judge]
+    first: dict[object, JobKey] = {}  # who trains the weights that several cells share
     for cell in cells:
         tokens = s.samples * c.length
         train: JobKey = ("train", cell.name)
         sample: JobKey = ("sample", cell.name)
         trained = cell.trained
         more = _LATENT_EXTRA if cell.role == "method" else 1.0
-        tasks.append(Task(train, (), more * _TRAIN * c.steps * c.batch * c.length if trained else tokens))
+        owner = first.setdefault(cell.home, train)
+        cost = more * _TRAIN * c.steps * c.batch * c.length if trained and owner == train else tokens
+        tasks.append(Task(train, () if owner == train else (owner,), cost))
         tasks.append(Task(sample, (train,), _SAMPLE * tokens * sum(max(p.nfe, 1) for p in cell.parts)))
         tasks.append(Task(("score", cell.name), (sample, JUDGE), _SCORE * tokens * len(cell.parts)))
     tasks.append(Task(("score", data.name), (JUDGE,), _SCORE * s.samples * c.length))

@@ -131,22 +131,32 @@ class Session:
         return ScoreContext(self.data, self.reference, self.judge, self.cache, self.cfg.study.sampling_seed)
 
     # ---- identities -----------------------------------------------------------------------------------------------
-    def cell_key(self, name: str, seed: int) -> str:
-        """Identity of a trained model: everything that its weights depend on."""
+    def _trained_by(self, node: dict[str, Any], seed: int) -> str:
         train = dataclasses.asdict(self.cfg.train)
         for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
             train.pop(irrelevant)
-        node = {
-            "method": self.tree["methods"][name],
-            "scale": dataclasses.asdict(self.cfg.scale),
-            "train": train,
-            "data": self.data.fingerprint,
-            "seed": seed,
-            "device": self.numerics.device.split(":")[0],
-            "precision": self.numerics.precision,
-            "threads": self.cfg.compute.threads,
-        }
-        return short_hash(node, 12)
+        return short_hash(
+            {
+                "method": node,
+                "scale": dataclasses.asdict(self.cfg.scale),
+                "train": train,
+                "data": self.data.fingerprint,
+                "seed": seed,
+                "device": self.numerics.device.split(":")[0],
+                "precision": self.numerics.precision,
+                "threads": self.cfg.compute.threads,
+            },
+            12,
+        )
+
+    def cell_key(self, name: str, seed: int) -> str:
+        """Identity of a cell: everything that its weights and its sampler depend on."""
+        return self._trained_by(self.tree["methods"][name], seed)
+
+    def weights_key(self, name: str, method: Method, seed: int) -> str:
+        """Identity of the weights alone: cells whose methods differ only in `sampling_options` share it."""
+        node = {k: v for k, v in self.tree["methods"][name].items() if k not in method.sampling_options}
+        return self._trained_by(node, seed)
 
     def config_key(self, cells: Sequence[Cell]) -> str:
         """Identity of everything that the study's table depends on, except the judge's weights."""

@@ -60,13 +60,13 @@ def _train(session: Session, cell: Cell, method: Method, progress: Progress) -> 
     if session.numerics.compile_training:
         compile_trunks(method)
     job = loop.Job(
-        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.folder, progress
+        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.home, progress
     )  # fmt: skip
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    cell.home.mkdir(parents=True, exist_ok=True)
     done = loop.train(job)
-    meta = {"method": cell.method, "seed": cell.seed, "key": cell.key, "config": session.tree["methods"][cell.method]}
+    meta = {"method": cell.method, "seed": cell.seed, "key": cell.weights, "config": session.tree["methods"][cell.method]}
     checkpoint.save_tensors(cell.model, dict(method.state_dict()), meta | done)
-    (cell.folder / "train.safetensors").unlink(missing_ok=True)
+    (cell.home / "train.safetensors").unlink(missing_ok=True)
 
 
 def load_method(session: Session, cell: Cell) -> Method:
@@ -75,7 +75,7 @@ def load_method(session: Session, cell: Cell) -> Method:
     if method.stages():
         tensors, meta = checkpoint.load_tensors(cell.model)
         checkpoint.load_model(method, tensors, cell.model)
-        if meta.get("key") != cell.key:  # names and shapes may agree all the same
+        if meta.get("key") != cell.weights:  # names and shapes may agree all the same
             raise UserError(
                 f"checkpoint {cell.model} is of another model ({meta.get('method')}, {meta.get('key')}); delete this file "
                 "and run the same command again to rebuild it"
