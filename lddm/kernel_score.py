@@ -1,9 +1,9 @@
 """A distance between two sets of latents that needs no densities: the loss of the one-call sampler, and of matching.
 
 `E 2 rho(|x - y|) - rho(|x - x'|) - rho(|y - y'|)` is zero only where x and y have one law, for any rho of negative type
-(Sejdinovic et al. 2013, section 3; Gneiting & Raftery 2007, section 5). Here `rho(d) = d + log(d^2 + s^2) / 2`: the first
-term is the energy distance, which weighs the places of clusters; the second one their shape down to the scale s, without
-which a generator leaves mass between clusters (`docs/log.md`, 2026-11-23).
+(Sejdinovic et al. 2013, section 3; Gneiting & Raftery 2007, section 5). Here `rho(d) = log(d^2 + s^2) / 2`, and not the
+`d` of the energy distance, which sees the places of clusters but hardly their shapes: with it a generator leaves mass
+between clusters (measured in `docs/log.md`, 2026-11-23).
 
 Shapes: N and M latents of S slots and D dims.
 """
@@ -15,9 +15,8 @@ from torch import Tensor
 
 
 def rho(square: Tensor, scale: float) -> Tensor:
-    """`d + log(d^2 + s^2) / 2` of squared distances; both terms are of negative type (Bernstein functions of d^2)."""
-    square = square.clamp(min=1e-12)
-    return square.sqrt() + 0.5 * torch.log(square + scale**2)
+    """`log(d^2 + s^2) / 2` of squared distances; of negative type, as a Bernstein function of d^2 is (Schoenberg 1938)."""
+    return 0.5 * torch.log(square.clamp(min=0.0) + scale**2)
 
 
 def _squares(a_NC: Tensor, b_MC: Tensor) -> Tensor:

@@ -43,16 +43,20 @@ def diffusion_loss(
     return latent_mse(out, z0_BSD, zt_BSD, t_B, schedule, kind).mean()
 
 
-def one_call(network: LatentNetwork, n: int, slots: int, dims: int, generator: torch.Generator) -> Tensor:
+def one_call(network: LatentNetwork, n: int, slots: int, dims: int, signs: bool, generator: torch.Generator) -> Tensor:
     """z0 (n, S, D) float32 from one call on pure noise.
 
-    A diffusion's network returns the mean of z0 there; this one is trained so that its outputs have the law of z0.
+    A diffusion's network returns the mean of z0 there; this one is trained so that its outputs have the law of z0. A
+    continuous map cannot tear the normal law into islands; `signs` shows the network the signs of the noise too, across
+    which it may jump.
     """
     noise_NSD = gaussian_noise((n, slots, dims), generator)
-    return network(noise_NSD, torch.ones(n, device=noise_NSD.device)).float()
+    return network(noise_NSD, torch.ones(n, device=noise_NSD.device), noise_NSD.sign() if signs else None).float()
 
 
-def one_call_loss(network: LatentNetwork, z0_BSD: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+def one_call_loss(
+    network: LatentNetwork, z0_BSD: Tensor, scale: float, signs: bool, generator: torch.Generator
+) -> Tensor:
     """Distance between the law of `one_call` and that of z0, on a batch of each (`lddm.kernel_score`)."""
     B, S, D = z0_BSD.shape
-    return distance(one_call(network, B, S, D, generator), z0_BSD, scale)
+    return distance(one_call(network, B, S, D, signs, generator), z0_BSD, scale)

@@ -39,6 +39,9 @@ class SEQOptions(LatentOptions):
     prior_width: int = 0  # of the latent networks; 0: the backbone's
     prior_share: float = 0.3  # of the steps, with two stages
     one_call_share: float = 0.0  # of the steps, after the prior: a network that draws z0 in one call
+    one_call_signs: bool = (
+        False  # it also sees the signs of its noise, across which it may jump: for latents in clusters
+    )
     latent_batch: int = 512  # latents in a step of the latent stages, from a bank of encoded training sequences
     bank: int = 8192
     self_conditioning: float = 0.0  # share of a batch whose latent network sees its own first estimate
@@ -183,7 +186,7 @@ class SEQ(Method):
                 self.prior, z0_BSD, self.latent_schedule, o.prediction, o.self_conditioning, generator
             )
             return Loss(latent, {"latent_mse": latent.detach()})
-        gap = prior.one_call_loss(self.generator, z0_BSD, o.encoder_noise, generator)
+        gap = prior.one_call_loss(self.generator, z0_BSD, o.encoder_noise, o.one_call_signs, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 
     def _z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None) -> Tensor:
@@ -268,7 +271,7 @@ class SEQ(Method):
         if o.latents == "encoder":
             return self.bank.draw(n, self.encoder.noise, generator)
         if o.latents == "one_call":
-            return prior.one_call(self.generator, n, o.slots, o.dims, generator)
+            return prior.one_call(self.generator, n, o.slots, o.dims, o.one_call_signs, generator)
         z, previous = gaussian_noise((n, o.slots, o.dims), generator), None
         for step in latent_first_path(calls, 0):
             t_N = torch.full((n,), step.t_z, device=z.device)

@@ -103,7 +103,7 @@ def test_bounds_are_compared_with_the_true_likelihood(frame, folder):
     data = frame.loc["data"].iloc[0]
     assert math.isnan(data["reverse_nats"]) and math.isnan(data["bound_excess_nats"])
     facts = read_json(next(folder.glob("cells/mdlm-*/facts-*-nfe1-4.json")))
-    assert facts["reverse"]["4"]["estimator"] == "-log mean of exp(-path nll) over 10 path(s), 200 test sequences"
+    assert facts["reverse"]["4"]["estimator"] == "-log mean of exp(-path nll) over 2 path(s), 200 test sequences"
 
 
 def test_metrics_and_the_judge_agree_on_the_data(frame):
@@ -122,7 +122,9 @@ def test_a_study_with_impossible_samples_says_so(tmp_path, monkeypatch):
     )
     assert said.code == 0, said.err
     rows = ResultsTable.read(tmp_path / "runs" / "tiny" / "results.parquet").set_index("method").loc["oracle"]
-    assert (rows["gen_ppl"] == math.inf).all() and rows["excess_nats"].isna().all() and (rows["validity"] < 1).all()
+    assert (
+        (rows["gen_ppl"] == math.inf).all() and (rows["excess_nats"] == math.inf).all() and (rows["validity"] < 1).all()
+    )
     assert rows["excess_valid_nats"].dropna().abs().max() < 1e-9
     one = rows[rows["nfe"] == 1].iloc[0]
     task = Permutation(5)

@@ -86,8 +86,25 @@ def test_combined_errors_by_hand():
     mean, error = combine([1.0, 2.0, 3.0], [0.1, 0.1, 0.1])
     assert mean == 2.0 and error == pytest.approx(1 / math.sqrt(3))
     assert combine([2.0, 2.0], [0.3, 0.4]) == (2.0, pytest.approx(0.25)), "seeds that agree still have sampling noise"
-    assert combine([math.nan, 2.0], [0.1, 0.2]) == (2.0, 0.2)
-    assert all(math.isnan(part) for part in combine([math.nan], [math.nan]))
+
+
+def test_a_seed_that_is_not_finite_is_not_averaged_away():
+    for undefined in ([], [math.nan], [math.nan, 2.0], [math.inf, math.nan]):
+        assert all(math.isnan(part) for part in combine(undefined, [0.1] * len(undefined)))
+    for infinite in ([math.inf], [1.0, math.inf], [math.inf, math.inf]):
+        mean, error = combine(infinite, [0.1] * len(infinite))
+        assert mean == math.inf and math.isnan(error)
+    assert combine([1.0, 3.0], [math.nan, 0.1]) == (2.0, pytest.approx(1.0)), "an unknown error is not an unknown value"
+    rows = [_row("Alpha", "method", 4, ppl, 4.0, 0.5, seed=s) for s, ppl in enumerate((30.0, None, 33.0))]
+    table = aggregate(labelled(_frame(rows)), ["gen_ppl", "entropy"])
+    assert math.isnan(table["gen_ppl"].iloc[0]) and table["entropy"].iloc[0] == 4.0
+
+
+def test_infinite_scores_are_shown_as_such_and_nothing_wins_against_them():
+    rows = [_row("Alpha", "method", 4, math.inf, 4, 0.5, gen_ppl_se=None), _row("Beta", "method", 4, 30.0, 4, 0.5)]
+    text = results_table(_frame(rows), COLUMNS)
+    assert "| Alpha | 4 | — | inf |" in text and "| Beta | 4 | — | 30.0 ± 1.0 |" in text
+    assert "inf: infinite" in text and "inf: infinite" not in results_table(_frame(rows[1:]), COLUMNS)
 
 
 def test_seeds_are_averaged_and_the_caption_says_so():
@@ -193,9 +210,22 @@ def test_figures_of_nothing_are_not_drawn(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_infinite_points_stay_out_of_the_plane(tmp_path):
+    more = [_row("Beta", "method", 8, math.inf, 4.5, 0.8), _row("Far", "reference", 1, math.inf, 4.5, 0.8)]
+    first, second = (
+        figures.plane(labelled(_frame(rows)), tmp_path / f"{i}.png") for i, rows in enumerate((ROWS, ROWS + more))
+    )
+    assert first.read_bytes() == second.read_bytes()
+    assert figures.plane(labelled(_frame(more)), tmp_path / "b.png") is None
+
+
 def test_styles_do_not_repeat_and_labels_do_not_collide():
     style = figures.Style([f"m{i}" for i in range(20)])
     assert len({tuple(style.of(f"m{i}").values()) for i in range(20)}) == 20
+    style = figures.Style([], floors=[f"f{i}" for i in range(8)], probes=[f"p{i}" for i in range(8)])
+    looks = {str(sorted(style.beside(f"{kind}{i}").items(), key=str)) for kind in "fp" for i in range(8)}
+    dashes = {str(style.beside(f"{kind}{i}")["linestyle"]) for kind in "fp" for i in range(4)}
+    assert len(looks) == 16 and len(dashes) == 8
     spread = figures._spread([0.5, 0.5, 0.52, 0.9], 0.05)
     assert min(np.diff(sorted(spread))) > 0.049 and spread[3] == 0.9
 

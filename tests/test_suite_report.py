@@ -1,4 +1,4 @@
-"""The floor in tables and figures, axes that show values near 0, and the report of several tasks."""
+"""Floors and probes in tables and figures, axes that show values near 0, and the report of several tasks."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def _frame(*rows):
 
 FLOOR = [_row("Oracle", "floor", k, v) for k, v in ((1, 20.0), (2, 9.0), (4, 1.0))]
 METHOD = [_row("Alpha", "method", k, v) for k, v in ((1, 30.0), (2, 12.0), (4, 2.0))]
+PROBE = [_row("Told", "probe", k, v) for k, v in ((1, 15.0), (2, 10.0), (4, 1.5))]
 SCALE = [_row("Data", "data", None, 0.02), _row("Unigram", "reference", 0, 40.0)]
 
 
@@ -54,16 +55,19 @@ def _line(axes, label):
     return line
 
 
-# ---- the floor ----------------------------------------------------------------------------------------------------------
-def test_table_lists_the_floor_after_the_methods_and_before_the_references():
-    text = results_table(_frame(*FLOOR, *SCALE, *METHOD), [EXCESS])
+# ---- floors and probes --------------------------------------------------------------------------------------------------
+def test_table_lists_floors_and_probes_after_the_methods_and_before_the_references():
+    text = results_table(_frame(*PROBE, *FLOOR, *SCALE, *METHOD), [EXCESS])
     names = [line.split("|")[1].strip() for line in text.splitlines()[2:] if line.startswith("|")]
-    assert names == ["*Data*", *["Alpha"] * 3, *["*Oracle*"] * 3, "*Unigram*"]
-    assert "Oracle: a perfect network" in text
+    assert names == ["*Data*", *["Alpha"] * 3, *["*Oracle*"] * 3, *["*Told*"] * 3, "*Unigram*"]
+    assert "Oracle: a perfect network in the same kind of sampler; not compared." in text
+    assert "Told: given something that it would have to model; not compared." in text
+    assert "model; not compared" not in results_table(_frame(*FLOOR, *METHOD), [EXCESS])
 
 
-def test_the_floor_wins_nothing_and_takes_no_win_away():
+def test_floors_and_probes_win_nothing_and_take_no_win_away():
     rows = [_row("Alpha", "method", 1, 30.0), _row("Beta", "method", 1, 25.0), _row("Oracle", "floor", 1, 20.0)]
+    rows.append(_row("Told", "probe", 1, 15.0))
     table = aggregate(labelled(_frame(*rows)), ["excess_nats"]).reset_index(drop=True)
     assert [table.loc[i, "label"] for i in best_rows(table, EXCESS)] == ["Beta"]
     assert best_rows(table[table["label"] != "Beta"], EXCESS) == set(), "nothing is best alone"
@@ -76,6 +80,45 @@ def test_figure_of_one_study_draws_the_floor_as_a_dashed_black_curve(drawn, tmp_
     assert (line.get_color(), line.get_linestyle(), line.get_marker()) == ("#000000", "--", ".")
     assert list(line.get_xdata()) == [1, 2, 4] and list(line.get_ydata()) == [20, 9, 1]
     assert {text.get_text() for text in drawn[0].texts} == {"Data", "Unigram"}, "and not as a horizontal line"
+
+
+def test_probes_are_thin_grey_dash_dotted_curves_and_several_can_be_told_apart(drawn, tmp_path):
+    second = [r | {"title": "Shown", "method": "shown", "excess_nats": r["excess_nats"] + 1} for r in PROBE]
+    frame = _frame(*METHOD, *FLOOR, *PROBE, *second)
+    assert figures.scores(labelled(frame), EXCESS, "nfe", tmp_path / "a.png")
+    assert panels({"one": frame}, EXCESS, tmp_path / "b.png")
+    for axes in drawn:
+        floor, told, shown, alpha = (_line(axes, label) for label in ("Oracle", "Told", "Shown", "Alpha"))
+        assert told.get_color() == shown.get_color() == "#4a4a4a" and shown.get_linestyle() == "-."
+        assert told.get_linewidth() < floor.get_linewidth() < alpha.get_linewidth()
+        assert told.get_markersize() < alpha.get_markersize() and told.get_marker() != shown.get_marker()
+        patterns = {str(line._unscaled_dash_pattern) for line in (floor, told, shown)}
+        assert len(patterns) == 3 and list(told.get_ydata()) == [15, 10, 1.5]
+
+
+def test_a_panel_of_a_probe_alone_is_drawn(drawn, tmp_path):
+    assert panels({"one": _frame(*PROBE, *SCALE)}, EXCESS, tmp_path / "a.png")
+    assert _line(drawn[0], "Told").get_linestyle() == "-."
+
+
+def test_infinite_points_are_left_out_and_named_in_their_panel(drawn, tmp_path):
+    two = [METHOD[0] | {"excess_nats": math.inf, "excess_nats_se": None}, *METHOD[1:], *FLOOR, SCALE[0]]
+    two += [_row("Unigram", "reference", 0, math.inf, None)]
+    two[-3] = two[-3] | {"excess_nats": math.inf, "excess_nats_se": None}  # the floor at NFE 4
+    assert panels({"two": _frame(*two), "one": _frame(*METHOD)}, EXCESS, tmp_path / "a.png")
+    first, second = drawn
+    assert [text.get_text() for text in first.texts] == ["Alpha: infinite at NFE 1\nOracle: infinite at NFE 4"]
+    assert not second.texts and list(_line(first, "Alpha").get_xdata()) == [2, 4]
+    assert np.isfinite(first.get_ylim()).all() and "Unigram" not in {line.get_label() for line in first.lines}
+    text = results_table(_frame(*two), [EXCESS])
+    assert "| Alpha | 1 | 1.00 | inf |" in text and "inf: infinite" in text
+
+
+def test_one_seed_with_an_impossible_sample_makes_the_mean_infinite(drawn, tmp_path):
+    seeds = [METHOD[1] | {"seed": s, "excess_nats": v} for s, v in enumerate((12.0, math.inf, 11.0))]
+    assert "| Alpha | 2 | 2.00 | inf |" in results_table(_frame(METHOD[0], *seeds), [EXCESS])
+    assert panels({"one": _frame(METHOD[0], *seeds)}, EXCESS, tmp_path / "a.png")
+    assert list(_line(drawn[0], "Alpha").get_xdata()) == [1]
 
 
 def test_roles_that_do_not_exist_are_refused():

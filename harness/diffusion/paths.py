@@ -87,13 +87,8 @@ def through(points: Sequence[Point], steps: int | Sequence[int]) -> list[Step]:
 
 def check_points(points: Sequence[Point]) -> None:
     """Raise `UserError` in one line unless the points go from (1, 1) to (0, 0) and no time rises on the way."""
-    strange = [point for point in points if len(point) != 2]
-    if strange:
-        raise UserError(f"path corner {list(strange[0])} is no pair; give (token time, latent time) such as [0.5, 0.1]")
-    ends = [tuple(point) for point in (*points[:1], *points[-1:])]
-    if ends != [(1.0, 1.0), (0.0, 0.0)]:
-        raise UserError(f"a path from {ends[0] if ends else 'nowhere'} to {ends[-1] if ends else 'nowhere'} is none; "
-                        "it goes from (1, 1) to (0, 0)")  # fmt: skip
+    if len(points) < 2 or (tuple(points[0]), tuple(points[-1])) != ((1.0, 1.0), (0.0, 0.0)):
+        raise UserError(f"path through {list(points)}: it must go from (1, 1) to (0, 0)")
     for (x, z), (next_x, next_z) in pairwise(points):
         if not (next_x <= x and next_z <= z):
             raise UserError(
@@ -221,9 +216,12 @@ def make_path(
     lead: float = 2.0,
     offset: float = 0.3,
     latent_share: float = 0.5,
-    corners: Sequence[Sequence[float]] = (),
+    corners: Sequence[float] = (),
 ) -> TimePath:
-    """The path of a name in `KINDS`, each with its own parameter; `UserError` in one line for what is none."""
+    """The path of a name in `KINDS`, each with its own parameter; `UserError` in one line for what is none.
+
+    `corners` are token time and latent time of each corner of the path "through" in turn, the two ends left out.
+    """
     if kind not in KINDS:
         raise UserError(f"path='{kind}' is unknown{nearest(kind, KINDS)}")
     if not 0.0 < lead < math.inf:
@@ -238,4 +236,7 @@ def make_path(
         return Offset(((1.0, 1.0), (offset, 0.0), (0.0, 0.0)))
     if kind == "latent_first":
         return LatentFirst(share=latent_share)
-    return Polyline(((1.0, 1.0), *(tuple(map(float, corner)) for corner in corners), (0.0, 0.0)))
+    if len(corners) % 2:
+        raise UserError(f"corners={list(corners)} has {len(corners)} times; give them in pairs, such as [0.5, 0.1]")
+    pairs = zip(map(float, corners[::2]), map(float, corners[1::2]), strict=True)
+    return Polyline(((1.0, 1.0), *pairs, (0.0, 0.0)))

@@ -1,8 +1,9 @@
 """From rows of results to what a table or figure shows: one value and one error per method, budget and temperature.
 
 The frame is that of `harness.store.ResultsTable` with two more columns: `title`, what people call the method, and
-`role`: "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "reference"
-for rows that give the scale, "data" for held-out data itself (a single reference without an NFE is taken to be that).
+`role`: "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "probe" for a
+method that is given something that it would have to model, "reference" for rows that give the scale, "data" for held-out
+data itself (a single reference without an NFE is taken to be that).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from harness.metrics.base import Column
 
 #: In the order of a table.
 ROLES = ("data", "method", "floor", "probe", "reference")
+#: Those that are drawn as curves over budgets; the others are horizontal lines.
+CURVES = ("method", "floor", "probe")
 #: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
 BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
 SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")
@@ -65,21 +68,21 @@ def headline(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def combine(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error over training seeds; NaN where unknown.
+    """Mean and standard error over training seeds; NaN where any seed's value is NaN, infinite where one is infinite.
 
     One seed: the error that came with the value (a bootstrap over sequences). Several: the spread of the seeds,
     `sd / sqrt(S)`, which holds the sampling noise too; few seeds can agree by chance, so it is never taken to be below
-    `sqrt(sum of squared errors) / S`, what sampling alone gives.
+    `sqrt(sum of squared errors) / S`, what sampling alone gives. A mean that is not finite has no error: leaving out the
+    seeds that have no value would make a method look better for having failed.
     """
-    known = [(v, e) for v, e in zip(values, errors, strict=True) if not math.isnan(v)]
-    if not known:
-        return math.nan, math.nan
-    count = len(known)
-    mean = math.fsum(v for v, _ in known) / count
+    if not values or not all(map(math.isfinite, values)):
+        return sum(values) if values else math.nan, math.nan
+    count = len(values)
     if count == 1:
-        return known[0]
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v, _ in known) / (count - 1) / count)
-    sampled = math.sqrt(math.fsum(e * e for _, e in known if not math.isnan(e))) / count
+        return values[0], errors[0]
+    mean = math.fsum(values) / count
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
+    sampled = math.sqrt(math.fsum(e * e for e in errors if not math.isnan(e))) / count
     return mean, max(spread, sampled)
 
 

@@ -14,15 +14,12 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
-from harness.report.aggregate import aggregate, data_value, headline
+from harness.report.aggregate import CURVES, aggregate, data_value, headline
 from harness.report.axes import plain_ticks, scale_y, ticks_y
+from harness.report.style import Style
 from harness.store import write_bytes
 
-# Okabe and Ito (2008), told apart with any common colour blindness; yellow is left out, it is too pale on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#6e6e6e"
-_FLOOR = {"color": "#000000", "marker": ".", "linestyle": "--", "linewidth": 1.4, "markersize": 5}
 _SIZE, _DPI = (7.2, 4.6), 150
 BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
 BUDGETS = {
@@ -30,23 +27,6 @@ BUDGETS = {
     "equivalent_nfe": "Equivalent NFE (FLOPs over those of one baseline call)",
     "seconds_per_seq": "Wall-clock seconds per sequence",
 }
-
-
-class Style:
-    """Colour and marker of each method, by its place among `labels`."""
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._place = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-
-    def of(self, label: str) -> dict[str, str]:
-        place = self._place[label]
-        turn = place // len(_COLOURS)
-        return {
-            "color": _COLOURS[place % len(_COLOURS)],
-            # The second round of colours starts the markers one later, so that no pair comes back.
-            "marker": _MARKERS[(place + turn) % len(_MARKERS)],
-            "linestyle": ("-", "--", ":", "-.")[turn % 4],
-        }
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
@@ -114,15 +94,19 @@ def _spread(values: Sequence[float], gap: float) -> list[float]:
 
 
 def draw_curves(axes: Any, table: pd.DataFrame, column: Column, budget: str, style: Style) -> None:
-    """Methods in their colours with bands of one standard error, and the floor dashed in black, on a logarithmic x axis."""
-    shown = table[table["role"].isin(("method", "floor")) & np.isfinite(table[column.name]) & (table[budget] > 0)]
+    """Methods, floors and probes in their style with bands of one standard error, on a logarithmic x axis.
+
+    Infinite values cannot be placed on it: a line in the corner says where they are.
+    """
+    curves = table[table["role"].isin(CURVES)]
+    shown = curves[np.isfinite(curves[column.name]) & (curves[budget] > 0)]
     scale_y(axes, column, table[column.name], table[f"{column.name}_error"])
     for (role, label), group in shown.groupby(["role", "label"], sort=False):
         rows = group.sort_values(budget)
         x, y, error = (rows[name].to_numpy(dtype=float) for name in (budget, column.name, f"{column.name}_error"))
-        floor = role == "floor"
-        look = _FLOOR if floor else style.of(str(label)) | {"linewidth": 2, "markersize": 6}
-        axes.plot(x, y, label=label, zorder=4 if floor else 3, **look)
+        compared = role == "method"
+        look = style.of(str(label)) | {"linewidth": 2, "markersize": 6} if compared else style.beside(str(label))
+        axes.plot(x, y, label=label, zorder=3 if compared else 4, **look)
         # A lone point has no band to show its error with.
         if len(rows) == 1:
             axes.errorbar(x, y, np.nan_to_num(error), color=look["color"], capsize=3, zorder=3)
@@ -130,6 +114,14 @@ def draw_curves(axes: Any, table: pd.DataFrame, column: Column, budget: str, sty
         axes.fill_between(x, low, y + error, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
     axes.set_xscale("log", **({"base": 2} if budget == "nfe" else {}))
     plain_ticks(axes.xaxis, sorted(set(shown["nfe"])) if budget == "nfe" else None)
+    infinite = curves[np.isinf(curves[column.name])]
+    lines = [
+        f"{label}: infinite at NFE {', '.join(f'{nfe:.0f}' for nfe in sorted(rows['nfe'].dropna()))}"
+        for label, rows in infinite.groupby("label", sort=False)
+    ]
+    if lines:
+        axes.text(0.99, 0.99, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=8,
+                  color="#333333", zorder=6, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0})  # fmt: skip
 
 
 def of_scale(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -164,7 +156,7 @@ def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path
         return None
     unit = f" ({column.unit})" if column.unit else ""
     figure, axes = _axes(f"{column.title} ({BETTER[column.better]})", BUDGETS[budget], column.title + unit)
-    draw_curves(axes, table, column, budget, Style(list(methods["label"])))
+    draw_curves(axes, table, column, budget, Style.of_table(table))
     references = of_scale(table, column.name)[column.name]
     if len(references):
         axes.update_datalim([(methods[budget].iloc[0], value) for value in references])
@@ -181,7 +173,8 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
     no method has both scores.
     """
     table = aggregate(frame, [quality, diversity])
-    table = table[table[quality].gt(0) & table[diversity].notna()]
+    style = Style.of_table(table)
+    table = table[table[quality].gt(0) & np.isfinite(table[quality]) & np.isfinite(table[diversity])]
     methods = table[table["role"] == "method"]
     if methods.empty:
         return None
@@ -189,7 +182,6 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
 
     figure, axes = _axes("Perplexity against diversity", "Entropy (nats)", "Generative perplexity")
     axes.set_yscale("log")
-    style = Style(list(methods["label"]))
     for label, group in methods.groupby("label", sort=False):
         look = style.of(str(label))
         swept = group.groupby("nfe")["temperature"].nunique().max() > 1
@@ -200,8 +192,8 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
             axes.plot(rows[diversity], rows[quality], label=label if place == len(lines) - 1 else None,
                       linewidth=1.8, markersize=5, alpha=strength, zorder=3, **look)  # fmt: skip
     _name_budgets(axes, methods, quality, diversity)
-    for label, rows in table[table["role"] == "floor"].groupby("label", sort=False):
-        axes.plot(rows[diversity], rows[quality], label=label, zorder=4, **_FLOOR)
+    for label, rows in table[table["role"].isin(("floor", "probe"))].groupby("label", sort=False):
+        axes.plot(rows[diversity], rows[quality], label=label, zorder=4, **style.beside(str(label)))
     for _, row in table[table["role"].isin(("data", "reference"))].drop_duplicates("label").iterrows():
         of_data = row["role"] == "data"
         axes.plot([row[diversity]], [row[quality]], marker="*" if of_data else "d", markersize=15 if of_data else 8,

@@ -15,6 +15,7 @@ from harness.report.aggregate import BOUND, columns_with_bound, labelled
 from harness.report.definitions import BUDGETS, definitions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.table import cost_table, frontier_table, number, results_table
+from harness.report.truth import truth_section
 from harness.store import write_text
 
 _EXCERPT = 400
@@ -52,6 +53,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
         parts.append(f"{heading}\n\n{results_table(part, columns)}")
+        parts.append(truth_section(part))
         swept = frontier_table(part)
         if swept:
             parts.append(f"### At the entropy of the data\n\n{swept}")

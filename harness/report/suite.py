@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
-from harness.report.aggregate import aggregate, headline, labelled
+from harness.report.aggregate import CURVES, aggregate, headline, labelled
 from harness.report.axes import ticks_y
 from harness.report.definitions import BUDGETS, definitions
-from harness.report.figures import BETTER, Style, draw_curves, dress, of_scale, save
+from harness.report.figures import BETTER, draw_curves, dress, of_scale, save
 from harness.report.figures import BUDGETS as X_TITLES
+from harness.report.style import Style
 from harness.report.table import results_table
+from harness.report.truth import truth_section
 from harness.store import ResultsTable, write_text
 
 _PANEL, _DPI = (5.4, 4.0), 150
@@ -64,7 +66,8 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
     if drawn:
         embedded = [f"![{column.title} against NFE](figures/{path.name})" for path, column in drawn.items()]
         parts.append("## Figures\n\n" + "\n\n".join(embedded))
-    parts += [f"## {task.name}\n\n{results_table(task.frame, list(task.columns))}" for task in known]
+    for task in known:
+        parts += [f"## {task.name}\n\n{results_table(task.frame, list(task.columns))}", truth_section(task.frame)]
     given = {name: sentence for task in known for name, sentence in task.definitions.items() if sentence}
     lines = [*definitions(list(columns.values()), given), f"- {BUDGETS}"]
     parts.append("## Definitions\n\n" + "\n".join(lines))
@@ -88,7 +91,7 @@ def _overview(tasks: Sequence[TaskResults]) -> str:
 
 
 def panels(frames: Mapping[str, pd.DataFrame], column: Column, path: Path) -> Path | None:
-    """One score against NFE: a panel for each task where a method or the floor has it; None where there is no panel.
+    """One score against NFE: a panel for each task where a method, floor or probe has it; None where there is no panel.
 
     Each panel has its own y axis: logarithmic where all values are clear of 0 and span far, and with a linear part of
     stated width where some are not (a score that can be 0 or less is never cut off).
@@ -106,7 +109,7 @@ def panels(frames: Mapping[str, pd.DataFrame], column: Column, path: Path) -> Pa
     FigureCanvasAgg(figure)
     figure.suptitle(f"{column.title} ({BETTER[column.better]})", fontsize=13, x=0.01, ha="left")
     shown = pd.concat(table for table in tables.values())
-    style = Style(list(shown.loc[shown["role"] == "method", "label"]))
+    style = Style.of_table(shown)
     references = list(dict.fromkeys(shown.loc[shown["role"] == "reference", "label"]))
     unit = f" ({column.unit})" if column.unit else ""
     drawn = []
@@ -125,4 +128,4 @@ def panels(frames: Mapping[str, pd.DataFrame], column: Column, path: Path) -> Pa
 
 
 def _is_drawn(table: pd.DataFrame, name: str) -> bool:
-    return bool((table["role"].isin(("method", "floor")) & np.isfinite(table[name]) & (table["nfe"] > 0)).any())
+    return bool((table["role"].isin(CURVES) & np.isfinite(table[name]) & (table["nfe"] > 0)).any())

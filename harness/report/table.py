@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
@@ -23,6 +24,10 @@ from harness.report.frontier import at_entropy
 UNKNOWN = "—"
 _ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
 _INTERVAL = 1.96
+_BESIDE = {
+    "floor": "a perfect network in the same kind of sampler",
+    "probe": "given something that it would have to model",
+}
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -88,7 +93,9 @@ def _budget(row: pd.Series) -> str:
     return f"{row['nfe']:.0f}{split}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -104,7 +111,7 @@ def _name(row: pd.Series) -> str:
 
 
 def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """Scores at temperature 1: held-out data first, methods by NFE, the floor, the other references; and a caption.
+    """Scores at temperature 1: held-out data first, methods by NFE, floors, probes, the other references; and a caption.
 
     `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol.
     """
@@ -131,15 +138,16 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
             seconds, error = row[SECONDS.name], row[f"{SECONDS.name}_error"]
             cells.append(number(seconds) if math.isnan(error) else measured(seconds, error))
             rows.append(cells)
-    return _markdown(header, rows) + "\n\n" + _caption(table, shown)
+    return markdown(header, rows) + "\n\n" + _caption(table, shown)
 
 
 def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
     seeds = sorted(set(table.loc[table["role"] == "method", "seeds"])) or [1]
     parts = ["*In italics: what gives the scale.*"]
-    floors = list(dict.fromkeys(table.loc[table["role"] == "floor", "label"]))
-    if floors:
-        parts.append(f"{', '.join(floors)}: a perfect network in the same kind of sampler; it is not compared.")
+    for role, what in _BESIDE.items():
+        labels = list(dict.fromkeys(table.loc[table["role"] == role, "label"]))
+        if labels:
+            parts.append(f"{', '.join(labels)}: {what}; not compared.")
     if (table["nfe_latent"] > 0).any():
         parts.append("NFE counts every call of a network; in brackets, latent + token calls.")
     else:
@@ -156,6 +164,8 @@ def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
     parts.append("Bold: best method at that NFE, where its 95 % interval is apart from every other method's.")
     if any(column.better == "data" for column in shown):
         parts.append("→ means that the data's own value is the aim.")
+    if np.isinf(table[[column.name for column in shown]].to_numpy(dtype=float)).any():
+        parts.append("inf: infinite, as where a sample is impossible in the data's own law.")
     parts.append(f"{UNKNOWN}: not defined or not measured.")
     return " ".join(parts)
 
@@ -177,7 +187,7 @@ def cost_table(frame: pd.DataFrame) -> str:
         cells.append(str(group["seed"].nunique() or UNKNOWN))
         rows.append(cells)
     header = ["Method", "Parameters", "Training tokens", "Training FLOPs", "FLOPs per sequence", "Training seeds"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def frontier_table(frame: pd.DataFrame) -> str:
@@ -200,4 +210,4 @@ def frontier_table(frame: pd.DataFrame) -> str:
         f"At the data's entropy of {aim:.3f} nats, by interpolation of log perplexity between the two temperatures on "
         f"either side of it; {UNKNOWN} where the sweep does not reach it."
     )
-    return _markdown(header, rows) + "\n\n" + caption
+    return markdown(header, rows) + "\n\n" + caption

@@ -22,6 +22,7 @@ from harness.provenance import git_state, provenance
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
+from harness.report.truth import TRUTH
 from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.rows import make_rows, samples_of
@@ -34,6 +35,7 @@ from harness.tracking.null import NullTracker
 
 #: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
 _RESULTS = ("results.parquet", "report.md", "config.yaml", "protocol.json", "figures", "samples")
+_TRUTH = tuple(part for name in TRUTH for part in (name, f"{name}_se"))
 
 
 class Publisher:
@@ -184,7 +186,7 @@ class Publisher:
         for row in rows:
             if row["temperature"] == self.session.headline_temperature(cell):
                 scores = {n: row.get(n) for n in (*names, *(f"{n}_se" for n in names[: len(self.session.columns)]))}
-                scores["nelbo_nats_per_token"] = row.get("nelbo_nats_per_token")
+                scores |= {n: row.get(n) for n in ("nelbo_nats_per_token", *_TRUTH)}
                 self.tracker.log_scores(run, scores, row["nfe"] or 0, row["time_ms"])
         if rows:
             self.tracker.log_samples(run, samples_of(self.session, cell, 8))

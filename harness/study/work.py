@@ -64,7 +64,12 @@ def _train(session: Session, cell: Cell, method: Method, progress: Progress) -> 
     )  # fmt: skip
     cell.home.mkdir(parents=True, exist_ok=True)
     done = loop.train(job)
-    meta = {"method": cell.method, "seed": cell.seed, "key": cell.weights, "config": session.tree["methods"][cell.method]}
+    meta = {
+        "method": cell.method,
+        "seed": cell.seed,
+        "key": cell.weights,
+        "config": session.tree["methods"][cell.method],
+    }
     checkpoint.save_tensors(cell.model, dict(method.state_dict()), meta | done)
     (cell.home / "train.safetensors").unlink(missing_ok=True)
 
