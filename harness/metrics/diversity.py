@@ -181,7 +181,7 @@ class Diversity(Metric):
     """Compares `ExactTask.statistics` of samples and of fresh data; about 1 (the ratio) is as good as data."""
 
     Options = DiversityOptions
-    version = "2"
+    version = "3"
     definition = (
         f"distances between the task's exact statistics of the samples and of {_SETS} fresh data sets of the same n (the "
         "same for all rows, drawn from the law itself), each statistic over its standard deviation in those sets: mean "

@@ -66,13 +66,16 @@ class Binsaw(MixtureOfProducts):
         return (rng.random((n, self.length)) < p_NL).astype(np.int64)
 
     def statistics(self, x_NL: Tensor) -> Tensor:
-        """Posterior mean of u's place on its circle (of period 1/2), how sure it is, and the share of ones."""
+        """Posterior mean of u's place on its circle (of period 1/2): are all u drawn alike?
+
+        How sure the posterior is and the share of ones are left to the excess: they tell noisy bits from clean ones, and
+        against their narrow spread in data even a model that is 0.2 nats off looked as if it had lost most of u.
+        """
         angle_C = 4 * math.pi * torch.from_numpy(self.u_C).to(x_NL.device)
-        mean_N2 = self.posterior(x_NL) @ torch.stack([angle_C.cos(), angle_C.sin()], dim=1)
-        return torch.cat([mean_N2, mean_N2.norm(dim=1, keepdim=True), x_NL.double().mean(1, keepdim=True)], dim=1)
+        return self.posterior(x_NL) @ torch.stack([angle_C.cos(), angle_C.sin()], dim=1)
 
     def statistic_names(self) -> tuple[str, ...]:
-        return ("cos", "sin", "concentration", "ones")
+        return ("cos", "sin")
 
 
 @dataclass
