@@ -8,7 +8,7 @@ Shapes: B batch, L tokens, V vocabulary (without the mask), N sequences.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,14 @@ class Problem:
     """What is modelled, and at which size: fixed by the study, the same for every method in it.
 
     `truth` is the distribution itself where it is known; it is there for the oracle, and no other method may look at it.
+    `decode` turns ids into text, for methods that read text with a model of their own.
     """
 
     vocab_size: int
     length: int
     shape: TrunkShape
     truth: ExactTask | None = field(default=None, compare=False)
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from harness.diffusion.schedules import LatentSchedule, stratified_times
 from harness.errors import UserError, nearest
 from harness.interface import Problem
 from harness.nn.networks import SlotEncoder
+from lddm.kernel_score import distance
+from lddm.pretrained import PretrainedSlots, TextReader
 
 PREDICTIONS = ("x0", "v")
 
@@ -31,6 +33,9 @@ class LatentOptions:
     slots: int = 8
     dims: int = 8
     encoder_depth: int = 1
+    encoder: str = ""  # or a text model of `transformers`, frozen: hub name or folder; see lddm.pretrained
+    encoder_revision: str = ""  # its commit on the hub; empty: the one on this disk, or the newest
+    encoder_dtype: str = "float32"
     encoder_noise: float = 0.5  # s: standard deviation of q(z0 | x) in units of the standardised mean
     input_mask: float = 0.0  # tokens hidden from the encoder while it trains
     full_mask: float = 0.25  # share of a batch with every token masked: where few calls start, and the latent says most
@@ -76,6 +81,8 @@ def check_options(o: LatentOptions) -> None:
         raise UserError(f"prediction='{o.prediction}' is unknown{nearest(o.prediction, PREDICTIONS)}")
     if o.time not in ("add", "adaln"):
         raise UserError(f"time='{o.time}' is unknown{nearest(o.time, ('add', 'adaln'))}")
+    if o.encoder and o.input_mask > 0:
+        raise UserError(f"input_mask={o.input_mask}: a pretrained encoder reads whole texts; choose input_mask=0")
 
 
 class LatentEncoder(nn.Module):
@@ -86,7 +93,12 @@ class LatentEncoder(nn.Module):
         shape = replace(problem.shape, depth=options.encoder_depth)
         self.noise, self.input_mask, self.mask_id = options.encoder_noise, options.input_mask, problem.vocab_size
         self.slots, self.dims = options.slots, options.dims
-        self.body = SlotEncoder(shape, problem.vocab_size, options.slots, options.dims)
+        self.body: nn.Module
+        if options.encoder:
+            reader = TextReader(options.encoder, options.encoder_revision, options.encoder_dtype)
+            self.body = PretrainedSlots(reader, problem.decode, options.slots, options.dims)
+        else:
+            self.body = SlotEncoder(shape, problem.vocab_size, options.slots, options.dims)
         # Affine-free: a learned scale could undo the standardisation, and with it the meaning of the schedule.
         self.standardise = nn.BatchNorm1d(options.slots * options.dims, affine=False, momentum=0.05)
 
@@ -124,6 +136,12 @@ def token_times(count: int, full_mask: float, generator: torch.Generator) -> Ten
         return t_B
     full_B = torch.rand(count, generator=generator, device=t_B.device) < full_mask
     return torch.where(full_B, torch.ones_like(t_B), t_B)
+
+
+def normal_gap(z0_BSD: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Distance (`lddm.kernel_score`) between a batch of latents and as many draws of N(0, (1 + s^2) I), a scalar."""
+    target = gaussian_noise(z0_BSD.shape, generator) * (1.0 + noise**2) ** 0.5
+    return distance(z0_BSD, target, noise)
 
 
 def gaussian_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -19,13 +19,13 @@ from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
 from harness.nn.networks import JointNetwork, LatentNetwork
 from lddm import instruments, prior
 from lddm.bank import LatentBank
-from lddm.kernel_score import distance
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
     check_options,
     check_ranges,
     gaussian_noise,
+    normal_gap,
     token_times,
 )
 
@@ -161,8 +161,7 @@ class SEQ(Method):
         parts = {"token_nats_per_token": (terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)).detach()}
         if o.match > 0:
             # Outside of it the latents have holes and islands, which a generator of few calls cannot follow.
-            target = gaussian_noise(z0_BSD.shape, generator) * (1.0 + o.encoder_noise**2) ** 0.5
-            gap = distance(z0_BSD, target, o.encoder_noise)
+            gap = normal_gap(z0_BSD, o.encoder_noise, generator)
             total, parts["match"] = total + o.match * gap, gap.detach()
         return Loss(total, parts)
 
@@ -225,7 +224,7 @@ class SEQ(Method):
         def nats(z_BSD: Tensor, t_z_B: Tensor, t: float = 1.0) -> float:
             n = len(z_BSD)
             t_B = torch.full((n,), t, dtype=torch.float64, device=z_BSD.device)
-            return float(self._token_terms(x_BL[:n], z_BSD, t_z_B[:n], t_B, generator).nelbo_B.mean())
+            return float(self._token_terms(x_BL[:n], z_BSD, t_z_B[:n], t_B, generator).nll_B.mean())
 
         given, blind = nats(z0_BSD, zero_B), nats(gaussian_noise(z0_BSD.shape, generator), one_B)
         return {

@@ -1,13 +1,12 @@
-"""Schedules and time paths: ends, slopes, inverses, and the calls of a budget."""
+"""Schedules: ends, slopes, inverses, and stratified times."""
 
 import math
 
 import pytest
 import torch
 
-from harness.diffusion.paths import joint_path, latent_first_path, split_calls
 from harness.diffusion.schedules import LatentSchedule, stratified_times, token_schedule
-from harness.errors import BudgetError, UserError
+from harness.errors import UserError
 from tests.toys import generator_of, one_thread  # noqa: F401
 
 NAMES = ["linear", "log_linear", "cosine", "quadratic"]
@@ -77,42 +76,3 @@ def test_shift_1_leaves_times_and_a_larger_one_moves_all_of_them_to_noise():
 def test_a_shift_that_is_not_positive_is_refused(shift):
     with pytest.raises(UserError, match="must be positive"):
         LatentSchedule(shift)
-
-
-# ---- paths ----------------------------------------------------------------------------------------------------------
-def chained(path) -> bool:
-    return all(
-        (p.s_x, p.s_z) == (q.t_x, q.t_z) for p, q in zip(path, path[1:], strict=False)
-    ) and all(p.s_x <= p.t_x and p.s_z <= p.t_z for p in path)  # fmt: skip
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 32])
-@pytest.mark.parametrize("lead", [0.5, 1.0, 2.0])
-def test_joint_path_is_one_call_a_step_from_noise_to_data(steps, lead):
-    path = joint_path(steps, lead)
-    assert len(path) == steps and chained(path)
-    assert (path[0].t_x, path[0].t_z, path[-1].s_x, path[-1].s_z) == (1.0, 1.0, 0.0, 0.0)
-    assert all(p.moves_tokens and p.moves_latent for p in path)
-    assert all(p.t_z == pytest.approx(p.t_x**lead) for p in path)
-
-
-def test_latent_first_path_moves_one_channel_at_a_time():
-    path = latent_first_path(3, 5)
-    assert len(path) == 8 and chained(path)
-    assert [p.moves_latent for p in path] == [True] * 3 + [False] * 5
-    assert [p.moves_tokens for p in path] == [False] * 3 + [True] * 5
-    assert all(p.t_x == 1.0 for p in path[:4]) and all(p.t_z == 0.0 for p in path[3:])
-    assert path[-1].s_x == 0.0
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("nfe", [2, 3, 8, 33])
-def test_split_calls_spends_exactly_the_budget_with_at_least_one_call_each(nfe, share):
-    latent, token = split_calls(nfe, share, "SEQ")
-    assert latent + token == nfe and min(latent, token) >= 1
-    assert abs(latent - share * nfe) <= 1.0
-
-
-def test_one_call_cannot_be_split():
-    with pytest.raises(BudgetError, match=r"^nfe=1 cannot be met by SEQ: .*; use 2 or more$"):
-        split_calls(1, 0.5, "SEQ")

@@ -34,7 +34,9 @@ def test_three_entries_share_one_training(arguments, monkeypatch):
     assert said.code == 0, said.err
     session = Session(load(arguments).tree)
     cells = make_cells(session)
-    assert len({c.home for c in cells}) == 1 and len({c.folder for c in cells}) == 3 and len({c.key for c in cells}) == 3
+    assert (
+        len({c.home for c in cells}) == 1 and len({c.folder for c in cells}) == 3 and len({c.key for c in cells}) == 3
+    )
     assert len(list(session.folder.rglob("model.safetensors"))) == 1
     frame = pd.read_parquet(session.folder / "results.parquet").set_index(["method", "nfe"])
     assert frame.loc[("fast", 4), "nfe_latent"] == 1 and frame.loc[("given", 4), "nfe_latent"] == 0

@@ -17,12 +17,12 @@ from harness.data.base import TokenData
 from harness.errors import UserError, nearest
 from harness.judges.base import Judge, TextScores
 from harness.judges.corpus import END_OF_TEXT
-from harness.judges.scoring import DTYPES, CausalReader, Reading, heldout_texts, pooled_ppl
-from harness.judges.weights import has_weights, load_causal_model, quiet_transformers, sha256_of_weights
+from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl
+from harness.judges.weights import KEY, load_causal_model
+from harness.nn.pretrained import DTYPES, first_line, locate, quiet_transformers, sha256_of_weights
 
 _BOS_RULES = ("auto", "none", "eos")
 _DEFAULT_CONTEXT = 1024
-_PROBE_TIMEOUT_S = 5.0
 _INSTEAD = "use judge=trained, which needs no download"
 
 
@@ -113,64 +113,19 @@ class PretrainedJudge(Judge):
 
 def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str | None]:
     """Model, tokenizer, and the hub's commit where there is one (None for a folder)."""
-    source, folder = options.model, Path(options.model)
-    wanted: dict[str, Any] = {"local_files_only": True}
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"judge model={source} has no config.json, so it is no model folder; {_INSTEAD}")
-        if not has_weights(folder):
-            raise UserError(f"judge model={source} has a config but no *.safetensors weights; {_INSTEAD}")
-    elif folder.is_absolute() or source.startswith((".", "~")):
-        raise UserError(f"judge model={source} is not a folder; {_INSTEAD}")
-    else:
-        wanted["revision"] = _cached_revision(source, options.revision)
-        if wanted["revision"] is None:
-            wanted |= {"revision": _online_revision(source, options.revision), "local_files_only": False}
+    source = options.model
+    where = locate(source, options.revision, KEY, _INSTEAD)
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **wanted)
-        model = load_causal_model(source, options.dtype, device, **wanted)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+        model = load_causal_model(source, options.dtype, device, **where)
     except UserError:
         raise
     except Exception as error:  # transformers, the hub and safetensors raise many kinds
-        raise UserError(f"judge model={source} cannot be loaded ({_first_line(error)}); {_INSTEAD}") from error
-    return model, tokenizer, wanted.get("revision")
-
-
-def _cached_revision(name: str, revision: str | None) -> str | None:
-    """The commit of a complete copy in the hub's cache on this disk, or None."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception:  # not there, or not a repository's name: found out online
-        return None
-    return snapshot.name if (snapshot / "config.json").is_file() and has_weights(snapshot) else None
-
-
-def _online_revision(name: str, revision: str | None) -> str:
-    """The hub's commit, asked for once with a time limit: the libraries' own retries take half a minute."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
-
-    try:
-        commit = HfApi().model_info(name, revision=revision, timeout=_PROBE_TIMEOUT_S).sha
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"judge model={name} is neither a folder nor a model on the hub; {_INSTEAD}") from error
-    except NoRevision as error:
-        raise UserError(f"judge revision={revision} of {name} is not on the hub; use main") from error
-    except OfflineModeIsEnabled as error:
-        raise UserError(f"judge model={name} is not on this disk and the hub is switched off; {_INSTEAD}") from error
-    except Exception as error:  # no network: kinds differ between versions of the hub's client
-        raise UserError(
-            f"judge model={name} is not on this disk and the hub cannot be reached ({_first_line(error)}); {_INSTEAD}"
-        ) from error
-    if not commit:
-        raise UserError(f"judge model={name} has no commit on the hub; {_INSTEAD}")
-    return commit
+        raise UserError(f"judge model={source} cannot be loaded ({first_line(error)}); {_INSTEAD}") from error
+    return model, tokenizer, where.get("revision")
 
 
 def _longest_context(config: Any) -> int:
@@ -197,7 +152,3 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if tokenizer.eos_token and tokenizer.eos_token != END_OF_TEXT:
         texts = [text.replace(END_OF_TEXT, tokenizer.eos_token) for text in texts]
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -23,8 +23,8 @@ from torch import Tensor
 from harness.data.base import TokenData
 from harness.errors import UserError, nearest
 from harness.judges.base import TextScores
+from harness.nn.pretrained import DTYPES
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLS = ("mean", "last")
 _SETS_KEPT = 4  # samples, reference and held-out text come in turns
 _LOGITS_AT_ONCE = 2**24  # 64 MB in float32: what one call of log-softmax copies

@@ -70,7 +70,7 @@ class Session:
     def problem(self) -> Problem:
         s = self.cfg.scale
         shape = TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio)
-        return Problem(self.data.vocab_size, s.length, shape, self.data.task)
+        return Problem(self.data.vocab_size, s.length, shape, self.data.task, self.data.decode)
 
     def method_names(self) -> list[str]:
         return [m for m in self.cfg.methods if not self.cfg.only or m in self.cfg.only]

@@ -1,0 +1,144 @@
+"""Models of `transformers`, from a folder or the hub, with their weights made sure of: all present, in a named dtype, hashed.
+
+No code of a repository is run, and weights are read from safetensors alone. `key` is what the user set, and begins every
+error: `key=value reason; instead`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError, nearest
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROBE_TIMEOUT_S = 5.0
+
+
+def locate(source: str, revision: str | None, key: str, instead: str) -> dict[str, Any]:
+    """Where `from_pretrained(source, ...)` shall look: its keyword arguments `local_files_only` and `revision`.
+
+    A folder has to hold a configuration and safetensors; a name is looked for on this disk, then on the hub, whose commit
+    is returned as `revision`. Raises `UserError` for a source that is not there.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{key}={source} has no config.json, so it is no model folder; {instead}")
+        if not has_weights(folder):
+            raise UserError(f"{key}={source} has a config but no *.safetensors weights; {instead}")
+        return {"local_files_only": True}
+    beside = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+    close = nearest(folder.name, beside)
+    is_path = folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
+    if is_path or (len(folder.parts) > 1 and "did you mean" in close):
+        raise UserError(f"{key}={source} is not a folder{close if 'did you mean' in close else '; ' + instead}")
+    known = _cached_revision(source, revision)
+    if known is not None:
+        return {"local_files_only": True, "revision": known}
+    return {"local_files_only": False, "revision": _online_revision(source, revision, key, instead)}
+
+
+def load_checked(
+    auto: Any, source: str, dtype: str, key: str, instead: str, unused: tuple[str, ...] = (), **where: Any
+) -> nn.Module:
+    """`auto.from_pretrained(source)` in evaluation mode, from safetensors only; `where` is what `locate` says.
+
+    Raises `UserError` where a weight that the network needs is not in the file (it would be random), or the dtype is
+    unknown; errors of `transformers` pass through as they are. Weights that begin with one of `unused` may be absent.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"{key.split()[0]} dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
+    with quiet_transformers():
+        model, info = auto.from_pretrained(
+            source,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **where,
+        )
+    absent = sorted(str(name) for name in {*info.get("missing_keys", ()), *info.get("mismatched_keys", ())})
+    absent = [name for name in absent if not name.startswith(unused)] if unused else absent
+    if absent:
+        raise UserError(
+            f"{key}={source} lacks {len(absent)} of its weights ({', '.join(absent[:3])}, ...); "
+            f"they would be random: use a complete checkpoint or {instead.removeprefix('use ').split(',')[0]}"
+        )
+    return model.eval()
+
+
+def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes of a state dict, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of `transformers` inside: what matters is checked and raised."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors."""
+    return any(folder.glob("*.safetensors"))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+
+
+def _cached_revision(name: str, revision: str | None) -> str | None:
+    """The commit of a complete copy in the hub's cache on this disk, or None."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # not there, or not a repository's name: found out online
+        return None
+    return snapshot.name if (snapshot / "config.json").is_file() and has_weights(snapshot) else None
+
+
+def _online_revision(name: str, revision: str | None, key: str, instead: str) -> str:
+    """The hub's commit, asked for once with a time limit: the libraries' own retries take half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
+
+    try:
+        commit = HfApi().model_info(name, revision=revision, timeout=_PROBE_TIMEOUT_S).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"{key}={name} is neither a folder nor a model on the hub; {instead}") from error
+    except NoRevision as error:
+        raise UserError(f"{key.split()[0]} revision={revision} of {name} is not on the hub; use main") from error
+    except OfflineModeIsEnabled as error:
+        raise UserError(f"{key}={name} is not on this disk and the hub is switched off; {instead}") from error
+    except Exception as error:  # no network: kinds differ between versions of the hub's client
+        raise UserError(
+            f"{key}={name} is not on this disk and the hub cannot be reached ({first_line(error)}); {instead}"
+        ) from error
+    if not commit:
+        raise UserError(f"{key}={name} has no commit on the hub; {instead}")
+    return commit
