@@ -26,7 +26,7 @@ from harness.store import read_json, write_json
 from harness.tasks.base import ExactTask
 from harness.tasks.require import require_task
 
-_VERSION = 2
+_VERSION = 3
 _SEED = 20_250_401  # of directions, reference sets and data-against-data pairs: the same for every study
 _SETS = 8  # reference sets
 _ROWS = 512  # of a distance matrix at a time

@@ -163,7 +163,14 @@ class Session:
         parts = [[c.key, c.method, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
         study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
         return short_hash(
-            {"cells": parts, "study": study, "judge": self.tree["judge"], "metrics": self.tree["metrics"]}, 12
+            {
+                "cells": parts,
+                "study": study,
+                "judge": self.tree["judge"],
+                # With versions: a metric whose definition changed must be scored again.
+                "metrics": [metric_identity(metric) for metric in self.metrics],
+            },
+            12,
         )
 
     def headline_temperature(self, cell: Cell) -> float:
