@@ -1,6 +1,6 @@
-"""p(z0) of SEQ: a Gaussian diffusion over the slots, and a sampler that needs one call.
+"""p(z0) of SEQ by Gaussian diffusion over the slots.
 
-Shapes: B batch, S slots, D dims, N sequences.
+Shapes: B batch, S slots, D dims.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from torch import Tensor
 from harness.diffusion import gaussian
 from harness.diffusion.schedules import LatentSchedule, stratified_times
 from harness.nn.networks import LatentNetwork
-from lddm.kernel_score import distance
 from lddm.latent import gaussian_noise, latent_mse, predicted_z0
 
 
@@ -41,22 +40,3 @@ def diffusion_loss(
         previous = torch.where(keep_B[:, None, None], first, 0.0)
     out = network(zt_BSD, t_B.float(), previous)
     return latent_mse(out, z0_BSD, zt_BSD, t_B, schedule, kind).mean()
-
-
-def one_call(network: LatentNetwork, n: int, slots: int, dims: int, signs: bool, generator: torch.Generator) -> Tensor:
-    """z0 (n, S, D) float32 from one call on pure noise.
-
-    A diffusion's network returns the mean of z0 there; this one is trained so that its outputs have the law of z0. A
-    continuous map cannot tear the normal law into islands; `signs` shows the network the signs of the noise too, across
-    which it may jump.
-    """
-    noise_NSD = gaussian_noise((n, slots, dims), generator)
-    return network(noise_NSD, torch.ones(n, device=noise_NSD.device), noise_NSD.sign() if signs else None).float()
-
-
-def one_call_loss(
-    network: LatentNetwork, z0_BSD: Tensor, scale: float, signs: bool, generator: torch.Generator
-) -> Tensor:
-    """Distance between the law of `one_call` and that of z0, on a batch of each (`lddm.kernel_score`)."""
-    B, S, D = z0_BSD.shape
-    return distance(one_call(network, B, S, D, signs, generator), z0_BSD, scale)

@@ -28,6 +28,7 @@ from lddm.latent import (
     normal_gap,
     token_times,
 )
+from lddm.one_call import OneCallNetwork, one_call_loss
 
 LATENTS = ("diffusion", "one_call", "encoder")
 
@@ -39,9 +40,9 @@ class SEQOptions(LatentOptions):
     prior_width: int = 0  # of the latent networks; 0: the backbone's
     prior_share: float = 0.3  # of the steps, with two stages
     one_call_share: float = 0.0  # of the steps, after the prior: a network that draws z0 in one call
-    one_call_signs: bool = (
-        False  # it also sees the signs of its noise, across which it may jump: for latents in clusters
-    )
+    one_call_noise: int = 8  # noise coordinates of each slot that it sees
+    one_call_signs: bool = False  # it sees their signs too, across which it may jump: for latents in clusters
+    one_call_window: int = 2  # so many neighbouring slots are compared by themselves too; 0: only all at once
     latent_batch: int = 512  # latents in a step of the latent stages, from a bank of encoded training sequences
     bank: int = 8192
     self_conditioning: float = 0.0  # share of a batch whose latent network sees its own first estimate
@@ -57,6 +58,8 @@ RANGES = {
     "prior_width": (0, 65536),
     "prior_share": (0.0, 0.99),
     "one_call_share": (0.0, 0.99),
+    "one_call_noise": (1, 4096),
+    "one_call_window": (0, 4096),
     "latent_batch": (2, 1 << 20),
     "bank": (2, 1 << 24),
     "self_conditioning": (0.0, 1.0),
@@ -111,7 +114,9 @@ class SEQ(Method):
             raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
         small = replace(shape, depth=o.prior_depth, width=width)
         self.prior = LatentNetwork(small, o.slots, o.dims, problem.length)
-        self.generator = LatentNetwork(small, o.slots, o.dims, problem.length) if o.one_call_share > 0 else None
+        self.generator = None
+        if o.one_call_share > 0:
+            self.generator = OneCallNetwork(small, o.slots, o.dims, problem.length, o.one_call_noise, o.one_call_signs)
         self.bank = LatentBank(o.bank, o.slots, o.dims)
         self._stage = "all"
 
@@ -185,7 +190,7 @@ class SEQ(Method):
                 self.prior, z0_BSD, self.latent_schedule, o.prediction, o.self_conditioning, generator
             )
             return Loss(latent, {"latent_mse": latent.detach()})
-        gap = prior.one_call_loss(self.generator, z0_BSD, o.encoder_noise, o.one_call_signs, generator)
+        gap = one_call_loss(self.generator, z0_BSD, self.encoder.noise, o.one_call_window, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 
     def _z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None) -> Tensor:
@@ -270,7 +275,7 @@ class SEQ(Method):
         if o.latents == "encoder":
             return self.bank.draw(n, self.encoder.noise, generator)
         if o.latents == "one_call":
-            return prior.one_call(self.generator, n, o.slots, o.dims, o.one_call_signs, generator)
+            return self.generator.draw(n, self.encoder.noise, generator)
         z, previous = gaussian_noise((n, o.slots, o.dims), generator), None
         for step in latent_first_path(calls, 0):
             t_N = torch.full((n,), step.t_z, device=z.device)

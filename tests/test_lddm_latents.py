@@ -9,7 +9,7 @@ from harness.errors import BudgetError, UserError
 from lddm import instruments
 from lddm.bank import LatentBank
 from lddm.kernel_score import distance, rho
-from lddm.prior import one_call, one_call_loss
+from lddm.one_call import OneCallNetwork, one_call_loss
 from lddm.seq import SEQ, SEQOptions
 from tests.toys import generator_of, scramble, tiny_problem
 
@@ -46,20 +46,19 @@ def test_distance_has_mean_zero_for_equal_laws_and_sees_a_shift_and_a_shape():
 
 def test_one_call_learns_a_law_with_a_gap():
     """Two islands at +-1: with signs the map may tear, and the trained outputs have both islands and nothing between."""
-    from harness.nn.networks import LatentNetwork
     from harness.nn.transformer import TrunkShape
 
     torch.manual_seed(0)
-    net, g = LatentNetwork(TrunkShape(16, 1, 2), 1, 1, 8), generator_of(3)
+    net, g = OneCallNetwork(TrunkShape(16, 1, 2), 1, 1, 8, noise=2, signs=True), generator_of(3)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(150):
         island = torch.randint(2, (128, 1, 1), generator=g) * 2.0 - 1.0
-        loss = one_call_loss(net, island + 0.05 * torch.randn(128, 1, 1, generator=g), 0.05, True, g)
+        loss = one_call_loss(net, island + 0.05 * torch.randn(128, 1, 1, generator=g), 0.05, 2, g)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        z = one_call(net, 1000, 1, 1, True, g).flatten()
+        z = net.draw(1000, 0.05, g).flatten()
     assert (z.abs() - 1.0).abs().median() < 0.15
     assert (z.abs() < 0.5).float().mean() < 0.05
     assert 0.4 < (z > 0).float().mean() < 0.6
