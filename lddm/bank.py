@@ -8,6 +8,8 @@ Shapes: M entries, S slots, D dims, B batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,13 @@ class LatentBank(nn.Module):
         """Forget everything: the encoder has changed."""
         self.count.zero_()
         self.cursor.zero_()
+
+    @torch.no_grad()
+    def refill(self, mean: Callable[[Tensor], Tensor], x_NL: Tensor) -> None:
+        """Forget everything, then encode `x_NL` with `mean`: (B, L) tokens to (B, S, D)."""
+        self.clear()
+        for x_BL in x_NL.split(256):
+            self.put(mean(x_BL))
 
     @torch.no_grad()
     def put(self, mean_BSD: Tensor) -> None:

@@ -28,6 +28,7 @@ from lddm.latent import (
     check_options,
     gaussian_noise,
     latent_mse,
+    latent_terms,
     normal_gap,
     predicted_z0,
     token_times,
@@ -114,9 +115,7 @@ class FUJI(Method):
 
     def calibrate(self, x_NL: Tensor) -> None:
         self.encoder.calibrate(x_NL)
-        self.bank.clear()
-        for x_BL in x_NL.split(256):
-            self.bank.put(self.encoder.mean(x_BL))
+        self.bank.refill(self.encoder.mean, x_NL)
 
     def networks(self) -> Mapping[str, nn.Module]:
         return {"joint": self.network}
@@ -175,9 +174,7 @@ class FUJI(Method):
         _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, self.path.token_time(t_z_B), t_z_B, generator)
         z0_hat = predicted_z0(out_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
         parts = {
-            "encoder": torch.full_like(t_z_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
-            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
-            "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule),
+            **latent_terms(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule, self.encoder.noise),
             "tokens": tokens.nelbo_B.double(),
         }
         return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)

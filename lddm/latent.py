@@ -162,3 +162,17 @@ def latent_mse(out_BSD: Tensor, z0_BSD: Tensor, zt_BSD: Tensor, t_B: Tensor, sch
         # v = a eps - sigma z0 with eps = (z_t - a z0) / sigma, which is (a z_t - z0) / sigma.
         target = ((a * zt_BSD - z0_BSD) / sigma.clamp(min=1e-4)).float()
     return (out_BSD - target.detach()).square().flatten(1).mean(1)
+
+
+def latent_terms(
+    z0_BSD: Tensor, z0_hat: Tensor, t_B: Tensor, span: float, schedule: LatentSchedule, noise: float
+) -> dict[str, Tensor]:
+    """The latent's terms of the bound on -log p(x), nats (B,): encoder negentropy, end terms, and the diffusion between.
+
+    `z0_hat` is the estimate of z0 at times `t_B`, drawn from a range of width `span` (`gaussian.bound_times`).
+    """
+    return {
+        "encoder": torch.full_like(t_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), noise)),
+        "latent_ends": gaussian.endpoint_terms(z0_BSD, schedule, noise),
+        "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_B, span, schedule),
+    }

@@ -5,7 +5,7 @@ learns from a distance between sets of latents (`lddm.kernel_score`), which need
 
 What was found to matter (docs/log.md): it draws the mean mu of q(z0 | x) and adds the encoder's noise itself, so that what
 it has to learn are points and not points in a fog; it has more noise coordinates than latent ones, to choose and to vary
-apart; and neighbouring slots are compared in runs as well as all slots at once, since a distance over all coordinates
+apart; and neighbouring slots are compared in short runs as well as all slots at once, since a distance over all coordinates
 hardly sees what goes on between two of them.
 
 Shapes: N sequences, S slots, D dims, E noise coordinates of each slot.
@@ -57,12 +57,13 @@ def one_call_loss(
 ) -> Tensor:
     """Distance between the law of `OneCallNetwork.draw` and that of z0, on a batch of each, a scalar.
 
-    Over all slots, plus the mean over all runs of `window` neighbouring slots; the second part is left out where `window`
-    is 0 or not below S.
+    Over all slots, plus over one run of `window` neighbouring slots, drawn anew in each step; the second part is left out
+    where `window` is 0 or not below S.
     """
     drawn_NSD, S = network.draw(len(z0_NSD), scale, generator), z0_NSD.shape[1]
     total = distance(drawn_NSD, z0_NSD, scale)
     if not 0 < window < S:
         return total
-    runs = [slice(first, first + window) for first in range(S - window + 1)]
-    return total + sum(distance(drawn_NSD[:, run], z0_NSD[:, run], scale) for run in runs) / len(runs)
+    first = int(torch.randint(S - window + 1, (), generator=generator, device=generator.device))
+    run = slice(first, first + window)
+    return total + distance(drawn_NSD[:, run], z0_NSD[:, run], scale)

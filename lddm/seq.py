@@ -25,6 +25,7 @@ from lddm.latent import (
     check_options,
     check_ranges,
     gaussian_noise,
+    latent_terms,
     normal_gap,
     token_times,
 )
@@ -139,9 +140,7 @@ class SEQ(Method):
 
     def calibrate(self, x_NL: Tensor) -> None:
         self.encoder.calibrate(x_NL)
-        self.bank.clear()
-        for x_BL in x_NL.split(256):
-            self.bank.put(self.encoder.mean(x_BL))
+        self.bank.refill(self.encoder.mean, x_NL)
 
     def _token_terms(
         self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator
@@ -211,9 +210,7 @@ class SEQ(Method):
         z0_hat = self._z0_hat(zt_BSD, t_B, None)
         token_t_B = token_times(x_BL.shape[0], 0.0, generator)
         parts = {
-            "encoder": torch.full_like(t_B, gaussian.encoder_negentropy(z0_BSD[0].numel(), self.encoder.noise)),
-            "latent_ends": gaussian.endpoint_terms(z0_BSD, self.latent_schedule, self.encoder.noise),
-            "latent": gaussian.diffusion_term(z0_BSD, z0_hat, t_B, span, self.latent_schedule),
+            **latent_terms(z0_BSD, z0_hat, t_B, span, self.latent_schedule, self.encoder.noise),
             "tokens": self._token_terms(x_BL, z0_BSD, zero_B, token_t_B, generator).nelbo_B.double(),
         }
         return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)

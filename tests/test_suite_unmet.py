@@ -57,3 +57,24 @@ def test_tasks_say_it_in_plan_and_report_and_refuse_it_at_the_start(tmp_path):
     more = ["study.unmet=skip", "only_tasks=[noisy]"]
     assert invoke(suite_arguments(tmp_path, CHOOSY, *more)).code == 0
     assert f"- noisy: {LINE}" in (tmp_path / "runs" / "toys" / "report.md").read_text()
+
+
+def test_a_method_may_have_budgets_of_its_own(tmp_path):
+    said = invoke(_alone(tmp_path, "+study.nfe_of.choosy=[3]"))
+    assert said.code == 0, said.err
+    frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
+    budgets = frame.groupby("method")["nfe"].apply(lambda nfe: list(nfe.dropna()))
+    assert budgets["choosy"] == [3] and budgets["positions"] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ("+study.nfe_of.chosy=[3]", "error: study.nfe_of=chosy: is no method of this study; did you mean 'choosy'?"),
+        ("+study.nfe_of.choosy=[]", "error: study.nfe_of.choosy=[]: name at least one budget, for example [2,4,8]"),
+        ("+study.nfe_of.choosy=[2]", f"error: {WHY}"),
+    ],
+)
+def test_wrong_budgets_of_a_method_are_one_line(tmp_path, more, error):
+    said = invoke(_alone(tmp_path, more))
+    assert (said.code, said.error) == (2, error) and not (tmp_path / "runs").exists()

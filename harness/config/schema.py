@@ -22,6 +22,7 @@ class StudyConfig:
     name: str = MISSING
     question: str = ""
     nfe: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
+    nfe_of: dict[str, list[int]] = field(default_factory=dict)  # budgets of single methods, in the place of nfe
     temperatures: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] = field(default_factory=lambda: [0])
     samples: int = 2000
@@ -58,7 +59,9 @@ class TrainConfig:
     beta2: float = 0.98
     clip: float = 1.0
     ema: float = 0.995
-    accumulate: int = 1  # parts that a batch is cut into; their gradients are averaged
+    accumulate: int = (
+        1  # parts that a batch is cut into; their losses and gradients are averaged, each by itself a mean
+    )
     validations: int = 10  # over a training run
     valid_sequences: int = 256
     checkpoint_seconds: float = 20.0
@@ -72,6 +75,9 @@ class ComputeConfig:
     precision: str = "auto"  # "float32", "bfloat16" (autocast)
     workers: int = 0  # cells at a time; 0: one for each core (CPU) or each GPU
     threads: int = 1  # CPU threads of a worker; results are the same to the bit only at the same number
+    processes: int = (
+        1  # that train one model together, each with a GPU or CPU threads of its own; divides train.accumulate
+    )
     compile: str = "auto"  # "true", "false"; auto: on a GPU
     sample_batch: int = 250
 
@@ -140,10 +146,13 @@ def check(cfg: RunConfig) -> None:
     check_tasks(s.name, list(s.tasks), list(cfg.only_tasks))
     choices = ("refuse", "skip")
     need(s.unmet in choices, "study.unmet", s.unmet, f"is unknown{nearest(s.unmet, choices)}")
-    for k in s.nfe:
-        need(k >= 1, "study.nfe", k, "a budget is a positive number of network calls; the smallest is 1")
-    need(len(s.nfe) > 0, "study.nfe", "[]", "name at least one budget, for example [2,4,8]")
-    need(len(set(s.nfe)) == len(s.nfe), "study.nfe", list(s.nfe), "a budget is named twice")
+    for name in s.nfe_of:
+        need(name in cfg.methods, "study.nfe_of", name, f"is no method of this study{nearest(name, cfg.methods)}")
+    for key, budgets in (("study.nfe", s.nfe), *((f"study.nfe_of.{name}", own) for name, own in s.nfe_of.items())):
+        for k in budgets:
+            need(k >= 1, key, k, "a budget is a positive number of network calls; the smallest is 1")
+        need(len(budgets) > 0, key, "[]", "name at least one budget, for example [2,4,8]")
+        need(len(set(budgets)) == len(budgets), key, list(budgets), "a budget is named twice")
     need(len(s.seeds) > 0, "study.seeds", "[]", "name at least one training seed, for example [0]")
     need(len(s.temperatures) > 0, "study.temperatures", "[]", "name at least one temperature, for example [1.0]")
     for v in s.temperatures:
@@ -187,6 +196,14 @@ def check(cfg: RunConfig) -> None:
     need(p in choices, "compute.compile", p, f"is unknown{nearest(p, choices)}")
     need(cfg.compute.workers >= 0, "compute.workers", cfg.compute.workers, "must be 0 (automatic) or more")
     need(cfg.compute.threads >= 1, "compute.threads", cfg.compute.threads, "must be 1 or more")
+    p = cfg.compute.processes
+    need(p >= 1, "compute.processes", p, "must be 1 or more")
+    fits = max(n for n in range(1, t.accumulate + 1) if t.accumulate % n == 0 and n <= max(p, 1))
+    need(
+        t.accumulate % p == 0, "compute.processes", p,
+        f"must divide train.accumulate = {t.accumulate}, the parts of a batch; use train.accumulate={p} or "
+        f"compute.processes={fits}",
+    )  # fmt: skip
     need(cfg.compute.sample_batch >= 1, "compute.sample_batch", cfg.compute.sample_batch, "must be 1 or more")
     for name in cfg.only:
         need(name in cfg.methods, "only", name, f"is no method of this study{nearest(name, cfg.methods)}")
