@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 #: Rows of a block of pairs: its three or four passes then stay in a core's cache, which is 1.7 times as fast at M = 1024.
 _ROWS = 256
 

@@ -8,7 +8,7 @@ import torch
 from harness.errors import BudgetError, UserError
 from lddm import instruments
 from lddm.bank import LatentBank
-from lddm.kernel_score import distance, rho
+from lddm.kernel_score import distance
 from lddm.one_call import OneCallNetwork, one_call_loss
 from lddm.seq import SEQ, SEQOptions
 from tests.toys import generator_of, scramble, tiny_problem
@@ -29,7 +29,26 @@ def test_distance_is_the_sum_over_pairs():
     value = {d: 0.5 * math.log(d * d + 0.25) for d in (0, 1, 2)}
     between = (value[0] + value[2] + value[1] + value[1]) / 4
     assert distance(x, y, 0.5).item() == pytest.approx(2 * between - value[1] - value[2], rel=1e-5)
-    assert rho(torch.tensor([0.0, 4.0]), 0.5).tolist() == pytest.approx([value[0], value[2]], rel=1e-6)
+
+
+def test_distance_and_its_gradient_are_those_of_the_sums_over_blocks_of_any_size():
+    def recorded(x, y, scale):
+        x, y = x.double().flatten(1), y.double().flatten(1)
+
+        def rho(a, b):
+            return 0.5 * torch.log((a[:, None] - b[None]).square().sum(-1) + scale**2)
+
+        def within(a):
+            return (rho(a, a).sum() - rho(a, a).diagonal().sum()) / (len(a) * (len(a) - 1))
+
+        return 2 * rho(x, y).mean() - within(x) - within(y)
+
+    g = generator_of(8)
+    x, y = torch.randn(300, 3, 2, generator=g), torch.randn(270, 3, 2, generator=g) + 0.3
+    (expected,) = torch.autograd.grad(recorded(x.requires_grad_(), y, 0.5), x)
+    assert distance(x, y, 0.5).item() == pytest.approx(recorded(x, y, 0.5).item(), abs=1e-5)
+    (found,) = torch.autograd.grad(3.0 * distance(x, y, 0.5), x)
+    torch.testing.assert_close(found, 3.0 * expected, rtol=1e-3, atol=1e-6)
 
 
 def test_distance_has_mean_zero_for_equal_laws_and_sees_a_shift_and_a_shape():
