@@ -27,7 +27,12 @@ ROOT_DEFAULTS: list[Any] = [
 
 #: Keys younger than the first results. At these values they are left out of the tree, and with it out of the identity
 #: of results, so that a study that does not use them is the one that it was before there were such keys.
-_YOUNG: dict[tuple[str, ...], Any] = {("study", "unmet"): "refuse", ("study", "tasks"): {}, ("only_tasks",): []}
+_YOUNG: dict[tuple[str, ...], Any] = {
+    ("study", "unmet"): "refuse",
+    ("study", "tasks"): {},
+    ("study", "nfe_of"): {},
+    ("only_tasks",): [],
+}
 #: What a task of a study may not set: it belongs to the study as a whole.
 _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
 
@@ -157,7 +162,9 @@ def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictCo
         if o.key_or_group not in known:
             raise UserError(f"unknown key '{o.key_or_group}'{_nearest_key(o.key_or_group, known, entries)}")
     for o in parsed:
-        open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith("study.tasks.")
+        open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith(
+            ("study.tasks.", "study.nfe_of.")
+        )
         if o.is_add() and o not in groups and not open_ended:
             raise UserError(f"+{o.key_or_group}: nothing reads this key{_nearest_key(o.key_or_group, known, entries)}")
     return _compose([o.input_line for o in parsed])
