@@ -24,6 +24,7 @@ options:
   --help              this text
   --cfg job           print the resolved configuration and stop (of a study with tasks: one document for each)
   --config-dir DIR    a folder of your own with study/, method/, ... beside those of the package
+  +best=PATH          the configuration that harness.tune found (its best.yaml); other arguments win over it
 
 examples:
   python -m harness.run study=few_step plan=true
@@ -133,11 +134,11 @@ def _ended(outcome: Outcome) -> int:
 
 
 def _help(folders: list[Path]) -> str:
-    from harness.config.registry import find_entries, studies_folder
+    from harness.config.registry import OWN_GROUPS, find_entries, studies_folder
 
     lines = [_USAGE, "groups and choices:"]
     for group, entries in sorted(find_entries([studies_folder(), *folders]).items()):
-        lines.append(f"  {group}")
+        lines.append(f"  {group}" + (f" (of {OWN_GROUPS[group]})" if group in OWN_GROUPS else ""))
         lines += [f"    {name:<14} {entry.about}" for name, entry in sorted(entries.items())]
     return "\n".join(lines)
 

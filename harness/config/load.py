@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from harness.config.registry import ROOT, Entry, find_entries, register, studies_folder
+from harness.config.best import best_in
+from harness.config.messages import nearest_key, one_line
+from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.errors import UserError, nearest
 
@@ -31,6 +32,7 @@ _YOUNG: dict[tuple[str, ...], Any] = {
     ("study", "unmet"): "refuse",
     ("study", "tasks"): {},
     ("study", "nfe_of"): {},
+    ("compute", "processes"): 1,
     ("only_tasks",): [],
 }
 #: What a task of a study may not set: it belongs to the study as a whole.
@@ -86,7 +88,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
     """Compose and check the configuration of one study (its tasks, if it has any, aside); raises `UserError`."""
     entries = _entries(config_dirs)
-    return _checked(_composed(_parse(arguments), entries), arguments)
+    with best_in(arguments) as arguments:
+        return _checked(_composed(_parse(arguments), entries), arguments)
 
 
 def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> LoadedSuite | None:
@@ -94,8 +97,60 @@ def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> L
 
     A task's overrides come before those of the command line, which win.
     """
+    with best_in(arguments) as arguments:
+        return _load_suite(_parse(arguments), _entries(config_dirs))
+
+
+def load_draft(arguments: list[str], config_dirs: list[Path] | None = None) -> Draft:
+    """A study without tasks, or the one chosen task of a study that has some, not resolved yet; raises `UserError`."""
     entries = _entries(config_dirs)
-    parsed = _parse(arguments)
+    with best_in(arguments) as arguments:
+        parsed = _parse(arguments)
+        study, only = _study_and_choice(parsed, entries)
+        if not study["tasks"]:
+            return Draft(_composed(parsed, entries), tuple(arguments))
+        check_tasks(study["name"], list(study["tasks"]), only)
+        if len(only) != 1:
+            task = next(iter(study["tasks"]))
+            raise UserError(f"study={study['name']} has tasks: choose one of them, for example only_tasks=[{task}]")
+        parsed = _with_task(study["tasks"][only[0]], parsed)
+        lines = tuple(o.input_line for o in parsed)
+        try:
+            return Draft(_composed(parsed, entries), lines, f"{study['name']}/{only[0]}")
+        except UserError as error:
+            raise UserError(f"task {only[0]}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A composed configuration whose values may still change; composing takes most of the time of loading.
+
+    `name` is that of a task as a study, `<study>/<task>`; empty: it is no task.
+    """
+
+    config: DictConfig
+    overrides: tuple[str, ...]
+    name: str = ""
+
+    def loaded(self, more: list[str] | None = None) -> Loaded:
+        """What `load` gives with `more` arguments `key=value` after all others, checked; keys that exist, no groups.
+
+        Raises `UserError`.
+        """
+        config = copy.deepcopy(self.config)
+        for o in _parse(more or []):
+            if o.is_add() or o.is_delete() or o.package:
+                raise UserError(f"{o.input_line}: only values can change here; write key=value")
+            try:
+                OmegaConf.update(config, o.key_or_group, o.value(), merge=True)
+            except OmegaConfBaseException as error:
+                raise UserError(one_line(error)) from error
+        lines = [*self.overrides, *(more or [])]
+        return _as_task(_checked(config, lines), self.name) if self.name else _checked(config, lines)
+
+
+def _study_and_choice(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> tuple[dict[str, Any], list[str]]:
+    """The section `study`, and which of its tasks are chosen."""
     # Other keys may be of data or methods that only some task chooses; they are checked with each task.
     own = [o for o in parsed if o.key_or_group.split(".")[0] in ("study", "only_tasks")]
     try:
@@ -103,35 +158,42 @@ def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> L
     except UserError:
         base = _composed(own, entries)  # slower, and says what is wrong in the words of this file
     try:
-        study = OmegaConf.to_container(base.study, resolve=True)
-        only = [str(name) for name in base.only_tasks]
+        return OmegaConf.to_container(base.study, resolve=True), [str(name) for name in base.only_tasks]
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
+
+
+def _load_suite(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> LoadedSuite | None:
+    study, only = _study_and_choice(parsed, entries)
     if not study["tasks"]:
         return None
     check_tasks(study["name"], list(study["tasks"]), only)
     parts, others = {}, {}
     for task, overrides in study["tasks"].items():
         try:
-            loaded = _load_task(f"{study['name']}/{task}", overrides, parsed, entries)
+            mine = _with_task(overrides, parsed)
+            loaded = _checked(_composed(mine, entries), [o.input_line for o in mine])
         except UserError as error:
             if task in only or not only:
                 raise UserError(f"task {task}: {error}") from error
             continue
-        (parts if task in only or not only else others)[task] = loaded
+        (parts if task in only or not only else others)[task] = _as_task(loaded, f"{study['name']}/{task}")
     return LoadedSuite(study["name"], study["question"], tuple(study["tasks"]), parts, others)
 
 
-def _load_task(name: str, overrides: list[str], users: list[Any], entries: dict[str, dict[str, Entry]]) -> Loaded:
-    """One task as a study called `name`: its overrides, but for those that the user's replace, then the user's."""
+def _with_task(overrides: list[str], users: list[Any]) -> list[Any]:
+    """The overrides of a task, but for those that the user's replace, then the user's."""
     given = {(o.key_or_group.strip("/"), o.package) for o in users}
     mine = _parse([str(o) for o in overrides])
     for o in mine:
         key = o.key_or_group.strip("/")
         if key == "study" or any(key == k or key.startswith(f"{k}.") for k in _NOT_IN_TASKS):
             raise UserError(f"{o.input_line}: belongs to the study as a whole; take it out of study.tasks")
-    parsed = [*(o for o in mine if (o.key_or_group.strip("/"), o.package) not in given), *users]
-    loaded = _checked(_composed(parsed, entries), [o.input_line for o in parsed])
+    return [*(o for o in mine if (o.key_or_group.strip("/"), o.package) not in given), *users]
+
+
+def _as_task(loaded: Loaded, name: str) -> Loaded:
+    """A task as a study called `name`."""
     tree = loaded.tree
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
     tree["study"]["name"] = name
@@ -143,6 +205,7 @@ def _load_task(name: str, overrides: list[str], users: list[Any], entries: dict[
 
 def _entries(config_dirs: list[Path] | None) -> dict[str, dict[str, Entry]]:
     entries = find_entries([studies_folder(), *(config_dirs or [])])
+    entries = {group: named for group, named in entries.items() if group not in OWN_GROUPS}
     register(entries, ROOT_DEFAULTS)
     return entries
 
@@ -160,13 +223,13 @@ def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictCo
         if o in groups or o.is_add():
             continue
         if o.key_or_group not in known:
-            raise UserError(f"unknown key '{o.key_or_group}'{_nearest_key(o.key_or_group, known, entries)}")
+            raise UserError(f"unknown key '{o.key_or_group}'{nearest_key(o.key_or_group, known, entries)}")
     for o in parsed:
         open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith(
             ("study.tasks.", "study.nfe_of.")
         )
         if o.is_add() and o not in groups and not open_ended:
-            raise UserError(f"+{o.key_or_group}: nothing reads this key{_nearest_key(o.key_or_group, known, entries)}")
+            raise UserError(f"+{o.key_or_group}: nothing reads this key{nearest_key(o.key_or_group, known, entries)}")
     return _compose([o.input_line for o in parsed])
 
 
@@ -179,7 +242,7 @@ def _checked(tree_cfg: DictConfig, arguments: list[str]) -> Loaded:
         cfg = OmegaConf.to_object(tree_cfg)
         tree = OmegaConf.to_container(tree_cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
     _check_classes(tree)
     check(cfg)
     for path, value in _YOUNG.items():
@@ -226,39 +289,4 @@ def _compose(overrides: list[str]) -> DictConfig:
         with initialize(version_base="1.3", config_path=None):
             return compose(config_name=ROOT, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    """Hydra and OmegaConf put the reason on the first lines and the key on a later one; people need both on one."""
-    text = str(error)
-    cause = error.__cause__ or error.__context__
-    if cause is not None and isinstance(cause, OmegaConfBaseException):
-        text = f"{text}\n{cause}"
-    lines = [line.strip() for line in text.partition("\nConfig search path:")[0].splitlines() if line.strip()]
-    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    kept = [
-        line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https"))
-    ]
-    message = "; ".join(dict.fromkeys(kept))
-    if "is not a ListConfig" in message:
-        message += " Lists are written [a,b]."
-    unknown = next((e for e in (cause, error) if isinstance(e, ConfigKeyError) and e.parent_node is not None), None)
-    if unknown is not None:
-        message += nearest(str(unknown.key), map(str, unknown.parent_node))
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        message += nearest(name, [c.removesuffix(".yaml") for c in ConfigStore.instance().list(group)])
-    return f"{key}: {message}" if key and key not in message else message
-
-
-def _nearest_key(key: str, known: list[str], entries: dict[str, dict[str, Entry]]) -> str:
-    """Nearest among the keys, by full name first and then by the last part alone."""
-    hint = nearest(key, [*known, *entries])
-    if hint.startswith("; did"):
-        return hint
-    tails = {k.rsplit(".", 1)[-1]: k for k in known}
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], tails, n=1, cutoff=0.75)
-    if close:
-        return f"; did you mean '{tails[close[0]]}'?"
-    return "; --help lists the groups and --cfg job every key"
+        raise UserError(one_line(error)) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ GLOBAL_HEADER = "# @package _global_"
 ROOT = "run"
 #: Groups whose entries name a class.
 CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
+
+#: Groups that another command than `harness.run` chooses from, by that command.
+OWN_GROUPS = {"tune": "python -m harness.tune"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,15 @@ def find_entries(folders: list[Path]) -> dict[str, dict[str, Entry]]:
         if not folder.is_dir():
             raise UserError(f"configuration folder '{folder}' does not exist; make it or drop --config-dir")
         for path in sorted(folder.glob("*/*.yaml")):
-            entry = _read(path)
+            entry = _read_once(path, path.stat().st_mtime_ns) if path.exists() else _read(path)
             found.setdefault(entry.group, {})[entry.name] = entry
     return found
+
+
+@lru_cache(maxsize=1024)
+def _read_once(path: Path, changed: int) -> Entry:
+    """Files are many, and a command reads them several times."""
+    return _read(path)
 
 
 def _read(path: Path) -> Entry:

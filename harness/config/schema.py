@@ -75,9 +75,7 @@ class ComputeConfig:
     precision: str = "auto"  # "float32", "bfloat16" (autocast)
     workers: int = 0  # cells at a time; 0: one for each core (CPU) or each GPU
     threads: int = 1  # CPU threads of a worker; results are the same to the bit only at the same number
-    processes: int = (
-        1  # that train one model together, each with a GPU or CPU threads of its own; divides train.accumulate
-    )
+    processes: int = 1  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
     compile: str = "auto"  # "true", "false"; auto: on a GPU
     sample_batch: int = 250
 
@@ -93,7 +91,7 @@ class TrackingConfig:
 
 
 #: Names in the folder of a study that are no task's.
-RESERVED = ("cells", "earlier", "errors", "figures", "samples")
+RESERVED = ("cells", "earlier", "errors", "figures", "jobs", "samples", "tune", "weights")
 
 
 @dataclass
@@ -117,7 +115,8 @@ class RunConfig:
     plan: bool = False
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder anywhere."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
 
 
@@ -129,9 +128,9 @@ def need(ok: bool, key: str, value: Any, reason: str) -> None:
 
 def check_tasks(study: str, tasks: list[str], only: list[str]) -> None:
     """Names that become folders, and the choice among a study's tasks; raises `UserError`."""
-    need(_is_plain(study), "study.name", study, "names a folder of runs_dir; use letters, digits, '.', '_' and '-'")
+    need(is_plain(study), "study.name", study, "names a folder of runs_dir; use letters, digits, '.', '_' and '-'")
     for name in tasks:
-        plain = _is_plain(name) and "." not in name and name not in RESERVED
+        plain = is_plain(name) and "." not in name and name not in RESERVED
         reason = f"names a folder of the study; use letters, digits, '_' and '-', and none of {', '.join(RESERVED)}"
         need(plain, "study.tasks", name, reason)
     for name in only:

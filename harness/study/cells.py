@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.interface import Method
 from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
@@ -84,6 +85,12 @@ class Cell:
         return self.folder / f"scores-{self._draw(session, part)}-{protocol}.json"
 
 
+def _wanted(session: Session, name: str) -> list[int]:
+    """The budgets that the study asks of a method."""
+    study = session.cfg.study
+    return study.nfe_of.get(name, study.nfe)
+
+
 def make_cells(session: Session) -> list[Cell]:
     """All cells of the study in its order.
 
@@ -92,7 +99,7 @@ def make_cells(session: Session) -> list[Cell]:
     cells = []
     for name in session.method_names():
         method = session.build(name)
-        budgets = parse_budgets(method, session.cfg.study.nfe, session.cfg.study.unmet == "skip")
+        budgets = parse_budgets(method, _wanted(session, name), session.cfg.study.unmet == "skip")
         # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
         heats = session.cfg.study.temperatures if method.role == "method" else [1.0]
         parts = tuple(Part(nfe, float(heat)) for nfe in budgets for heat in heats)
@@ -102,21 +109,29 @@ def make_cells(session: Session) -> list[Cell]:
             key = session.cell_key(name, seed)
             folder = session.folder / "cells" / f"{name}-seed{seed}-{key}"
             weights = session.weights_key(name, method, seed)
-            shared = session.folder / "weights" / f"{type(method).__name__.lower()}-seed{seed}-{weights}"
             cells.append(
                 Cell(
                     name, method.title, method.role, method.sampler, seed, key, folder, parts,
-                    bool(method.stages()), weights, shared if method.sampling_options else folder,
+                    bool(method.stages()), weights, _home(session, method, seed, weights, folder),
                 )
             )  # fmt: skip
     return cells
+
+
+def _home(session: Session, method: Method, seed: int, weights: str, folder: Path) -> Path:
+    """Where the weights are: with the cell, unless others have the same, from this study or another (`session.weights`)."""
+    name = f"{type(method).__name__.lower()}-seed{seed}-{weights}"
+    if session.weights is None or not method.stages():
+        return session.folder / "weights" / name if method.sampling_options else folder
+    theirs = session.weights.parent / "cells" / folder.name  # of a method that shares with none, trained by that study
+    return theirs if (theirs / "model.safetensors").exists() else session.weights / name
 
 
 def left_out(session: Session) -> list[str]:
     """A line for each method that skips a budget of the study, since it cannot meet it."""
     lines = []
     for name in session.method_names():
-        unmet = unmet_budgets(session.build(name), session.cfg.study.nfe)
+        unmet = unmet_budgets(session.build(name), _wanted(session, name))
         if unmet:
             budgets = ", ".join(map(str, unmet))
             lines.append(f"{name} is left out at NFE {budgets} (study.unmet=skip): {next(iter(unmet.values()))}")

@@ -6,21 +6,20 @@ A job is (kind, cell name); what it does is in `harness.study.work`. Results are
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.lifetime import die_with_parent as _die_with_parent
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,6 @@ class Worker:
     job: tuple[str, str] | None = None
 
 
-def _die_with_parent(parent: int) -> None:
-    """A worker whose parent was killed must stop at once, or it would write beside the run that takes over."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _next(pipe: Connection) -> tuple[str, str] | None:
     """The next job; None where the parent is done, or gone."""
     try:
@@ -63,7 +49,7 @@ def _next(pipe: Connection) -> tuple[str, str] | None:
         return None
 
 
-def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None) -> None:
+def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None, weights: Path | None = None) -> None:
     """A worker's life: build the session, then run jobs until told to stop."""
     _die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
@@ -82,7 +68,7 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
     from harness.training.loop import Diverged
 
     torch.set_num_threads(tree["compute"]["threads"])
-    session = Session(tree)
+    session = Session(tree, weights)
     cells = None
     said = 0.0
     while (job := _next(pipe)) is not None:
@@ -113,15 +99,19 @@ def _serve(pipe: Connection, tree: dict[str, Any], parent: int, gpu: str | None)
 class Pool:
     """`count` workers; `step` hands out ready jobs and returns what was said."""
 
-    def __init__(self, tree: dict[str, Any], count: int, gpus: list[str] | None = None) -> None:
-        self.tree, self.gpus = tree, gpus
+    def __init__(
+        self, tree: dict[str, Any], count: int, gpus: list[str] | None = None, weights: Path | None = None
+    ) -> None:
+        """`weights` is that of the session (`harness.study.session.Session`)."""
+        self.tree, self.gpus, self.weights = tree, gpus, weights
         self._context = multiprocessing.get_context("spawn")
         self.workers = [self._start(i) for i in range(count)]
 
     def _start(self, index: int) -> Worker:
         ours, theirs = self._context.Pipe()
         gpu = self.gpus[index % len(self.gpus)] if self.gpus else None
-        process = self._context.Process(target=_serve, args=(theirs, self.tree, os.getpid(), gpu), daemon=True)
+        life = (theirs, self.tree, os.getpid(), gpu, self.weights)
+        process = self._context.Process(target=_serve, args=life, daemon=True)
         process.start()
         theirs.close()
         return Worker(process, ours)

@@ -20,6 +20,7 @@ from harness.study.publish import Publisher
 from harness.study.schedule import JUDGE, NEEDS_FAILED, JobKey, Task, make_tasks, ready, spread_failure, unfinished
 from harness.study.session import Session
 from harness.study.work import samples_file
+from harness.training.distributed import gpu_groups
 
 MAX_TRIES = 2
 
@@ -34,14 +35,13 @@ class Outcome:
 
 
 def worker_count(session: Session) -> int:
-    """Cells at a time: as told, or one for each GPU, or one for each core (at most 8)."""
+    """Cells at a time: as told, or one for each GPU, or one for each core (at most 8), with all that a cell trains on."""
     if session.cfg.compute.workers:
         return session.cfg.compute.workers
+    compute = session.cfg.compute
     if session.numerics.device.startswith("cuda"):
-        import torch
-
-        return max(1, torch.cuda.device_count()) if session.numerics.device == "cuda" else 1
-    return max(1, min(8, cpu_count() // session.cfg.compute.threads))
+        return max(1, len(gpu_groups(compute.processes))) if session.numerics.device == "cuda" else 1
+    return max(1, min(8, cpu_count() // (compute.threads * compute.processes)))
 
 
 def run_study(session: Session, command: str) -> Outcome:
@@ -89,13 +89,9 @@ def _work(
     _skip_finished(session, tasks, by_name, publisher)
     if unfinished(tasks):
         count = min(worker_count(session), len([t for t in tasks.values() if t.state == "waiting"]))
-        gpus = None
-        if session.numerics.device == "cuda":
-            import torch
-
-            gpus = [str(i) for i in range(torch.cuda.device_count())]
+        gpus = gpu_groups(session.cfg.compute.processes) if session.numerics.device == "cuda" else None
         display = Display(tasks, count)
-        pool = Pool(session.tree, count, gpus)
+        pool = Pool(session.tree, count, gpus, session.weights)
         try:
             _loop(tasks, pool, display, publisher, by_name)
         finally:

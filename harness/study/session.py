@@ -26,6 +26,7 @@ from harness.metrics.base import Column, Metric, Samples, ScoreContext
 from harness.metrics.identity import metric_identity
 from harness.nn.transformer import TrunkShape
 from harness.provenance import short_hash
+from harness.training.distributed import check_processes
 from harness.training.precision import Numerics, resolve
 
 if TYPE_CHECKING:
@@ -36,11 +37,28 @@ PROTOCOL_VERSION = 1
 
 
 class Session:
-    """Lazily built parts of a run; attributes are made at first use and kept."""
+    """Lazily built parts of a run; attributes are made at first use and kept.
 
-    def __init__(self, tree: dict[str, Any]) -> None:
-        self.tree = tree
+    `weights` is the folder of another study's weights, to use and to add to; None: the study keeps its own.
+    """
+
+    def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
+        self.tree, self.weights = tree, weights
         self.cfg: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+
+    def adopt(self, other: Session) -> None:
+        """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
+        kept = ["numerics"] if self.cfg.compute == other.cfg.compute else []
+        same = all(self.tree[key] == other.tree[key] for key in ("data", "tokenizer"))
+        if same and (self.cfg.scale.length, self.cfg.cache_dir) == (other.cfg.scale.length, other.cfg.cache_dir):
+            kept.append("data")
+            if self.cfg.study.samples == other.cfg.study.samples:
+                kept += ["_held_out", "_held_out_hash", "reference", "held_out"]
+            # A prepared judge knows the data and the device.
+            if self.tree["judge"] == other.tree["judge"] and "numerics" in kept:
+                kept.append("judge")
+        kept += ["metrics"] if self.tree["metrics"] == other.tree["metrics"] else []
+        self.__dict__ |= {name: other.__dict__[name] for name in kept if name in other.__dict__}
 
     # ---- places ---------------------------------------------------------------------------------------------------
     @property
@@ -57,7 +75,9 @@ class Session:
     @cached_property
     def numerics(self) -> Numerics:
         c = self.cfg.compute
-        return resolve(c.device, c.precision, c.compile)
+        numerics = resolve(c.device, c.precision, c.compile)
+        check_processes(c.processes, numerics.device)
+        return numerics
 
     @cached_property
     def data(self) -> TokenData:
@@ -135,8 +155,12 @@ class Session:
         train = dataclasses.asdict(self.cfg.train)
         for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
             train.pop(irrelevant)
+        # Several processes add in another order, and a method that keeps latents of its batches keeps others: like the
+        # number of threads, their number is part of what may be continued and of what is the same to the bit.
+        several = {"processes": self.cfg.compute.processes} if self.cfg.compute.processes > 1 else {}
         return short_hash(
-            {
+            several
+            | {
                 "method": node,
                 "scale": dataclasses.asdict(self.cfg.scale),
                 "train": train,
@@ -179,9 +203,12 @@ class Session:
         return 1.0 if 1.0 in heats else heats[0]
 
     @cached_property
+    def _held_out_hash(self) -> str:
+        return hashlib.sha256(self._held_out.tobytes()).hexdigest()[:16]
+
+    @cached_property
     def protocol(self) -> dict[str, Any]:
         """All that a score depends on besides the samples; needs a prepared judge."""
-        content = hashlib.sha256(self._held_out.tobytes()).hexdigest()[:16]
         return {
             "version": PROTOCOL_VERSION,
             "judge": self.judge.identity,
@@ -189,5 +216,5 @@ class Session:
             "samples": self.cfg.study.samples,
             "sampling_seed": self.cfg.study.sampling_seed,
             "length": self.cfg.scale.length,
-            "held_out": content,
+            "held_out": self._held_out_hash,
         }

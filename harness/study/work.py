@@ -5,6 +5,7 @@ Each returns at once where its file exists, so that a command that was killed go
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -20,19 +21,28 @@ from harness.interface import Method
 from harness.metrics.base import Samples
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
+from harness.study import ranks
 from harness.study.budget import count_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.exact import against_truth
+from harness.study.locks import alone
 from harness.study.sampling import compile_trunks, draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
+from harness.training.distributed import Group
 
 Progress = Callable[[str, int, int], None]
+OnTrained = Callable[[Method, int, dict[str, float]], None]
 
 
 def prepare_judge(session: Session, progress: Progress) -> str:
     """Load or train the judge; returns the protocol's short identity."""
     session.judge.prepare(session.data, session.cache, session.numerics.device, lambda text: progress(text, 0, 0))
+    return write_protocol(session)
+
+
+def write_protocol(session: Session) -> str:
+    """Write down what scores depend on; returns its short identity. The judge must be prepared."""
     path = session.folder / "protocol.json"
     protocol = short_hash(session.protocol, 12)
     known = {"id": protocol, "held_out_ppl": session.judge.heldout_ppl} | session.protocol
@@ -45,9 +55,7 @@ def train_cell(session: Session, cell: Cell, progress: Progress) -> None:
 
     Raises `Diverged` where the loss stops being a number.
     """
-    method = session.build(cell.method, cell.seed)
-    if not cell.model.exists() and method.stages():
-        _train(session, cell, method, progress)
+    train_weights(session, cell, progress)
     facts = cell.facts(session)
     if not facts.exists():
         method = load_method(session, cell)
@@ -55,15 +63,42 @@ def train_cell(session: Session, cell: Cell, progress: Progress) -> None:
         write_json(facts, _cost(session, cell, method) | _bound(session, cell, method))
 
 
-def _train(session: Session, cell: Cell, method: Method, progress: Progress) -> None:
-    cfg = session.cfg
+def train_weights(session: Session, cell: Cell, progress: Progress, on_validation: OnTrained | None = None) -> bool:
+    """Train the cell's model where its weights are not there yet; whether anything was trained here.
+
+    Of several processes that ask for the same weights one trains, and the others wait. `on_validation` is told the method
+    with its averaged weights, the step and the values of each validation; what it raises ends training. Raises `Diverged`.
+    """
+    if not cell.trained or cell.model.exists():
+        return False
+    waiting = f"waiting for another process that trains {cell.home.name}"
+    with alone(cell.home.with_name(f"{cell.home.name}.lock"), lambda: progress(waiting, 0, 0)):
+        if cell.model.exists():
+            return False
+        method = session.build(cell.method, cell.seed)
+        told = on_validation and functools.partial(on_validation, method)
+        if session.cfg.compute.processes > 1:
+            ranks.train_in_ranks(session, cell, method, progress, told)
+        else:
+            fit_cell(session, cell, method, progress, None, told)
+    return True
+
+
+def fit_cell(
+    session: Session, cell: Cell, method: Method, progress: Progress, group: Group | None = None,
+    on_validation: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:  # fmt: skip
+    """Train `method`, as the cell's, to the end and write its averaged weights; as one process of `group`, if given."""
+    cfg, group = session.cfg, group or Group()
     if session.numerics.compile_training:
         compile_trunks(method)
     job = loop.Job(
-        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.home, progress
+        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.home, progress, on_validation, group
     )  # fmt: skip
     cell.home.mkdir(parents=True, exist_ok=True)
     done = loop.train(job)
+    if not group.leads:
+        return
     meta = {
         "method": cell.method,
         "seed": cell.seed,

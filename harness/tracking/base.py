@@ -45,6 +45,13 @@ class Tracker(ABC):
         """
 
     @abstractmethod
+    def attach(self, parent_id: str) -> None:
+        """Instead of `open_study`, in a process that only adds children to a run that another process has opened.
+
+        Raises `UserError` if the service is not there or does not know the run.
+        """
+
+    @abstractmethod
     def open_cell(self, parent_id: str, name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """Create or reopen the child run of a cell; `key` identifies it within the study."""
 
@@ -73,6 +80,14 @@ class Tracker(ABC):
         self, run_id: str, name: str, digest: str, source: str, profile: Mapping[str, Any] | None = None
     ) -> None:
         """The data as an input of the run: a fingerprint, where it came from, and figures about it."""
+
+    @abstractmethod
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Tags of a run, replacing those of the same names; None is left out."""
+
+    @abstractmethod
+    def children(self, parent_id: str) -> dict[str, dict[str, str]]:
+        """Tags of each child run by run id, with its status as "status"; empty where the service does not answer."""
 
     @abstractmethod
     def finish(self, run_id: str, status: Status, time_ms: int | None = None) -> None:

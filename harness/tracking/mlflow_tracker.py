@@ -76,6 +76,16 @@ class MlflowTracker(Tracker):
             self._system.start(run_id)
         return run_id
 
+    def attach(self, parent_id) -> None:
+        self.connect()
+        try:
+            self._experiment = self._client.get_run(parent_id).info.experiment_id
+        except service_errors() as error:
+            why = reason(error, self.store.uri)
+            raise UserError(
+                f"run {parent_id} is not in tracking at {self.store.shown} ({why}): run the same command again"
+            ) from None
+
     def open_cell(self, parent_id, name, key, params, tags) -> str:
         handle = _WAITING + uuid.uuid4().hex
 
@@ -180,6 +190,24 @@ class MlflowTracker(Tracker):
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
         self._send(lambda: self._client.log_inputs(self._id(run_id), [used]))
 
+    def set_tags(self, run_id, tags) -> None:
+        from mlflow.entities import RunTag
+
+        marks = [RunTag(key, value) for key, value in names.tags(tags).items()]
+        self._send(lambda: self._client.log_batch(self._id(run_id), tags=marks))
+
+    def children(self, parent_id) -> dict[str, dict[str, str]]:
+        query, found, token = f"tags.`{_PARENT_TAG}` = '{parent_id}'", {}, None
+        try:
+            while True:
+                page = self._client.search_runs([self._experiment], query, max_results=1000, page_token=token)
+                found |= {run.info.run_id: {**run.data.tags, "status": run.info.status} for run in page}
+                token = page.token
+                if not token:
+                    return found
+        except service_errors():
+            return {}
+
     # ---- inside ---------------------------------------------------------------------------------------------------
     def _send(self, call: Callable[[], Any]) -> None:
         """The one way to MLflow after `open_study`: `call` runs now, or waits until the store answers again."""
@@ -243,7 +271,8 @@ class MlflowTracker(Tracker):
         if changed:
             marks[CHANGED_TAG] = names.shorten(json.dumps(changed, sort_keys=True), names.MAX_TAG)
         new = [Param(key, value) for key, value in wanted.items() if key not in held]
-        self._client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in marks.items()])
+        if found:  # a new run has them already
+            self._client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in marks.items()])
         for start in range(0, len(new), _PARAMS_PER_CALL):
             self._client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_CALL])
         return run.info.run_id

@@ -11,6 +11,9 @@ class NullTracker(Tracker):
     def open_study(self, name, params, tags, key=None) -> str:
         return ""
 
+    def attach(self, parent_id) -> None:
+        pass
+
     def open_cell(self, parent_id, name, key, params, tags) -> str:
         return ""
 
@@ -31,6 +34,12 @@ class NullTracker(Tracker):
 
     def log_dataset(self, run_id, name, digest, source, profile=None) -> None:
         pass
+
+    def set_tags(self, run_id, tags) -> None:
+        pass
+
+    def children(self, parent_id) -> dict[str, dict[str, str]]:
+        return {}
 
     def finish(self, run_id, status, time_ms=None) -> None:
         pass

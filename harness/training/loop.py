@@ -1,8 +1,10 @@
 """The one training loop: every method goes through it, stage by stage, with the same optimizer and schedule.
 
-All randomness is a function of (seed, step): a run that was killed continues from its checkpoint with the same numbers.
+All randomness is a function of (seed, step, part of the batch): a run that was killed continues from its checkpoint with
+the same numbers. Several processes may train one model (`harness.training.distributed`): each takes some of the parts, and
+the first alone writes.
 
-Shapes: B batch, L tokens, N sequences.
+Shapes: B batch, L tokens, N sequences, P parts of a batch, K named values.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,9 +22,10 @@ from torch import Tensor
 
 from harness.config.schema import ScaleConfig, TrainConfig
 from harness.data.base import TokenData
-from harness.interface import Method
+from harness.interface import Loss, Method
 from harness.store import append_jsonl, read_jsonl
 from harness.training import checkpoint
+from harness.training.distributed import Group, SharedLoss
 from harness.training.ema import EMA
 from harness.training.precision import Numerics
 
@@ -43,6 +46,10 @@ class Job:
     seed: int
     folder: Path
     progress: Callable[[str, int, int], None]
+    #: Told the step and the values of each validation, with the averaged weights in the method. What it raises ends training.
+    on_validation: Callable[[int, dict[str, float]], None] | None = None
+    #: The processes that train this model together; by itself, one.
+    group: Group = field(default_factory=Group)
 
 
 def step_generator(device: str, *key: int) -> torch.Generator:
@@ -111,6 +118,7 @@ def train(job: Job) -> dict[str, float]:
         tensors, meta = checkpoint.load_tensors(path)
         checkpoint.restore_training_state(tensors, method, ema.shadow, optimizer, path)
         at, ema.updates, seconds = meta["step"], meta["ema_updates"], meta["seconds"]
+    job.group.wait()  # nobody writes a newer checkpoint while another process still reads this one
     every = max(1, job.scale.steps // job.train.validations)
     started = saved = time.monotonic()
     first = 0
@@ -120,21 +128,25 @@ def train(job: Job) -> dict[str, float]:
             method.set_stage(stage)
             if at == first and first > 0:
                 ema.restart()
-            for step in range(at, first + count):
-                parts = _step(job, optimizer, step, learning_rate(job.train, job.scale.lr, step - first, count))
-                ema.update()
-                at = step + 1
-                if at % every == 0 or at == job.scale.steps:
-                    _validate(job, ema, at, parts)
-                    method.train()
-                    method.set_stage(stage)
-                last = at == job.scale.steps
-                if time.monotonic() - saved > job.train.checkpoint_seconds and not last and at < first + count:
-                    saved = time.monotonic()
-                    meta = {"step": at, "ema_updates": ema.updates, "seconds": seconds + saved - started}
-                    checkpoint.save_tensors(path, checkpoint.training_state(method, ema.shadow, optimizer), meta)
-                if at % 10 == 0 or last:
-                    job.progress(f"train {stage}", at, job.scale.steps)
+            with job.group.shared(method) as loss:
+                for step in range(at, first + count):
+                    rate = learning_rate(job.train, job.scale.lr, step - first, count)
+                    parts = _step(job, loss, optimizer, step, rate)
+                    ema.update()
+                    at = step + 1
+                    last = at == job.scale.steps
+                    if not job.group.leads:
+                        continue
+                    if at % every == 0 or last:
+                        _validate(job, ema, at, parts)
+                        method.train()
+                        method.set_stage(stage)
+                    if time.monotonic() - saved > job.train.checkpoint_seconds and not last and at < first + count:
+                        saved = time.monotonic()
+                        meta = {"step": at, "ema_updates": ema.updates, "seconds": seconds + saved - started}
+                        checkpoint.save_tensors(path, checkpoint.training_state(method, ema.shadow, optimizer), meta)
+                    if at % 10 == 0 or last:
+                        job.progress(f"train {stage}", at, job.scale.steps)
             # What later stages freeze or start from are the averaged weights.
             ema.copy_to_model()
             _calibrate(job)
@@ -145,29 +157,44 @@ def train(job: Job) -> dict[str, float]:
     return {"train_seconds": seconds + time.monotonic() - started}
 
 
-def _step(job: Job, optimizer: torch.optim.Optimizer, step: int, lr: float) -> dict[str, Tensor]:
-    """One optimizer step; with accumulation the parts' gradients add up to that of the whole batch."""
+def _step(job: Job, loss: SharedLoss, optimizer: torch.optim.Optimizer, step: int, lr: float) -> dict[str, Tensor]:
+    """One optimizer step on the mean of the parts' losses; each part has noise of its own, whoever computes it.
+
+    A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
     train_NL = job.data.splits["train"]
     rows = batch_rows(len(train_NL), job.scale.batch, step, job.seed)
     x_BL = torch.from_numpy(np.asarray(train_NL[np.sort(rows)], dtype=np.int64)).to(job.numerics.device)
-    generator = step_generator(job.numerics.device, job.seed, 1, step)
     optimizer.zero_grad(set_to_none=True)
-    parts: dict[str, Tensor] = {}
-    for x in x_BL.chunk(job.train.accumulate):
-        with job.numerics.autocast():
-            loss = job.method.loss(x, generator)
-        (loss.total / job.train.accumulate).backward()
-        for name, value in loss.parts.items():
-            parts[name] = parts.get(name, 0.0) + value / job.train.accumulate
-        if not torch.isfinite(loss.total):
-            raise Diverged(
-                f"the loss is {loss.total.item()} at step {step + 1}; a smaller scale.lr (now {job.scale.lr}) may help"
-            )
+    chunks = x_BL.chunk(job.train.accumulate)
+    mine = job.group.parts(len(chunks))
+    made: dict[int, Loss] = {}
+    for part in mine:
+        generator = step_generator(job.numerics.device, job.seed, 1, step, *([part] if part else []))
+        with loss.part(last=part == mine[-1]):
+            with job.numerics.autocast():
+                made[part] = loss(chunks[part], generator)
+            # Over the processes, the mean is taken where gradients are exchanged.
+            (made[part].total / len(mine)).backward()
+    parts = _together(job, made, len(chunks), step)
     torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
     optimizer.step()
     return parts
+
+
+def _together(job: Job, made: dict[int, Loss], count: int, step: int) -> dict[str, Tensor]:
+    """Means of the named values over all parts; raises `Diverged`, in every process, if a part's loss is not finite."""
+    names = list(next(iter(made.values())).parts)
+    value_PK = torch.zeros((count, 1 + len(names)), dtype=torch.float64, device=job.numerics.device)
+    for part, loss in made.items():
+        value_PK[part] = torch.stack([v.detach().double() for v in (loss.total, *(loss.parts[n] for n in names))])
+    job.group.add(value_PK)  # zeros where another process has the value
+    for total in value_PK[:, 0].tolist():
+        if not math.isfinite(total):
+            raise Diverged(f"the loss is {total} at step {step + 1}; a smaller scale.lr (now {job.scale.lr}) may help")
+    return dict(zip(names, value_PK[:, 1:].mean(0), strict=True))
 
 
 def _calibrate(job: Job) -> None:
@@ -186,13 +213,24 @@ def _validate(job: Job, ema: EMA, step: int, parts: dict[str, Tensor]) -> None:
     A step that was written before a kill is left as it is: its values would be the same, its time would not.
     """
     path = job.folder / "curves.jsonl"
-    if any(line["step"] == step for line in read_jsonl(path)):
+    known = next((line["values"] for line in read_jsonl(path) if line["step"] == step), None)
+    if known is not None and job.on_validation is None:
         return
+    job.method.eval()
+    with ema.applied():
+        values = known or {f"train/{name}": float(value) for name, value in parts.items()} | _held_out(job)
+        if known is None:
+            append_jsonl(path, {"step": step, "time_ms": int(time.time() * 1000), "values": values})
+        if job.on_validation is not None:
+            job.on_validation(step, values)
+
+
+def _held_out(job: Job) -> dict[str, float]:
+    """Bound and instruments on validation sequences, by the names that they have in the curves."""
     valid_NL = job.data.splits["valid"][: job.train.valid_sequences]
     x_NL = torch.from_numpy(np.asarray(valid_NL, dtype=np.int64)).to(job.numerics.device)
-    values = {f"train/{name}": float(value) for name, value in parts.items()}
-    job.method.eval()
-    with ema.applied(), job.numerics.autocast():
+    values: dict[str, float] = {}
+    with job.numerics.autocast():
         generator = step_generator(job.numerics.device, job.seed, 2, 0)
         bound = job.method.bound(x_NL, generator)
         if bound is not None:
@@ -200,4 +238,4 @@ def _validate(job: Job, ema: EMA, step: int, parts: dict[str, Tensor]) -> None:
             values["valid/bound_nats_per_token"] = float(bound.total_B.mean()) / tokens
             values |= {f"valid/bound/{k}": float(v.double().mean()) / tokens for k, v in bound.parts_B.items()}
         values |= {f"valid/{k}": float(v) for k, v in job.method.diagnose(x_NL, generator).items()}
-    append_jsonl(path, {"step": step, "time_ms": int(time.time() * 1000), "values": values})
+    return values

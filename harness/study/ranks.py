@@ -1,0 +1,142 @@
+"""One cell's model trained by several processes: how a worker starts them, and what each of them does.
+
+`torchrun --nproc-per-node=2 -m harness.study.ranks study=few_step compute.processes=2 train.accumulate=2 ...` trains all
+models of a study in torchrun's processes, on as many machines as it is told; the same arguments to `harness.run` then find
+them trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import EXIT_CODE, UserError
+from harness.interface import Method
+from harness.store import read_json, write_json
+from harness.study.cells import Cell, make_cells
+from harness.study.session import Session
+from harness.training import checkpoint, distributed
+from harness.training.launch import attend, launch, say
+from harness.training.loop import Diverged
+
+
+def train_in_ranks(
+    session: Session,
+    cell: Cell,
+    method: Method,
+    progress: Callable[[str, int, int], None],
+    on_validation: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
+    """Train the cell's model in `compute.processes` processes of this machine, which write its files.
+
+    At each validation the averaged weights are put into `method` and `on_validation` is called here, while training goes
+    on; what it raises ends them all. Raises `Diverged` and `UserError` as training in this process would, and `RanksEnded`
+    where one of them ended twice.
+    """
+    c = session.cfg.compute
+    path = cell.home / "ranks.json"
+    write_json(path, {"tree": session.tree, "cell": dataclasses.asdict(cell), "validations": on_validation is not None})
+
+    def report(message: dict[str, Any]) -> None:
+        if "progress" in message:
+            progress(*message["progress"])
+        elif "validation" in message:
+            step, values = message["validation"]
+            tensors, _ = checkpoint.load_tensors(_weights_at(cell, step))
+            _weights_at(cell, step).unlink()
+            checkpoint.load_model(method, tensors, _weights_at(cell, step))
+            on_validation(step, values)
+        elif "diverged" in message:
+            raise Diverged(message["diverged"])
+        else:
+            raise UserError(message["refused"])
+
+    launch("harness.study.ranks", str(path), c.processes, report, cell.home / "ranks.log", c.threads)
+    path.unlink(missing_ok=True)
+
+
+def _weights_at(cell: Cell, step: int) -> Path:
+    return cell.home / f"validation-{step}.safetensors"
+
+
+# ---- a process of the group -------------------------------------------------------------------------------------------
+def main(arguments: list[str] | None = None) -> int:
+    """A rank of `train_in_ranks` (one argument, its file), or of torchrun (the overrides of a study)."""
+    attend()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        try:
+            _one_cell(read_json(Path(arguments[0])))
+        except Diverged as error:  # in every process at once
+            say({"diverged": str(error)})
+        except UserError as error:
+            say({"refused": str(error)})
+        return 0
+    try:
+        _all_cells(arguments)
+    except (Diverged, UserError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_CODE if isinstance(error, UserError) else 1
+    return 0
+
+
+def _one_cell(spec: dict[str, Any]) -> None:
+    from harness.study import work
+
+    session = Session(spec["tree"])
+    known = spec["cell"]
+    cell = Cell(**(known | {"folder": Path(known["folder"]), "home": Path(known["home"]), "parts": ()}))
+    group = _join(session)
+    method = session.build(cell.method, cell.seed)
+
+    def progress(text: str, done: int, total: int) -> None:
+        say({"progress": [text, done, total]})
+
+    def validated(step: int, values: dict[str, float]) -> None:
+        checkpoint.save_tensors(_weights_at(cell, step), dict(method.state_dict()), {"step": step})
+        say({"validation": [step, values]})
+
+    work.fit_cell(session, cell, method, progress, group, validated if spec["validations"] else None)
+    distributed.leave()
+
+
+def _all_cells(arguments: list[str]) -> None:
+    from harness.config.load import load
+    from harness.study import work
+
+    session = Session(load(arguments).tree)
+    group = _join(session)
+    if group.size != session.cfg.compute.processes:
+        raise UserError(
+            f"compute.processes={session.cfg.compute.processes}: torchrun started {group.size}; "
+            f"use compute.processes={group.size}"
+        )
+
+    def progress(text: str, done: int, total: int) -> None:
+        if done % 100 == 0 or done == total:
+            print(f"{cell.name}: {text} {done}/{total}", file=sys.stderr, flush=True)
+
+    for cell in make_cells(session):
+        # All decide on what they see before any of them trains.
+        todo = cell.trained and not cell.model.exists()
+        group.wait()
+        if todo:
+            work.fit_cell(session, cell, session.build(cell.method, cell.seed), progress, group)
+        group.wait()
+    distributed.leave()
+
+
+def _join(session: Session) -> distributed.Group:
+    torch.set_num_threads(session.cfg.compute.threads)
+    return distributed.join(session.numerics.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Running statistics of normalisation layers, as one process would have them that saw all parts of a batch in their order.
+
+Shapes: P parts of a batch, U uses of a layer in one part, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class RunningStatistics:
+    """Watches the layers of a method that several processes train, and updates each once a step from all their batches."""
+
+    def __init__(self, method: nn.Module) -> None:
+        layers = [m for m in method.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._seen: dict[_BatchNorm, list[list[Tensor]]] = {layer: [] for layer in layers}
+        self._before: dict[_BatchNorm, tuple[Tensor, ...]] = {}
+        self._hooks = [layer.register_forward_hook(self._watch) for layer in layers]
+
+    def begin(self) -> None:
+        """A part of the batch begins."""
+        for layer, parts in self._seen.items():
+            if not parts:
+                kept = layer.running_mean, layer.running_var, layer.num_batches_tracked
+                self._before[layer] = tuple(value.clone() for value in kept)
+            parts.append([])
+
+    def _watch(self, layer: _BatchNorm, inputs: tuple[Any, ...], output: object) -> None:
+        if layer.training and self._seen[layer]:
+            x_NC = inputs[0].detach().transpose(1, -1).reshape(-1, layer.num_features).float()
+            self._seen[layer][-1].append(torch.stack((x_NC.mean(0), x_NC.var(0))))
+
+    @torch.no_grad()
+    def end(self, rank: int, size: int) -> None:
+        """The step's parts are done: update each layer from all of them, in the order of their numbers."""
+        for layer, parts in self._seen.items():
+            uses = len(parts[0])
+            if uses:
+                value_PU2C = torch.zeros(
+                    (size * len(parts), uses, 2, layer.num_features), device=layer.running_mean.device
+                )
+                value_PU2C[rank::size] = torch.stack([torch.stack(part) for part in parts])
+                distributed.all_reduce(value_PU2C)
+                self._update(layer, value_PU2C.flatten(0, 1))
+            parts.clear()
+
+    def _update(self, layer: _BatchNorm, value_V2C: Tensor) -> None:
+        kept = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        for running, before in zip(kept, self._before[layer], strict=True):
+            running.copy_(before)
+        for mean_C, var_C in value_V2C:
+            layer.num_batches_tracked.add_(1)
+            # Without a momentum, torch keeps the mean of all batches.
+            share = 1.0 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            layer.running_mean.lerp_(mean_C, share)
+            layer.running_var.lerp_(var_C, share)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()

@@ -1,0 +1,115 @@
+"""Whether a study can run what a search asks of it: every end of the space is built once, before anything is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.errors import UserError
+from harness.interface import Method
+from harness.study.session import Session
+from harness.training.loop import step_generator
+from harness.tuning.objective import TRUTH
+from harness.tuning.space import ends_of, is_active, overrides_of, token
+
+if TYPE_CHECKING:
+    from harness.tuning.load import LoadedTune
+
+DEFAULT = "default"
+
+
+def check_possible(loaded: LoadedTune) -> None:
+    """Raise `UserError` for a budget that cannot be met, a value that is refused, a dimension without effect, ..."""
+    cfg, session = loaded.cfg, loaded.session
+    for o in (*cfg.objectives.values(), *cfg.constraints.values()):
+        if o.column in TRUTH and session.data.task is None:
+            raise UserError(f"{o.column} needs data whose law is known; {session.data.name} has none")
+    _ = session.reference, loaded.weights_keys  # these refuse too many samples, and values that cannot be
+    trained = bool(session.build(cfg.method).stages())
+    if cfg.pruner.kind != "none" and (loaded.sampling_only or not trained):
+        loaded.notes.append("no trial is pruned: none is trained, as all configurations share their weights")
+    elif cfg.pruner.kind != "none" and cfg.pruner.signal == "bound":
+        _check_bound(session, cfg.method)
+
+
+def weights_keys(loaded: LoadedTune) -> dict[str, set[str]]:
+    """Identities of the weights at the ends of each dimension, by its key, and with the default values.
+
+    Raises `UserError` that names the dimension and the value for what the study or the method refuses.
+    """
+    found: dict[str, set[str]] = {}
+    default, idle = _matters(loaded, loaded.session), set(loaded.cfg.space)
+    for key, value, session, method in _variants(loaded):
+        _check_budgets(loaded, method, "" if key == DEFAULT else f"tune.space.{key} at {value}: ")
+        found.setdefault(key, set()).add(session.weights_key(loaded.cfg.method, method, loaded.cfg.seed))
+        if _matters(loaded, session) != default:
+            idle.discard(key)
+    if idle:
+        key = next(key for key in loaded.cfg.space if key in idle)
+        raise UserError(f"tune.space.{key}: no trial of {loaded.cfg.method} depends on it; take it out")
+    return found
+
+
+def _matters(loaded: LoadedTune, session: Session) -> dict[str, Any]:
+    """What of a configuration a trial can depend on."""
+    tree = session.tree
+    study = {k: tree["study"][k] for k in ("temperatures", "sampling_seed")}
+    parts = {k: tree[k] for k in ("scale", "train", "data", "tokenizer", "compute")}
+    return parts | {"study": study, "method": tree["methods"][loaded.cfg.method]}
+
+
+def _variants(loaded: LoadedTune) -> Iterator[tuple[str, Any, Session, Method]]:
+    """(key, value, session, method): the default, then each dimension at its ends, all others at their defaults."""
+    cfg = loaded.cfg
+    yield DEFAULT, None, loaded.session, loaded.session.build(cfg.method)
+    for key, d in cfg.space.items():
+        for value in ends_of(d):
+            params = _conditions(loaded, key) | {key: token(value)}
+            try:
+                session = Session(loaded.trial_tree(overrides_of(params, cfg), f"trials/{DEFAULT}"), loaded.weights)
+                session.adopt(loaded.session)
+                method = session.build(cfg.method)
+            except UserError as error:
+                raise UserError(f"tune.space.{key} at {value}: {error}") from error
+            yield key, value, session, method
+
+
+def _conditions(loaded: LoadedTune, key: str) -> dict[str, Any]:
+    """Values of earlier dimensions with which this one exists."""
+    params: dict[str, Any] = {}
+    for other, wanted in loaded.cfg.space[key].when.items():
+        params |= _conditions(loaded, other) | {other: token(wanted[0])}
+    if not is_active(loaded.cfg.space[key], params):
+        raise UserError(f"tune.space.{key}.when: its conditions exclude one another; it would never be active")
+    return params
+
+
+def _check_budgets(loaded: LoadedTune, method: Method, where: str) -> None:
+    cfg = loaded.cfg
+    if method.role not in ("method", "probe"):
+        raise UserError(f"tune.method={cfg.method}: is a {method.role} of the study, which has nothing to be tuned")
+    met = method.budgets(tuple(loaded.budgets))
+    for nfe in loaded.budgets:
+        if nfe not in met:
+            raise UserError(f"tune: {where}nfe={nfe} cannot be had of {method.title}, whose budgets are {list(met)}")
+        try:
+            method.check_budget(nfe)
+        except UserError as error:
+            raise UserError(f"tune: {where}{error}") from error
+    heats = [e.temperature for e in (*cfg.objectives.values(), *cfg.constraints.values())]
+    if method.role != "method" and any(heat not in (None, 1.0) for heat in heats):
+        raise UserError(f"tune: {where}{method.title} is a {method.role}, which is sampled at temperature 1 alone")
+
+
+def _check_bound(session: Session, name: str) -> None:
+    """Raise `UserError` unless the method has a bound to prune on."""
+    method = session.build(name).eval().to(session.numerics.device)
+    valid_NL = np.asarray(session.data.splits["valid"][:2], dtype=np.int64)
+    x_BL = torch.from_numpy(valid_NL).to(session.numerics.device)
+    with torch.no_grad():
+        bound = method.bound(x_BL, step_generator(session.numerics.device, 0))
+    if bound is None:
+        raise UserError(f"tune.pruner.signal=bound: {method.title} has no bound; use tune.pruner.signal=score or kind=none")

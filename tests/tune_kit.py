@@ -1,0 +1,110 @@
+"""A finished search for the tests of what comes after it: a configuration, and trials put into a storage by hand."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from harness.config.schema import RunConfig
+from harness.tuning.samplers import CONSTRAINTS
+from harness.tuning.schema import ConfirmConfig, ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
+from harness.tuning.storage import CREATED
+
+SPACE: dict[str, BaseDistribution] = {
+    "methods.seq.slots": IntDistribution(1, 8),
+    "methods.seq.noise": FloatDistribution(0.01, 1.0, log=True),
+    "methods.seq.path": CategoricalDistribution(["joint", "split"]),
+    "methods.seq.split": FloatDistribution(0.0, 1.0),  # only where path is split
+}
+BEGAN = datetime.datetime(2026, 1, 2, 3, 4, 5)
+
+
+def make_config(objectives: int = 1, constrained: bool = False) -> TuneConfig:
+    """A search over `SPACE` for `excess` at NFE 4, and for `seconds` where there are two objectives."""
+    dimensions = {
+        "methods.seq.slots": DimensionConfig("int", 1, 8),
+        "methods.seq.noise": DimensionConfig("float", 0.01, 1.0, log=True),
+        "methods.seq.path": DimensionConfig("categorical", choices=["joint", "split"]),
+        "methods.seq.split": DimensionConfig("float", 0.0, 1.0, when={"methods.seq.path": ["split"]}),
+    }
+    goals = {"excess": ObjectiveConfig("excess", 4), "seconds": ObjectiveConfig("seconds_per_seq", 4)}
+    return TuneConfig(
+        name="latent",
+        method="seq",
+        space=dimensions,
+        objectives=dict(list(goals.items())[:objectives]),
+        constraints={"entropy": ConstraintConfig("entropy", 4, min=1.0)} if constrained else {},
+        nfe=[4],
+        confirm=ConfirmConfig(top=2, seeds=[101, 102, 103]),
+    )
+
+
+def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False) -> Any:
+    """What `harness.tuning.load` gives, as far as the results look at it."""
+    base = RunConfig(runs_dir=str(root / "runs"))
+    base.study.name = "toy"
+    base.tracking.enabled, base.tracking.system_metrics = tracked, False
+    folder = root / "runs" / "toy" / "tune" / "latent"
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = {"study": {"name": "toy", "temperatures": [1.0]}, "tracking": {"experiment": None, "uri": None}}
+    return SimpleNamespace(
+        cfg=cfg or make_config(),
+        tree={"name": "latent", "storage": "postgresql://me:secret@db/x", "trials": 40},
+        base=SimpleNamespace(cfg=base, tree=tree),
+        base_args=["study=toy"],
+        config_dirs=[],
+        folder=folder,
+        identity="abc123",
+        command="python -m harness.tune study=toy tune=latent tune.storage=postgresql://me:secret@db/x",
+    )
+
+
+def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
+    """An empty study in memory, marked as `harness.tuning.storage` marks it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=list(directions), study_name="toy/latent")
+    study.set_user_attr(CREATED, "2026-01-02T03:04:05+0000")
+    return study
+
+
+def add(study: optuna.Study, params: dict[str, Any], values: list[float] | None = None, **more: Any) -> int:
+    """Put a trial with these parameters into the study; without values it is pruned, or as `state=` says.
+
+    Further arguments are user attributes, as workers set them. Returns its number.
+    """
+    state = more.pop("state", TrialState.COMPLETE if values is not None else TrialState.PRUNED)
+    number = len(study.get_trials(deepcopy=False))
+    trial = create_trial(
+        state=state,
+        values=values,
+        params=params,
+        distributions={key: SPACE[key] for key in params},
+        user_attrs={"worker": "host-1", **more},
+    )
+    trial.datetime_start = BEGAN + datetime.timedelta(seconds=10 * number)
+    trial.datetime_complete = trial.datetime_start + datetime.timedelta(seconds=7) if state.is_finished() else None
+    study.add_trial(trial)
+    return number
+
+
+def fill(
+    study: optuna.Study, count: int, values: Callable[[dict[str, Any]], list[float]], constrained: bool = False
+) -> None:
+    """Trials on a grid of sorts; every third with `path=split` and its own `split`; with scores as workers keep them."""
+    for i in range(count):
+        params: dict[str, Any] = {"methods.seq.slots": 1 + (3 * i) % 8, "methods.seq.noise": 0.01 * 1.2 ** (i % 20)}
+        params["methods.seq.path"] = "split" if i % 3 == 2 else "joint"
+        if i % 3 == 2:
+            params["methods.seq.split"] = (i % 7) / 7
+        found = values(params)
+        facts = {"scores": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
+        add(
+            study, params, found, **facts, **({CONSTRAINTS: [params["methods.seq.noise"] - 0.2]} if constrained else {})
+        )
