@@ -5,6 +5,7 @@ Shapes: B batch, L tokens.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,26 +42,44 @@ def write_toy(folder: Path) -> list[str]:
     return options
 
 
-def fake_slurm(folder: Path, monkeypatch) -> Path:
+_RUNS = """
+number=$((100 + $(ls {box} | grep -c 'sh$')))
+cp "$1" {box}/$number.sh
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
+after=$(sed -n 's/^#SBATCH --dependency=afterany:\\([0-9]*\\)$/\\1/p' "$1")
+(
+  while [ -n "$after" ] && [ ! -e {box}/$after.done ]; do sleep 0.1; done
+  for index in $(seq 0 ${{last:-0}}); do
+    if [ -n "$last" ]; then export SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$index; fi
+    SLURM_JOB_ID=$number sh {box}/$number.sh
+    if [ -n "$last" ]; then echo "${{number}}_$index|COMPLETED|" >> {states}; else echo "$number|COMPLETED|" >> {states}; fi
+  done
+  touch {box}/$number.done
+) > {box}/$number.log 2>&1 &
+echo "Submitted batch job $number"
+"""
+
+
+def fake_slurm(folder: Path, monkeypatch, runs: bool = False) -> Path:
     """Programs called `sbatch`, `srun`, `scancel` and `sacct` at the head of PATH; where the submitted scripts go.
 
-    Jobs are numbered from 100. `states` in the same folder is what the accounting says.
+    Jobs are numbered from 100; with `runs` they are run here, one after another and after what they depend on. `states` in
+    the same folder is what the accounting says.
     """
-    box = folder / "box"
+    box, states = folder / "box", folder / "states"
     box.mkdir()
+    keeps = f'n=$((100 + $(ls {box} | wc -l)))\ncp "$1" {box}/$n.sh\necho "Submitted batch job $n"\n'
     programs = {
-        "sbatch": f'n=$(ls {box} | wc -l)\ncp "$1" {box}/$((100 + n)).sh\necho "Submitted batch job $((100 + n))"\n',
-        "srun": "exit 1\n",
+        "sbatch": _RUNS.format(box=box, states=states) if runs else keeps,
+        "srun": 'while [ "${1#-}" != "$1" ]; do case "$1" in --unbuffered) shift;; *) shift 2;; esac; done\nexec "$@"\n',
         "scancel": f"echo $@ >> {folder}/cancelled\n",
-        "sacct": f'echo "JobID|State|NodeList"\ncat {folder}/states\n',
+        "sacct": f'echo "JobID|State|NodeList"\ncat {states}\n',
     }
-    (folder / "states").write_text("")
+    states.write_text("")
     for name, text in programs.items():
         path = folder / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
-    import os
-
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return box

@@ -173,6 +173,23 @@ def test_what_slurm_is_asked_for(toy, tmp_path, box):
     assert (tmp_path / "cancelled").read_text() == "101\n"
 
 
+def test_a_study_goes_through_slurm_to_its_report(toy, tmp_path, monkeypatch):
+    """The scheduler is a stand-in; the scripts, the jobs and the waiting are real."""
+    box = fake_slurm(tmp_path, monkeypatch, runs=True)
+    said = call(["run", *toy, "+method@methods.liar=liar"])
+    logs = "".join(path.read_text() for path in box.glob("*.log"))
+    assert said.code == 1, said.err + logs
+    wrong = "SamplerError: Liar reports 2 calls at NFE 2; its networks saw 3"
+    assert said.err.splitlines()[-1] == f"failed: liar/seed0: {wrong}"
+    assert f"liar/seed0: {wrong} (" in said.err and "publish: liar/seed0" not in said.err
+    assert not (tmp_path / "runs" / "toy" / "report.md").exists()
+
+    said = call(["run", *toy])
+    assert said.code == 0, said.err
+    assert "| Positions | 4 |" in said.out and f"report   {tmp_path / 'runs' / 'toy' / 'report.md'}" in said.out
+    assert "python -m harness.submit run" in (tmp_path / "runs" / "toy" / "report.md").read_text()
+
+
 class Recorder(pickle.Unpickler):
     """Reads what submitit wrote for a job and keeps the names of all that it would import."""
 

@@ -72,8 +72,12 @@ def test_records_of_many_writers_stay_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("not json\n", ", line 2, is not a record"), ("[1]\n", ", line 2, is not a record"), ('{"op_code": 77}\n', "is not the journal")],
-)  # fmt: skip
+    [
+        ("not json\n", ", line 2, is not a record"),
+        ("[1]\n", ", line 2, is not a record"),
+        ('{"op_code": 77}\n', "is not the journal"),
+    ],
+)
 def test_a_corrupted_journal_is_refused_with_its_line(tmp_path, line, said):
     _open(tmp_path)
     path = tmp_path / "journal.log"

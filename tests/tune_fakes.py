@@ -108,6 +108,20 @@ class FakeRunner:
         return FakeResult([abs(x - 0.3)], [], {"excess@4": abs(x - 0.3)}, {"score": 0.0}, True)
 
 
+class RefusedRunner(FakeRunner):
+    """Finds out before its first trial that no trial makes sense."""
+
+    def prepare(self, progress) -> None:
+        raise UserError("nothing can satisfy this constraint; loosen it")
+
+
+class BrokenRunner(FakeRunner):
+    """Never comes as far as a trial."""
+
+    def prepare(self, progress) -> None:
+        raise RuntimeError("a bug")
+
+
 @dataclass
 class Killed:
     """What an experiment of `kill_workers` left: all trials, and how often a worker was killed in which of its phases."""

@@ -41,7 +41,8 @@ def submit_study(cfg: SubmitConfig, arguments: list[str], folders: list[Path], c
         )
     ended = wait_for([*handles, *last])
     answer = next(e.answer for e in ended if e.job is plan.last)
-    failures = _failures([e for e in ended if e.job is not plan.last]) | answer["failures"]
+    # A job's own reason says more than that its files are missing.
+    failures = answer["failures"] | _failures([e for e in ended if e.job is not plan.last])
     return Result(answer.get("text", ""), [*answer.get("places", []), *_logs(plan)], failures)
 
 

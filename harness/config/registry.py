@@ -27,7 +27,9 @@ ROOT = "run"
 CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
 
 #: Groups that another command than `harness.run` chooses from, by that command.
-OWN_GROUPS = {"tune": "python -m harness.tune"}
+OWN_GROUPS = {"tune": "python -m harness.tune"} | dict.fromkeys(
+    ("cluster", "slurm", "wait"), "python -m harness.submit"
+)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Crew:
         self.hands = [Hand(replace(spec, index=i), gpus[i % len(gpus)] if gpus else None) for i in range(count)]
         self._selector = selectors.DefaultSelector()
         self.deaths = 0  # since the last trial that ended
+        self.unable: list[str] = []  # since then, the last words of those that ended by themselves without a trial
         for hand in self.hands:
             self._start(hand)
 
@@ -101,7 +102,7 @@ class Crew:
             if "failed" in message:
                 say(f"trial {message['failed']} failed: {message['reason']}")
             if "ended" in message:
-                hand.trial, hand.text, self.deaths = None, "", 0
+                hand.trial, hand.text, self.deaths, self.unable = None, "", 0, []
             elif "trial" in message:
                 count = f" {message['done']}/{message['total']}" if message["total"] else ""
                 hand.trial, hand.text = message["trial"], message["text"] + count
@@ -118,6 +119,8 @@ class Crew:
         if code == EXIT_CODE and last.startswith("error: "):
             raise UserError(last.removeprefix("error: "))
         self.deaths += 1
+        if code > 0 and trial is None:
+            self.unable.append(last)
         what = f"; trial {trial} is begun again" if trial is not None else ""
         how = signal.Signals(-code).name if -code in signal.valid_signals() else f"exit code {code}"
         words = f": {last}" if code > 0 and last else ""

@@ -22,6 +22,7 @@ from harness.provenance import cpu_count
 from harness.store import write_json
 from harness.study.progress import clock
 from harness.study.runner import Outcome
+from harness.training.distributed import gpu_groups
 from harness.tuning.claims import Tally, all_trials, tally
 from harness.tuning.crew import Crew
 from harness.tuning.display import Display
@@ -87,12 +88,11 @@ def worker_count(loaded: LoadedTune) -> tuple[int, list[str] | None]:
         import torch
 
         if torch.cuda.is_available() and not compute.device.startswith("cuda:"):
-            shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-            gpus = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
-            return cfg.workers or len(gpus), gpus
+            gpus = gpu_groups(compute.processes)
+            return cfg.workers or max(1, len(gpus)), gpus or None
         if torch.cuda.is_available():  # one device that was named
             return cfg.workers or 1, None
-    return cfg.workers or max(1, min(8, cpu_count() // compute.threads)), None
+    return cfg.workers or max(1, min(8, cpu_count() // (compute.threads * compute.processes))), None
 
 
 def _search(loaded: LoadedTune, opened: Opened, spec: Spec) -> dict[str, str]:
@@ -136,6 +136,8 @@ def _running(crew: Crew) -> list[str]:
 
 def _hopeless(crew: Crew, now: Tally, before: Tally) -> dict[str, str]:
     """Why it makes no sense to go on: workers die one after the other, or no trial does anything but fail."""
+    if len(crew.unable) > 1 + len(crew.hands):
+        return {"workers": f"{len(crew.unable)} could not begin ({crew.unable[-1]}); their logs are in {crew.folder}"}
     if crew.deaths > 3 * len(crew.hands) + 6:
         return {"workers": f"{crew.deaths} died and no trial ended in between; their logs are in {crew.folder}"}
     failed, fine = now.failed - before.failed, now.complete + now.pruned

@@ -48,7 +48,7 @@ def finish(loaded: LoadedTune, study: optuna.Study, log: TuneLog | None = None) 
 def _finish(loaded: LoadedTune, study: optuna.Study, log: TuneLog) -> Outcome:
     runs = log.settle()
     frame = write_trials(loaded, study, runs)
-    found = Findings(candidates(loaded, study, loaded.cfg.confirm.top))
+    found = Findings(candidates(loaded, study, max(1, loaded.cfg.confirm.top)))
     several = len(loaded.cfg.objectives) > 1
     found.figures, found.notes = draw_all(loaded, study)
     if found.chosen:
