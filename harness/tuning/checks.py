@@ -243,6 +243,10 @@ def _check_pruner(loaded: LoadedTune, metric_columns: set[str]) -> None:
         return
     o = next(iter(cfg.objectives.values()))
     if p.signal == "score" and (o.column not in metric_columns or o.direction == "data"):
-        raise UserError(f"tune.pruner.signal=score: {o.column} is not scored on samples alone; use signal=bound or kind=none")
+        raise UserError(
+            f"tune.pruner.signal=score: {o.column} is not scored on samples alone; use signal=bound or kind=none"
+        )
     if p.signal == "bound" and o.direction == "maximize":
-        raise UserError("tune.pruner.signal=bound: the bound is minimised and the objective maximised; use signal=score")
+        raise UserError(
+            "tune.pruner.signal=bound: the bound is minimised and the objective maximised; use signal=score"
+        )

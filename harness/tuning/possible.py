@@ -112,4 +112,6 @@ def _check_bound(session: Session, name: str) -> None:
     with torch.no_grad():
         bound = method.bound(x_BL, step_generator(session.numerics.device, 0))
     if bound is None:
-        raise UserError(f"tune.pruner.signal=bound: {method.title} has no bound; use tune.pruner.signal=score or kind=none")
+        raise UserError(
+            f"tune.pruner.signal=bound: {method.title} has no bound; use tune.pruner.signal=score or kind=none"
+        )
