@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from harness.config.load import flatten, leaves, load
-from harness.config.registry import build_options, find_entries, studies_folder
+from harness.config.registry import OWN_GROUPS, build_options, find_entries, studies_folder
 from harness.errors import UserError
 from harness.study.session import Session
 from tests.study_kit import command, invoke
@@ -22,15 +22,17 @@ PLACES = {"method": "method@methods.x", "metric": "metric@metrics.x"}
 def test_every_file_of_the_package_is_found():
     files = {(path.parent.name, path.stem) for path in studies_folder().glob("*/*.yaml")}
     assert {(group, name) for group, named in ENTRIES.items() for name in named} == files
-    assert set(ENTRIES) == {"study", "scale", "data", "tokenizer", "judge", "method", "metric"}
+    assert set(ENTRIES) == {"study", "scale", "data", "tokenizer", "judge", "method", "metric", "tune"}
     assert all(entry.about for named in ENTRIES.values() for entry in named.values())
 
 
+#: What `harness.run` chooses from; the search spaces are `harness.tune`'s.
+CHOICES = {group: named for group, named in ENTRIES.items() if group not in OWN_GROUPS}
 #: Every choice with the first study; with the others, those that a study may have set keys of.
 PAIRS = [
     (study, group, name)
     for study in sorted(ENTRIES["study"])
-    for group, named in sorted(ENTRIES.items())
+    for group, named in sorted(CHOICES.items())
     for name in sorted(named)
     if study == sorted(ENTRIES["study"])[0] or group in ("judge", "scale", "data")
 ]
@@ -98,7 +100,7 @@ def test_help_lists_every_group_and_choice(tmp_path):
     said = invoke([*write_configs(tmp_path / "mine"), "--help"])
     assert said.code == 0
     own = {tuple(name.split("/")) for name in YAML}
-    ours = {(group, name) for group, named in ENTRIES.items() for name in named}
+    ours = {(group, name) for group, named in CHOICES.items() for name in named}
     lines = said.out.splitlines()
     for group, name in own | ours:
         begin = lines.index(f"  {group}")

@@ -72,7 +72,7 @@ def train_weights(session: Session, cell: Cell, progress: Progress, on_validatio
     if not cell.trained or cell.model.exists():
         return False
     waiting = f"waiting for another process that trains {cell.home.name}"
-    with alone(cell.home.with_name(f"{cell.home.name}.lock"), lambda: progress(waiting, 0, 0)):
+    with alone(cell.home / ".lock", lambda: progress(waiting, 0, 0)):
         if cell.model.exists():
             return False
         method = session.build(cell.method, cell.seed)
