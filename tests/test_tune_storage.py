@@ -45,7 +45,7 @@ def test_a_torn_last_line_is_taken_off_and_nothing_else(tmp_path):
 
 def test_a_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path):
     """Optuna's own lock file would be in the way for half a minute."""
-    path = tmp_path / "journal.log.lock"
+    path = tmp_path / "journal.log.flock"
     code = f"import fcntl, time; h = open({str(path)!r}, 'w'); fcntl.flock(h, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()

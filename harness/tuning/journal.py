@@ -51,7 +51,7 @@ class WholeLines(JournalFileBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines = JournalLock(path.with_name(path.name + ".lock"))
+        self._lines = JournalLock(path.with_name(path.name + ".flock"))  # Optuna's own lock is `.lock`, a symlink
         super().__init__(str(path), self._lines)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
