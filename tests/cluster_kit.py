@@ -5,6 +5,8 @@ Shapes: B batch, L tokens.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ import torch
 from torch import Tensor
 
 from baselines.mdlm import MDLM, MDLMOptions
+from harness import submit
 from harness.interface import Loss
+from tests.study_kit import Said
 from tests.study_plugins import YAML, write_configs
 
 
@@ -83,3 +87,11 @@ def fake_slurm(folder: Path, monkeypatch, runs: bool = False) -> Path:
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return box
+
+
+def call(arguments: list[str]) -> Said:
+    """What `python -m harness.submit` with these arguments says."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = submit.main(arguments)
+    return Said(code, out.getvalue(), err.getvalue())

@@ -1,11 +1,9 @@
 """Jobs of SLURM and of this machine: what is asked for, what is refused, and that a job that is stopped goes on."""
 
 import contextlib
-import io
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,27 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import submit
 from harness.cluster.jobs import Job, unfinished
-from harness.cluster.options import read_options
 from harness.config.load import load
-from harness.errors import UserError
 from harness.store import ResultsTable, read_json, read_jsonl
 from harness.study import work
 from harness.study.cells import make_cells
 from harness.study.session import Session
-from tests.cluster_kit import fake_slurm, write_toy
-from tests.study_kit import Said
+from tests.cluster_kit import call, fake_slurm, write_toy
 from tests.toys import one_thread  # noqa: F401
 
 pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
-
-
-def call(arguments: list[str]) -> Said:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = submit.main(arguments)
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -239,73 +226,3 @@ def test_a_login_of_the_storage_is_in_no_file(toy, tmp_path, box, monkeypatch):
         job = pickle.load(file).function
     assert "tune.workers=2" in job.arguments and not any("tune.storage" in word for word in job.arguments)
     assert job.all_arguments() == [*job.arguments, f"tune.storage={url}"]
-
-
-# ---- what is refused --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["slurm.partiton=gpu"], "unknown key 'slurm.partiton'; did you mean 'slurm.partition'?"),
-        (["slurm=gpu"], "unknown key 'slurm'; did you mean 'slurm."),
-        (["cluster=pbs"], "cluster=pbs: is unknown; "),
-        (["slurm.gpus=many"], "slurm.gpus=many: "),
-        (["slurm.timeout_min=0"], "slurm.timeout_min=0.0: must be above 0 minutes"),
-        (["slurm.timeout_min=1"], "slurm.signal_delay_s=90: must be above 0 and below the 60 seconds of slurm.timeout_min"),
-        (["slurm.jobs=0"], "slurm.jobs=0: must be 1 or more"),
-        (["slurm.gpus=-2"], "slurm.gpus=-2: must be 0 or more, or -1"),
-        (["cluster=local", "wait=false"], "wait=false: the jobs of cluster=local are started by this command"),
-        (["wait=maybe"], "wait=maybe: "),
-    ],
-)  # fmt: skip
-def test_options_that_cannot_be_meant(arguments, line):
-    with pytest.raises(UserError) as caught:
-        read_options(arguments)
-    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
-
-
-def test_options_and_the_study_are_told_apart():
-    cfg, others = read_options(
-        ["study=exact", "slurm.gpus=4", "slurm.setup=[a b,c]", "compute.device=cpu", "wait=false"]
-    )
-    assert (cfg.slurm.gpus, cfg.slurm.setup, cfg.wait, cfg.cluster) == (4, ["a b", "c"], False, "slurm")
-    assert others == ["study=exact", "compute.device=cpu"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["walk"], "'walk' comes first and is unknown; choose one of run, tune"),
-        (["run", "only=[nobody]"], "only=nobody: is no method of this study; choose one of positions"),
-        (["run", "plan=true"], "plan=true: ask harness.run, with the same arguments; harness.submit only submits"),
-        (["run", "slurm.gpus=4"], "slurm.gpus=4: a job trains one model, on compute.processes=1 GPU(s); use slurm.gpus=1, "),
-        (["run", "--cfg", "job"], "--cfg: ask harness.run, with the same arguments"),
-    ],
-)  # fmt: skip
-def test_commands_that_are_refused_in_one_line(toy, box, arguments, line):
-    said = call([*arguments, *toy])
-    assert said.code == 2 and said.err.splitlines()[-1].startswith(f"error: {line}"), said.err
-    assert not list(box.iterdir())
-
-
-def test_a_missing_library_is_named_with_the_extra_that_brings_it(toy, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    said = call(["run", *toy])
-    assert said.code == 2
-    assert said.err == (
-        "error: harness.submit needs the library submitit; install it with: pip install 'few-step-harness[slurm]'\n"
-    )
-
-
-def test_a_machine_without_slurm_is_told_so(toy, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    said = call(["run", *toy])
-    assert said.code == 2
-    assert (
-        said.error == "error: cluster=slurm: there is no sbatch here; use a login node of the cluster, or cluster=local"
-    )
-
-
-def test_help_names_every_option():
-    said = call(["--help"])
-    assert said.code == 0 and "slurm.partition=gpu" in said.out
-    assert "  timeout_min      240.0" in said.out.splitlines()

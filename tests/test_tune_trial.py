@@ -233,7 +233,7 @@ def test_who_finds_weights_being_trained_waits_for_them(configs):
     assert home.parent == Path("runs/tunable/weights").resolve()
     context = multiprocessing.get_context("fork")
     held, release = context.Event(), context.Event()
-    lock = home.with_name(f"{home.name}.lock")
+    lock = home / ".lock"
     process = context.Process(target=_hold, args=(str(lock), held, release), daemon=True)
     process.start()
     assert held.wait(20)
