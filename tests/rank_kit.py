@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -92,6 +93,10 @@ def main() -> None:
     elif spec["do"] == "wait":
         say({"waits": True})
         time.sleep(600)
+    elif spec["do"] == "chatter":
+        for i in range(spec["times"]):
+            say({"rank": int(os.environ["RANK"]), "i": i})
+            sys.stdout.write("no end of line")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,15 @@ def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_w
     assert not list(both.home.glob("validation-*"))
 
 
+def test_reports_of_processes_that_speak_at_once_arrive_whole_and_in_order(tmp_path):
+    """They share one pipe, and the launcher starts them unbuffered."""
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"do": "chatter", "times": 400}))
+    heard: dict[int, list[int]] = {0: [], 1: []}
+    launch("tests.rank_kit", str(spec), 2, lambda m: heard[m["rank"]].append(m["i"]), tmp_path / "log")
+    assert heard == {0: list(range(400)), 1: list(range(400))}
+
+
 def test_processes_die_with_the_worker_that_started_them(tmp_path):
     """SIGKILL leaves the worker no time to say goodbye."""
     (tmp_path / "spec.json").write_text(json.dumps({"do": "wait"}))

@@ -54,8 +54,13 @@ def _reason(lines: list[str]) -> str:
 
 
 def say(message: dict[str, Any]) -> None:
-    """Report to whoever launched this process."""
-    print(_MARK + json.dumps(message), flush=True)
+    """Report to whoever launched this process; the message is a short one.
+
+    All ranks share one pipe, whose single writes of up to 4096 bytes are not torn apart; `print` writes a line in two where
+    Python is unbuffered, as the launcher has it. What another rank has begun is ended by the line feed in front.
+    """
+    sys.stdout.flush()
+    os.write(sys.stdout.fileno(), f"\n{_MARK}{json.dumps(message)}\n".encode())
 
 
 def attend() -> None:
@@ -99,7 +104,7 @@ def _run(command: list[str], env: dict[str, str], report: Callable[[dict[str, An
         for line in process.stdout:
             if line.startswith(_MARK):
                 report(json.loads(line[len(_MARK) :]))
-            else:
+            elif line.strip():
                 errors.write(line)
         return process.wait()
     finally:
