@@ -40,6 +40,8 @@ def _start(module: str, arguments: list[str], log: Path) -> subprocess.Popen:
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
             stdout=out,
             stderr=out,
+            # A shell's background job ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
 

@@ -159,6 +159,8 @@ _ARGUMENTS = {
     "tune.method=tunible": ["tune.method=tunible", "'tunable'"],
     "tune.samples=100000": ["study.samples=100000", "held-out"],
     "tune.confirm.seeds=[0,1]": ["tune.confirm.seeds", "fresh"],
+    "tune.confirm.screen=[0]": ["tune.confirm.screen", "fresh"],
+    "tune.confirm.screen=[101]": ["tune.confirm.screen", "share no seed"],
     "tune.objectives.quality.column=gen_pll": ["gen_pll", "'gen_ppl'"],
     "tune.objectives.quality.colum=gen_ppl": ["colum", "'column'"],
     "tune.objectives.quality.direction=up": ["direction=up", "minimize"],

@@ -160,7 +160,7 @@ def _searched(*rates: float) -> optuna.Study:
 
 
 def test_its_studies_are_the_studys_own_with_fresh_seeds(loaded):
-    tree = study_tree(loaded, ["scale.lr=0.2"], "trial-0007")
+    tree = study_tree(loaded, ["scale.lr=0.2"], "trial-0007", SEEDS)
     assert tree["study"]["name"] == "toy/tune/rate/confirm/trial-0007" and tree["only"] == ["positions"]
     assert tree["study"]["seeds"] == SEEDS and tree["study"]["nfe"] == [2, 4] and tree["study"]["samples"] == 16
     assert tree["scale"] == loaded.base.tree["scale"] | {"lr": 0.2}, "all of its training steps"
@@ -245,3 +245,26 @@ def test_other_seeds_are_another_confirmation(loaded):
     loaded.cfg.confirm.seeds = [21]
     done = confirm(loaded, study, chosen)
     assert [r.seed for r in done.runs] == [21] and list(frame_of(loaded, done)["seed"]) == [21]
+
+
+def test_a_first_round_chooses_who_is_compared(loaded, capsys):
+    """The search's second is the better one: the screening seeds find it, and the comparison is of it alone."""
+    loaded.cfg.confirm.screen = [21, 22]
+    study = _searched(0.0002, 0.2)
+    chosen = candidates(loaded, study, 2)
+    done = confirm(loaded, study, chosen)
+    assert {(r.label, r.seed) for r in done.screened} == {(c.label, s) for c in chosen for s in (21, 22)}
+    assert {r.label for r in done.runs} == {DEFAULT, "trial-0001"} and sorted({r.seed for r in done.runs}) == SEEDS
+    assert done.winner == "trial-0001" and list(done.paired) == ["trial-0001"]
+    assert done.paired["trial-0001"][0].level == 0.95, "one interval, which was chosen on other seeds"
+    assert sorted(set(frame_of(loaded, done)["seed"])) == SEEDS
+    assert "screening 2/2: trial-0001, seeds 21, 22" in capsys.readouterr().err
+    again = confirm(loaded, study, chosen)
+    assert again == done and "screening" not in capsys.readouterr().err
+
+
+def test_one_candidate_needs_no_first_round(loaded):
+    loaded.cfg.confirm.screen = [21, 22]
+    study = _searched(0.2)
+    done = confirm(loaded, study, candidates(loaded, study, 1))
+    assert done.screened == [] and {r.label for r in done.runs} == {DEFAULT, "trial-0000"}

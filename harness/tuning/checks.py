@@ -65,10 +65,15 @@ def _check_numbers(cfg: TuneConfig) -> None:
     need(confirm.top >= 0, "tune.confirm.top", confirm.top, "must be 0 (no confirmation) or more")
     ok = confirm.samples == 0 or confirm.samples >= 8
     need(ok, "tune.confirm.samples", confirm.samples, "must be 8 or more, or 0 for the study's")
-    ok = len(set(confirm.seeds)) == len(confirm.seeds) and min(confirm.seeds, default=0) >= 0
-    need(ok, "tune.confirm.seeds", confirm.seeds, "must be different seeds of 0 or more")
-    ok = cfg.seed not in confirm.seeds
-    need(ok, "tune.confirm.seeds", confirm.seeds, f"must be fresh; {cfg.seed} is the seed of the trials (tune.seed)")
+    for key, seeds in (("seeds", confirm.seeds), ("screen", confirm.screen)):
+        ok = len(set(seeds)) == len(seeds) and min(seeds, default=0) >= 0
+        need(ok, f"tune.confirm.{key}", seeds, "must be different seeds of 0 or more")
+        ok = cfg.seed not in seeds
+        need(ok, f"tune.confirm.{key}", seeds, f"must be fresh; {cfg.seed} is the seed of the trials (tune.seed)")
+    ok = not set(confirm.screen) & set(confirm.seeds)
+    need(
+        ok, "tune.confirm.screen", confirm.screen, "must share no seed with tune.confirm.seeds: it chooses, they judge"
+    )
     for o in cfg.base:
         need("=" in o, "tune.base", o, "is no override; write key=value")
 

@@ -54,6 +54,7 @@ class Confirmation:
     paired: dict[str, list[Paired]] = field(default_factory=dict)  # by label, one for each objective
     sentences: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)  # "<label> seed<k>" and why
+    screened: list[Run] = field(default_factory=list)  # the first round, which chose who is compared
 
     def of(self, label: str) -> list[Run]:
         """The finished runs of one configuration, by seed."""
@@ -63,37 +64,57 @@ class Confirmation:
 def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]) -> Confirmation:
     """Run what is not run yet of the default and of `chosen`, then compare by seed.
 
+    With seeds to screen by, `chosen` run these first, and only the best of them is compared, with the other seeds: that
+    costs two configurations in the place of many, and its interval needs no allowance for having been chosen.
+
     Raises `UserError` as `harness.study.runner.run_study` does. Called again with the same candidates it reads what it
     wrote; a configuration with a failed seed is looked at again.
     """
+    seeds, screen = list(loaded.cfg.confirm.seeds), list(loaded.cfg.confirm.screen)
     parts = {DEFAULT: (), **{c.label: c.overrides for c in chosen}}
-    trees = {label: study_tree(loaded, overrides, label) for label, overrides in parts.items()}
-    seeds = list(loaded.cfg.confirm.seeds)
-    identity = _identity(loaded, trees)
+    trees = {label: study_tree(loaded, overrides, label, seeds) for label, overrides in parts.items()}
+    several = bool(screen) and len(chosen) > 1
+    identity = _identity(loaded, trees, screen if several else [])
     known = _known(loaded, identity)
     if known is None:
         known = Confirmation([], seeds)
+        if several:
+            _screen(loaded, study, chosen, known)
+            kept = {DEFAULT, _winner(known.screened, screen, [c.label for c in chosen], signs(study))}
+            trees = {label: tree for label, tree in trees.items() if label in kept}
         for i, (label, tree) in enumerate(trees.items()):
-            print(
-                f"confirmation {i + 1}/{len(trees)}: {label}, seeds {', '.join(map(str, seeds))}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            known.runs += _run(loaded, label, tree, known.failures)
+            _say(f"confirmation {i + 1}/{len(trees)}", label, seeds)
+            known.runs += _run(loaded, label, tree, seeds, known.failures)
         frame_of(loaded, known).pipe(lambda frame: write_parquet(loaded.folder / FILE, frame))
-        runs = [[r.label, r.seed, r.values, r.constraints] for r in known.runs]
+        rows = {key: [[r.label, r.seed, r.values, r.constraints] for r in made]
+                for key, made in (("runs", known.runs), ("screened", known.screened))}  # fmt: skip
         # A failure may have been the machine's: with one, the next command looks again.
-        write_json(loaded.folder / _STATE, {"identity": "" if known.failures else identity, "runs": runs})
-    return _judge(loaded, study, known, list(parts))
+        write_json(loaded.folder / _STATE, {"identity": "" if known.failures else identity, **rows})
+    compared = {r.label for r in known.runs} if known.screened else set(parts)
+    return _judge(loaded, study, known, [label for label in parts if label in compared])
 
 
-def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str) -> dict[str, Any]:
+def _screen(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate], known: Confirmation) -> None:
+    """The first round: all of `chosen`, with the seeds that only choose."""
+    seeds = list(loaded.cfg.confirm.screen)
+    for i, c in enumerate(chosen):
+        _say(f"screening {i + 1}/{len(chosen)}", c.label, seeds)
+        tree = study_tree(loaded, c.overrides, f"{c.label}-screen", seeds)
+        known.screened += _run(loaded, c.label, tree, seeds, known.failures)
+
+
+def _say(stage: str, label: str, seeds: Sequence[int]) -> None:
+    print(f"{stage}: {label}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
+
+
+def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The configuration of one of its studies: the study's own with these overrides, one method, the fresh seeds."""
     cfg, base = loaded.cfg, loaded.base.cfg
     tree = copy.deepcopy(loaded.with_overrides(list(overrides)).tree)
     study = tree["study"]
     study["name"] = f"{base.study.name}/tune/{cfg.name}/confirm/{label}"
     study["question"] = f"{label} of {cfg.name} with fresh seeds"
-    study["seeds"] = list(cfg.confirm.seeds)
+    study["seeds"] = list(seeds)
     study["nfe"] = loaded.budgets
     study.pop("nfe_of", None)
     study["samples"] = cfg.confirm.samples or base.study.samples
@@ -108,11 +129,11 @@ def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str) -> dict
     return tree
 
 
-def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]]) -> str:
+def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]], screen: Sequence[int]) -> str:
     """What the comparison depends on; where it runs and is logged is no part of it."""
     cfg = loaded.cfg
     content = {label: {k: v for k, v in tree.items() if k != "tracking"} for label, tree in trees.items()}
-    return short_hash([content, cfg.objectives, cfg.constraints], 12)
+    return short_hash([content, cfg.objectives, cfg.constraints, list(screen)], 12)
 
 
 def _known(loaded: LoadedTune, identity: str) -> Confirmation | None:
@@ -120,10 +141,13 @@ def _known(loaded: LoadedTune, identity: str) -> Confirmation | None:
     state = read_json(path) if path.exists() else {}
     if state.get("identity") != identity:
         return None
-    return Confirmation([Run(*row) for row in state["runs"]], list(loaded.cfg.confirm.seeds))
+    runs, screened = ([Run(*row) for row in state[key]] for key in ("runs", "screened"))
+    return Confirmation(runs, list(loaded.cfg.confirm.seeds), screened=screened)
 
 
-def _run(loaded: LoadedTune, label: str, tree: dict[str, Any], failures: dict[str, str]) -> list[Run]:
+def _run(
+    loaded: LoadedTune, label: str, tree: dict[str, Any], seeds: Sequence[int], failures: dict[str, str]
+) -> list[Run]:
     """Run one configuration as a study; its finished seeds, and the failed ones into `failures`."""
     session = Session(tree, weights=loaded.folder / "confirm" / "weights")
     outcome = run_study(session, loaded.command)
@@ -133,7 +157,7 @@ def _run(loaded: LoadedTune, label: str, tree: dict[str, Any], failures: dict[st
         return []
     frame = ResultsTable.read(path)
     runs = []
-    for seed in loaded.cfg.confirm.seeds:
+    for seed in seeds:
         rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == loaded.cfg.method)])
         if not rows or f"{label} seed{seed}" in failures:
             continue
@@ -183,7 +207,7 @@ def _judge(loaded: LoadedTune, study: optuna.Study, done: Confirmation, labels: 
         ]
         done.sentences += [in_words(label, p) for p in done.paired[label]]
     done.sentences += [line for label in labels if (line := _remark(loaded, done, label))]
-    done.winner = _winner(done, others, sign_K)
+    done.winner = _winner(done.runs, done.seeds, others, sign_K)
     return done
 
 
@@ -199,14 +223,14 @@ def _remark(loaded: LoadedTune, done: Confirmation, label: str) -> str:
     return f"{label}: {'; '.join(parts)}" if parts else ""
 
 
-def _winner(done: Confirmation, labels: list[str], sign_K: np.ndarray) -> str:
-    """The best mean on the fresh seeds among those that finished all and keep the constraints on average.
+def _winner(made: Sequence[Run], seeds: Sequence[int], labels: list[str], sign_K: np.ndarray) -> str:
+    """The best mean on the seeds among those that finished all and keep the constraints on average.
 
     Where none keeps them, among those that finished all; where none did, among those that finished any.
     """
-    runs = {label: done.of(label) for label in labels}
+    runs = {label: [r for r in made if r.label == label] for label in labels}
     finished = [label for label in labels if runs[label]]
-    complete = [label for label in finished if len(runs[label]) == len(done.seeds)]
+    complete = [label for label in finished if len(runs[label]) == len(seeds)]
     able = [label for label in complete if _keeps(runs[label])]
     pool = able or complete or finished
     if not pool:

@@ -126,8 +126,18 @@ def _confirmed(loaded: LoadedTune, done: Confirmation | None) -> list[str]:
         f"each ({together}).",
         table_of(rows, head),
         "\n".join(f"- {sentence}" for sentence in done.sentences),
+        *_screened(loaded, done),
         *(["Failed: " + "; ".join(f"{k} ({v})" for k, v in done.failures.items())] if done.failures else []),
     ]
+
+
+def _screened(loaded: LoadedTune, done: Confirmation) -> list[str]:
+    """The first round, if there was one: it chose who was compared, and its seeds are no part of the comparison."""
+    if not done.screened:
+        return []
+    rows = [[r.label, r.seed, *(_number(v) for v in r.values)] for r in done.screened]
+    told = "The first round, with seeds that only chose which configuration is compared with the default:"
+    return [told + "\n\n" + table_of(rows, ["configuration", "seed", *loaded.cfg.objectives])]
 
 
 def _space(loaded: LoadedTune) -> str:

@@ -82,11 +82,14 @@ def _confirm(loaded: LoadedTune, study: optuna.Study, found: Findings) -> None:
     if winner is None:
         return
     found.best = winner
-    found.how = (
-        f"Chosen of the {len(found.chosen)} that the search put first by its mean over {len(done.seeds)} fresh seeds."
-        if len(found.chosen) > 1
-        else f"Re-evaluated with {len(done.seeds)} fresh seeds."
-    )
+    screen = loaded.cfg.confirm.screen
+    chosen = f"Chosen of the {len(found.chosen)} that the search put first by its mean over "
+    if len(found.chosen) == 1:
+        found.how = f"Re-evaluated with {len(done.seeds)} fresh seeds."
+    elif screen:
+        found.how = f"{chosen}{len(screen)} seeds, and re-evaluated with {len(done.seeds)} others."
+    else:
+        found.how = f"{chosen}{len(done.seeds)} fresh seeds."
     rows = [
         {"objective": p.objective, "seeds": p.seeds, "mean": p.mean, "default": p.default, "difference": p.difference,
          "low": p.low, "high": p.high, "verdict": p.verdict}

@@ -71,6 +71,8 @@ class ConfirmConfig:
     """The re-evaluation of the best configurations and the default, with other training seeds."""
 
     top: int = 3
+    # Seeds of a first round among the best alone: its winner goes on, and these are no part of the comparison.
+    screen: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [101, 102, 103, 104, 105])
     samples: int = 0  # 0: the study's
 
