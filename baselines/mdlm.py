@@ -6,7 +6,7 @@ Shapes: B batch, L tokens, V symbols, N sequences, M selected positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from harness.diffusion.schedules import stratified_times, token_schedule
 from harness.errors import UserError
 from harness.interface import Bound, Draw, Loss, Method, Problem
 from harness.nn.networks import TokenNetwork
-from harness.nn.transformer import TrunkShape
 
 
 @dataclass
@@ -42,7 +41,7 @@ class MDLM(Method):
             raise UserError(f"width_factor={options.width_factor} is out of range; choose 0.1 to 16")
         step = 2 * problem.shape.heads
         width = max(step, round(problem.shape.width * options.width_factor / step) * step)
-        shape = TrunkShape(width, problem.shape.depth, problem.shape.heads, problem.shape.mlp_ratio)
+        shape = replace(problem.shape, width=width)
         self.network = TokenNetwork(shape, problem.vocab_size, time=options.time_conditioning)
 
     def networks(self) -> Mapping[str, nn.Module]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.transformer import TimeEmbedding, Trunk, TrunkShape
+from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
 class TokenNetwork(nn.Module):
@@ -21,6 +21,7 @@ class TokenNetwork(nn.Module):
     def __init__(self, shape: TrunkShape, vocab_size: int, causal: bool = False, time: bool = False) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocab_size + 1, shape.width)
+        self.stem = Stem(shape.width, 0 if causal else shape.stem)
         self.trunk = Trunk(shape, causal=causal, cond=time)
         self.time = TimeEmbedding(shape.width) if time else None
         self.head = nn.Linear(shape.width, vocab_size, bias=False)
@@ -30,7 +31,7 @@ class TokenNetwork(nn.Module):
     def forward(self, x_BL: Tensor, select_BL: Tensor | None = None, t_B: Tensor | None = None) -> Tensor:
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)
         cond = self.time(t_B)[:, None] if self.time is not None else None
-        h_BLE, _ = self.trunk(self.embed(x_BL), positions_L, cond)
+        h_BLE, _ = self.trunk(self.stem(self.embed(x_BL)), positions_L, cond)
         return self.head(h_BLE if select_BL is None else h_BLE[select_BL]).float()
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:
@@ -58,6 +59,7 @@ class JointNetwork(nn.Module):
         self.embed = nn.Embedding(vocab_size + 1, shape.width)
         self.slot = nn.Parameter(torch.randn(slots, shape.width) * 0.5)
         self.latent_in = nn.Linear(dims, shape.width)
+        self.stem = Stem(shape.width, shape.stem)
         self.trunk = Trunk(shape, cond=time == "adaln")
         self.time_x = TimeEmbedding(shape.width)
         self.time_z = TimeEmbedding(shape.width)
@@ -76,7 +78,7 @@ class JointNetwork(nn.Module):
         B, L = x_BL.shape
         S = z_BSD.shape[1]
         positions = torch.cat((torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device)))
-        h_x, h_z = self.embed(x_BL), self.latent_in(z_BSD.to(self.latent_in.weight.dtype)) + self.slot
+        h_x, h_z = self.stem(self.embed(x_BL)), self.latent_in(z_BSD.to(self.latent_in.weight.dtype)) + self.slot
         c_x, c_z = self.time_x(t_x_B)[:, None], self.time_z(t_z_B)[:, None]
         cond = None
         if self.add_time:
@@ -119,6 +121,7 @@ class SlotEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocab_size + 1, shape.width)
         self.slot = nn.Parameter(torch.randn(slots, shape.width) * 0.5)
+        self.stem = Stem(shape.width, shape.stem)
         self.trunk = Trunk(shape)
         self.out = nn.Linear(shape.width, dims)
         nn.init.normal_(self.embed.weight)
@@ -127,6 +130,6 @@ class SlotEncoder(nn.Module):
         B, L = x_BL.shape
         S = self.slot.shape[0]
         positions = torch.cat((torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device)))
-        h_x = self.embed(x_BL)
+        h_x = self.stem(self.embed(x_BL))
         h, _ = self.trunk(torch.cat((h_x, self.slot.to(h_x.dtype).expand(B, -1, -1)), dim=1), positions)
         return self.out(h[:, L:]).float()

@@ -19,12 +19,17 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class TrunkShape:
-    """Size of a trunk: `width` E, `depth` blocks, `heads` H; E must be a multiple of 2 H (rotary pairs)."""
+    """Size of a trunk: `width` E, `depth` blocks, `heads` H; E must be a multiple of 2 H (rotary pairs).
+
+    `stem` is the width of a convolution over neighbouring positions that bidirectional networks put after their embedding
+    (`Stem`); 0: none.
+    """
 
     width: int = 128
     depth: int = 4
     heads: int = 4
     mlp_ratio: float = 4.0
+    stem: int = 0
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads) < 1 or self.width % (2 * self.heads):
@@ -97,6 +102,23 @@ def attend(q_BHLF: Tensor, k_BHMF: Tensor, v_BHMF: Tensor, causal: bool) -> Tens
         L = q_BHLF.shape[2]
         score_BHLM = score_BHLM + torch.full((L, L), -torch.inf, device=q_BHLF.device, dtype=score_BHLM.dtype).triu(1)
     return score_BHLM.softmax(dim=-1) @ v_BHMF
+
+
+class Stem(nn.Module):
+    """Adds to each position a convolution of its neighbourhood: embeddings (B, L, E) to (B, L, E).
+
+    In a short training attention finds neighbours only after hundreds of steps; this one sees them from the first
+    (measured in `docs/log.md`, 2026-11-27). For bidirectional networks: it looks to both sides. `width` 0 does nothing.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(channels, channels, width, padding=width // 2) if width else None
+
+    def forward(self, h_BLE: Tensor) -> Tensor:
+        if self.mix is None:
+            return h_BLE
+        return h_BLE + self.mix(h_BLE.transpose(1, 2)).transpose(1, 2).to(h_BLE.dtype)
 
 
 class Attention(nn.Module):

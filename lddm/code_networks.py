@@ -1,0 +1,63 @@
+"""Networks over the codes of a `ProductMixture`: the prior over a sequence of codes, and the tokens given them.
+
+Both start where the mixture is: the prior at its weights, the decoder at its tables. What they learn is only what the mixture
+leaves open, and a code is known to them by its table, so that codes with like tokens are alike from the first step.
+
+Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), F = C V, E width,
+R selected positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from harness.nn.networks import slot_positions
+from harness.nn.transformer import Stem, Trunk, TrunkShape
+from lddm.mixture import ProductMixture
+
+
+class CodeNetwork(nn.Module):
+    """A masked denoiser of codes: (B, S) codes with masks to logits (R, M) at the selected slots, in float32."""
+
+    def __init__(self, shape: TrunkShape, features: int, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.mask = nn.Parameter(torch.randn(shape.width))
+        self.code_in = nn.Linear(features, shape.width)
+        self.stem = Stem(shape.width, shape.stem)
+        self.trunk = Trunk(shape)
+        self.code_out = nn.Linear(features, shape.width, bias=False)
+        nn.init.zeros_(self.code_out.weight)
+
+    def forward(self, c_BS: Tensor, mixture: ProductMixture, select_BS: Tensor) -> Tensor:
+        feature_MF = mixture.feature_MF
+        hidden_BS, S = c_BS == len(feature_MF), c_BS.shape[1]
+        h = self.code_in(feature_MF[c_BS.masked_fill(hidden_BS, 0)])
+        h = self.stem(torch.where(hidden_BS[..., None], self.mask.to(h.dtype), h))
+        h, _ = self.trunk(h, slot_positions(S, self.length, c_BS.device))
+        return (h[select_BS].to(h.dtype) @ self.code_out(feature_MF).to(h.dtype).T).float() + mixture.log_weight_M
+
+
+class CodeDecoder(nn.Module):
+    """A masked denoiser of tokens beside codes: logits (R, V) at the selected positions, in float32.
+
+    The code of a segment is added to the embeddings of its tokens, each place having a map of its own.
+    """
+
+    def __init__(self, shape: TrunkShape, vocab_size: int, features: int, segment: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size + 1, shape.width)
+        self.code_in = nn.Sequential(nn.Linear(features, shape.width), nn.Linear(shape.width, segment * shape.width))
+        self.stem = Stem(shape.width, shape.stem)
+        self.trunk = Trunk(shape)
+        self.head = nn.Linear(shape.width, vocab_size, bias=False)
+        nn.init.normal_(self.embed.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture, select_BL: Tensor) -> Tensor:
+        h_BLE = self.embed(x_BL)
+        h_BLE = h_BLE + self.code_in(mixture.feature_MF[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
+        h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
+        base_BLV = mixture.log_table_MF[c_BS].view(*x_BL.shape, mixture.vocab_size)
+        return self.head(h_BLE[select_BL]).float() + base_BLV[select_BL]

@@ -1,0 +1,92 @@
+"""A mixture of products over the tokens of a segment: the discrete latent under which they are independent.
+
+`p(x) = sum_k pi_k prod_j P_k,j(x_j)`. What a factorised token step cannot express is the dependence between the tokens that
+it draws together, and that is strongest between neighbours: a latent that names the component of each segment takes it
+over, and given it one token step is exact. Fitted by EM (Dempster, Laird & Rubin 1977), which is coordinate ascent
+on the same bound that the networks beside it follow by gradients, and needs a handful of passes.
+
+Shapes: N segments of C tokens, V symbols, M components, F = C V entries of a one-hot segment.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Segments of a block: its scores against all components then stay in a core's cache.
+_ROWS = 2048
+#: Power of a segment's count in the choice of first centres; 1 would choose the most frequent ones again and again.
+_POWER = 0.75
+#: How much of a component's first table is its centre; the rest is the marginal law, so that nothing is impossible.
+_CENTRE = 0.6
+
+
+class ProductMixture(nn.Module):
+    """Tables of the mixture; a buffer each, because they are fitted in closed form and no gradient reaches them.
+
+    `log_weight_M` are the log pi_k, `log_table_MF` the log P_k,j(v), with j the slower index of F. Before `fit` all
+    components are one uniform law.
+    """
+
+    def __init__(self, components: int, segment: int, vocab_size: int) -> None:
+        super().__init__()
+        self.segment, self.vocab_size = segment, vocab_size
+        uniform = torch.full((components, segment * vocab_size), 1.0 / vocab_size)
+        self.register_buffer("log_weight_M", torch.full((components,), 1.0 / components).log())
+        self.register_buffer("log_table_MF", uniform.log())
+        self.register_buffer("feature_MF", torch.zeros_like(uniform))
+
+    def one_hot(self, x_NC: Tensor) -> Tensor:
+        """(N, C) ids to (N, F) float32."""
+        return F.one_hot(x_NC, self.vocab_size).flatten(1).float()
+
+    def scores(self, x_NC: Tensor) -> Tensor:
+        """log pi_k + log p(x | k) for each component, (N, M) float32: the log posterior but for log p(x)."""
+        with torch.autocast(x_NC.device.type, enabled=False):
+            return torch.addmm(self.log_weight_M, self.one_hot(x_NC), self.log_table_MF.T)
+
+    @torch.no_grad()
+    def fit(self, x_NC: np.ndarray, steps: int, smoothing: float, seed: int = 0) -> float:
+        """`steps` of EM from centres drawn among the segments; returns the mean log p(x) of the last E-step, in nats.
+
+        `smoothing` is how many segments of the marginal law are added to each component. Equal segments are one row with
+        a count. Deterministic given the arguments.
+        """
+        rows, counts = np.unique(x_NC, axis=0, return_counts=True)
+        device, M = self.log_weight_M.device, len(self.log_weight_M)
+        x_UC = torch.from_numpy(rows.astype(np.int64)).to(device)
+        n_U = torch.from_numpy(counts).to(device, torch.float32)
+        marginal_F = (
+            sum(n @ self.one_hot(x) for x, n in zip(x_UC.split(_ROWS), n_U.split(_ROWS), strict=True)) / n_U.sum()
+        )
+        choice = counts.astype(np.float64) ** _POWER
+        few = len(rows) < M  # then some components are twins, which does no harm
+        first = np.random.default_rng((seed, 61)).choice(len(rows), M, replace=few, p=choice / choice.sum())
+        table_MF = _CENTRE * self.one_hot(x_UC[torch.from_numpy(first).to(device)]) + (1.0 - _CENTRE) * marginal_F
+        self._put(torch.full((M,), 1.0 / M, device=device), table_MF)
+        total = 0.0
+        for _ in range(steps):
+            mass_M, count_MF, total = torch.zeros(M, device=device), torch.zeros_like(table_MF), 0.0
+            for x, n in zip(x_UC.split(_ROWS), n_U.split(_ROWS), strict=True):
+                score_NM = self.scores(x)
+                log_p_N = torch.logsumexp(score_NM, 1)
+                share_NM = (score_NM - log_p_N[:, None]).exp_().mul_(n[:, None])
+                total += float(n @ log_p_N)
+                mass_M += share_NM.sum(0)
+                count_MF.addmm_(share_NM.T, self.one_hot(x))
+            self._put(mass_M + 0.5, count_MF + smoothing * marginal_F)
+        return total / float(n_U.sum())
+
+    def _put(self, weight_M: Tensor, table_MF: Tensor) -> None:
+        """Take over what is proportional to pi and to the tables."""
+        p_MCV = table_MF.view(-1, self.segment, self.vocab_size)
+        p_MCV = p_MCV / p_MCV.sum(-1, keepdim=True)
+        self.log_weight_M.copy_((weight_M / weight_M.sum()).log())
+        # Not minus infinity: a symbol that the data lack is impossible under all components, and scores are differences.
+        self.log_table_MF.copy_(p_MCV.clamp(min=1e-12).log().flatten(1))
+        feature_MF = (p_MCV - p_MCV.mean(0)).flatten(1)
+        # Of length sqrt(F) in the mean, as a row of unit normals has: what a linear layer expects.
+        size = feature_MF.norm(dim=1).mean().clamp(min=1e-6)
+        self.feature_MF.copy_(feature_MF * feature_MF.shape[1] ** 0.5 / size)

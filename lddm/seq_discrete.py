@@ -1,0 +1,264 @@
+"""SEQ with a discrete latent: a code for each segment is resolved first, by masked diffusion, then the tokens given them.
+
+The discrete arm of LDDM (Shariatian et al., arXiv 2510.18114) with an encoder in closed form: q(c | x) is the posterior of a
+`ProductMixture` of segments, p(c) is masked diffusion over the codes, p(x | c) masked diffusion over the tokens beside them.
+A code costs no noise and cannot collapse, and one call from all masks draws codes by their true frequencies, where one
+Gaussian step returns their mean: so that two calls, one for each part, are enough for text that holds together locally.
+
+Shapes: B batch, L tokens in S segments of C, V symbols, M codes, N sequences, R selected positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.diffusion import ancestral, masked
+from harness.diffusion.paths import split_calls
+from harness.diffusion.schedules import stratified_times, token_schedule
+from harness.errors import BudgetError, UserError, nearest
+from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
+from lddm import instruments
+from lddm.code_networks import CodeDecoder, CodeNetwork
+from lddm.latent import check_ranges, token_times
+from lddm.mixture import ProductMixture
+
+LATENTS = ("prior", "encoder")
+TITLES = {"prior": "SEQ, discrete latent", "encoder": "SEQ, encoder codes"}
+
+
+@dataclass
+class SEQDiscreteOptions:
+    schedule: str = "linear"  # of tokens and codes
+    loss: str = "masked_mean"  # of tokens and codes; or "nelbo"; see harness.diffusion.masked.MaskedTerms
+    slots: int = 8  # segments of a sequence, each with a code; divides its length
+    codes: int = 4096  # components of the mixture
+    em_steps: int = 4
+    smoothing: float = 0.16  # segments of the marginal law that each component is given
+    full_mask: float = 0.15  # share of a batch with every token (or code) masked, where few calls start
+    prior_share: float = 0.25  # of the steps, after the tokens
+    latent_batch: int = 128  # sequences of codes in a step of the prior, from a bank of encoded training sequences
+    bank: int = 16384
+    # Of sampling alone: entries that differ in nothing else share their weights.
+    latents: str = "prior"  # or "encoder": codes of training sequences, what a perfect prior would give
+    latent_share: float = 0.2  # of a budget K that goes to the codes, one call at least and S at most
+
+
+RANGES = {
+    "slots": (1, 4096),
+    "codes": (2, 1 << 20),
+    "em_steps": (1, 1000),
+    "smoothing": (1e-6, 1e6),
+    "full_mask": (0.0, 1.0),
+    "prior_share": (0.01, 0.99),
+    "latent_batch": (2, 1 << 20),
+    "bank": (2, 1 << 24),
+    "latent_share": (0.0, 1.0),
+}
+#: Entries of the mixture's tables: 2 GiB of float32, and there are a few of them.
+_MOST_ENTRIES = 1 << 29
+
+
+def _segment(o: SEQDiscreteOptions, problem: Problem) -> int:
+    """Tokens of a segment; raises `UserError` for options that do not go together or with the problem."""
+    check_ranges(o, RANGES)
+    masked.check_loss(o.loss)
+    if o.latents not in LATENTS:
+        raise UserError(f"latents='{o.latents}' is unknown{nearest(o.latents, LATENTS)}")
+    if problem.length % o.slots:
+        divisors = [s for s in range(1, problem.length + 1) if problem.length % s == 0]
+        near = min(divisors, key=lambda s: abs(s - o.slots))
+        raise UserError(f"slots={o.slots} does not divide sequences of {problem.length} tokens; choose {near}")
+    segment = problem.length // o.slots
+    entries = o.codes * segment * problem.vocab_size
+    if entries > _MOST_ENTRIES:
+        raise UserError(
+            f"codes={o.codes} of {segment} x {problem.vocab_size} symbols make tables of {entries} entries; "
+            f"choose {max(2, _MOST_ENTRIES // (segment * problem.vocab_size))} or fewer, or more slots"
+        )
+    return segment
+
+
+class SEQDiscrete(Method):
+    """p(c) by masked diffusion over S codes, p(x | c) by masked diffusion over L tokens beside them."""
+
+    Options = SEQDiscreteOptions
+    sampling_options = frozenset({"latents", "latent_share"})
+
+    def __init__(self, problem: Problem, options: SEQDiscreteOptions) -> None:
+        super().__init__(problem, options)
+        o, segment = options, _segment(options, problem)
+        self.title = TITLES[o.latents]
+        self.sampler = "given latents" if o.latents == "encoder" else "latent-first"
+        # Codes of training sequences are no model of the data: the row says what the prior costs.
+        self.role = "probe" if o.latents == "encoder" else "method"
+        self.schedule = token_schedule(o.schedule)
+        self.mixture = ProductMixture(o.codes, segment, problem.vocab_size)
+        features = segment * problem.vocab_size
+        self.decoder = CodeDecoder(problem.shape, problem.vocab_size, features, segment)
+        self.prior = CodeNetwork(problem.shape, features, problem.length)
+        self.register_buffer("bank_NS", torch.zeros((o.bank, o.slots), dtype=torch.int64))
+        self.register_buffer("banked", torch.zeros((), dtype=torch.int64))
+        self._stage = "tokens"
+
+    # ---- training -------------------------------------------------------------------------------------------------
+    def stages(self) -> tuple[Stage, ...]:
+        return Stage("tokens", 1.0 - self.options.prior_share), Stage("prior", self.options.prior_share)
+
+    def set_stage(self, name: str) -> None:
+        self._stage = name
+        self.decoder.requires_grad_(name == "tokens")
+        self.prior.requires_grad_(name == "prior")
+
+    def fit(self, train_NL: np.ndarray) -> None:
+        """The mixture, by EM over all segments of `train_NL`."""
+        x_NC = np.asarray(train_NL).reshape(-1, self.mixture.segment)
+        self.mixture.fit(x_NC, self.options.em_steps, self.options.smoothing)
+
+    def _posterior(self, x_BL: Tensor) -> Tensor:
+        """log q(c | x), (B, S, M) float32."""
+        score_NM = self.mixture.scores(x_BL.reshape(-1, self.mixture.segment))
+        return score_NM.log_softmax(-1).view(len(x_BL), self.options.slots, -1)
+
+    @torch.no_grad()
+    def encode(self, x_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """c ~ q(c | x), (B, S), and its log q, (B,) float64 nats."""
+        log_q_BSM = self._posterior(x_BL)
+        c_N, _ = masked.draw_tokens(log_q_BSM.flatten(0, 1), generator)
+        c_BS = c_N.view(log_q_BSM.shape[:2])
+        return c_BS, log_q_BSM.gather(2, c_BS[..., None])[..., 0].double().sum(1)
+
+    def _put(self, c_BS: Tensor) -> None:
+        """Into the bank, a ring: the oldest rows make room."""
+        size = len(self.bank_NS)
+        rows = (int(self.banked) + torch.arange(len(c_BS), device=c_BS.device)) % size
+        self.bank_NS[rows] = c_BS
+        self.banked += len(c_BS)
+
+    def _draw_bank(self, n: int, generator: torch.Generator) -> Tensor:
+        known = min(max(int(self.banked), 1), len(self.bank_NS))
+        return self.bank_NS[torch.randint(known, (n,), generator=generator, device=self.bank_NS.device)]
+
+    @torch.no_grad()
+    def calibrate(self, x_NL: Tensor) -> None:
+        """Fills a bank that no training step has filled; the codes of a sequence do not change with the weights."""
+        if int(self.banked) == 0:
+            generator = torch.Generator(device=x_NL.device).manual_seed(0)
+            for x_BL in x_NL.split(256):
+                self._put(self.encode(x_BL, generator)[0])
+
+    def _token_terms(self, x_BL: Tensor, c_BS: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
+        """Cross-entropies of masked tokens at times t, given codes."""
+        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+        nll_B = masked.masked_nll(self.decoder(xt_BL, c_BS, self.mixture, masked_BL), x_BL, masked_BL)
+        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
+
+    def _code_terms(self, c_BS: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
+        """Cross-entropies of masked codes at times t."""
+        ct_BS, masked_BS = masked.mask_tokens(c_BS, self.schedule.alpha(t_B), self.options.codes, generator)
+        nll_B = masked.masked_nll(self.prior(ct_BS, self.mixture, masked_BS), c_BS, masked_BS)
+        return masked.MaskedTerms(nll_B, masked_BS.sum(1), self.schedule.weight(t_B))
+
+    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
+        """By stage: tokens given codes, nats per token; codes, nats per code."""
+        o = self.options
+        c_BS, _ = self.encode(x_BL, generator)
+        self._put(c_BS)
+        if self._stage == "tokens":
+            terms = self._token_terms(x_BL, c_BS, token_times(len(x_BL), o.full_mask, generator), generator)
+            name, length = "token_nats_per_token", x_BL.shape[1]
+        else:
+            c_BS = self._draw_bank(o.latent_batch, generator)
+            terms = self._code_terms(c_BS, token_times(len(c_BS), o.full_mask, generator), generator)
+            name, length = "code_nats_per_code", o.slots
+        mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
+        return Loss(terms.loss(o.loss, length), {name: mean.detach()})
+
+    # ---- likelihood -----------------------------------------------------------------------------------------------
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
+        """E_q[log q(c | x) - log p(c) - log p(x | c)], both logarithms by their masked NELBO; None for given codes."""
+        if self.options.latents == "encoder":
+            return None
+        c_BS, log_q_B = self.encode(x_BL, generator)
+        codes = self._code_terms(c_BS, stratified_times(len(c_BS), generator), generator)
+        tokens = self._token_terms(x_BL, c_BS, token_times(len(x_BL), 0.0, generator), generator)
+        parts = {"encoder": log_q_B, "latent": codes.nelbo_B.double(), "tokens": tokens.nelbo_B.double()}
+        return Bound(sum(parts.values()), "NELBO with the codes' terms, one code and one time per channel", parts)
+
+    @torch.no_grad()
+    def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
+        """Nats in the codes, what they are worth to the tokens, and what they cost; see `lddm.instruments`.
+
+        `latent_information_nats` is E KL(q(c | x) || prod pi), exact for the mixture: an upper bound on I(X; c), and the
+        price of the codes where they are drawn in one call.
+        """
+        log_q_BSM = self._posterior(x_BL)
+        information = (log_q_BSM.exp() * (log_q_BSM - self.mixture.log_weight_M)).double().sum((1, 2)).mean()
+        c_BS, log_q_B = self.encode(x_BL, generator)
+        few = slice(0, instruments.FEW)
+
+        def nats(c_BS1: Tensor, t: float = 1.0) -> float:
+            t_B = torch.full((len(c_BS1),), t, dtype=torch.float64, device=c_BS1.device)
+            return float(self._token_terms(x_BL[: len(c_BS1)], c_BS1[..., 0], t_B, generator).nll_B.mean())
+
+        def code_nats(t: float) -> float:
+            t_B = torch.full((len(c_BS),), t, dtype=torch.float64, device=c_BS.device)
+            terms = self._code_terms(c_BS, t_B, generator)
+            return float(terms.nll_B.sum() / terms.count_B.sum().clamp(min=1))
+
+        times, codes_BS1 = (0.25, 0.5, 0.75, 1.0), c_BS[..., None]
+        return {
+            "latent_information_nats": float(information),
+            "latent_entropy_of_encoder_nats": -float(log_q_B.mean()),
+            "latent_codes_in_use": float(len(c_BS.unique())),
+            "latent_nats_saved": self._blind(x_BL) - nats(codes_BS1),
+            **instruments.usage(codes_BS1[few], nats, generator),
+            **instruments.by_time(lambda t: nats(codes_BS1[few], t), "token_loss", times),
+            **instruments.by_time(code_nats, "latent_loss", times),
+        }
+
+    def _blind(self, x_BL: Tensor) -> float:
+        """Nats per sequence of one token step that knows no code: under the mixture's own marginal at each place."""
+        m = self.mixture
+        marginal_F = torch.logsumexp(m.log_table_MF + m.log_weight_M[:, None], 0)
+        return -float((m.one_hot(x_BL.reshape(-1, m.segment)) @ marginal_F).sum()) / len(x_BL)
+
+    # ---- sampling -------------------------------------------------------------------------------------------------
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"latent": self.prior, "token": self.decoder}
+
+    def _split(self, nfe: int) -> tuple[int, int]:
+        """(K_z, K_x): given codes cost nothing; more calls than codes would reveal none."""
+        if self.options.latents == "encoder":
+            if nfe < 1:
+                raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: it needs a token call; use 1")
+            return 0, nfe
+        latent, _ = split_calls(nfe, self.options.latent_share, self.title)
+        latent = min(latent, self.options.slots)
+        return latent, nfe - latent
+
+    def check_budget(self, nfe: int) -> None:
+        self._split(nfe)
+
+    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        """K_z calls of the prior over S codes, then K_x calls of the decoder; `temperature` is that of both draws."""
+        latent_calls, token_calls = self._split(nfe)
+        o, mask_id = self.options, self.problem.vocab_size
+        if latent_calls:
+            alphas = masked.step_alphas(self.schedule, latent_calls)
+            c_NS, _ = ancestral.sample(
+                lambda c_NS, flips_NS, t_N: self.prior(c_NS, self.mixture, flips_NS),
+                (n, o.slots), o.codes, alphas, generator, temperature,
+            )  # fmt: skip
+        else:
+            c_NS = self._draw_bank(n, generator)
+        alphas = masked.step_alphas(self.schedule, token_calls)
+        x_NL, dtype = ancestral.sample(
+            lambda x_NL, flips_NL, t_N: self.decoder(x_NL, c_NS, self.mixture, flips_NL),
+            (n, self.problem.length), mask_id, alphas, generator, temperature,
+        )  # fmt: skip
+        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
