@@ -111,8 +111,17 @@ class Method(nn.Module, ABC):
     def set_stage(self, name: str) -> None:  # noqa: B027 - most methods have one stage and nothing to switch
         """Freeze and unfreeze what the stage `name` trains."""
 
-    def fit(self, train_NL: np.ndarray) -> None:  # noqa: B027 - counted models only
-        """Learn in closed form from all training sequences (counts); called where `stages()` is empty."""
+    def fit(self, train_NL: np.ndarray) -> None:  # noqa: B027 - most methods learn by gradient descent alone
+        """Learn in closed form from training sequences (N, L), such as counts; deterministic given the method's own state.
+
+        Without stages: from all of them, each time that the method is loaded. With stages: once, before the first gradient
+        step and on the device that trains, from the sequences of the study's nominal budget (`scale.steps` batches, each
+        sequence once); what it learns has to be in the state dict, and its FLOPs are part of the cost of training.
+        """
+
+    def fitted_numbers(self) -> int:
+        """How many numbers `fit` learns that no gradient trains: they count as parameters, as any table of a model does."""
+        return 0
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """Training loss of a batch in the current stage; only for methods with stages."""

@@ -119,6 +119,9 @@ class SEQDiscrete(Method):
         x_NC = np.asarray(train_NL).reshape(-1, self.mixture.segment)
         self.mixture.fit(x_NC, self.options.em_steps, self.options.smoothing)
 
+    def fitted_numbers(self) -> int:
+        return self.mixture.log_weight_M.numel() + self.mixture.log_table_MF.numel()
+
     def _posterior(self, x_BL: Tensor) -> Tensor:
         """log q(c | x), (B, S, M) float32."""
         score_NM = self.mixture.scores(x_BL.reshape(-1, self.mixture.segment))

@@ -17,7 +17,7 @@ import numpy as np
 from harness import run
 
 _WORDS = "the of and a to in is was he for it with as his on be at by had not are but from or have an they which one you were"
-METHODS = ("unigram", "bigram", "ar", "mdlm", "fuji", "seq")
+METHODS = ("unigram", "bigram", "ar", "mdlm", "fuji", "seq", "seq_discrete", "seq_discrete_encoder")
 BUDGETS = (2, 4)
 
 

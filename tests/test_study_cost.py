@@ -114,7 +114,7 @@ def test_training_cost_is_three_passes_for_each_token(finished):
     steps, batch, length = 60, 16, 32
     assert set(frame.loc["mdlm", "train_tokens"]) == {steps * batch * length}
     cost = frame.loc["mdlm", "train_flops"].iloc[0]
-    problem = Problem(96, length, TrunkShape(32, 2, 2))
+    problem = Problem(96, length, TrunkShape(32, 2, 2, stem=5))
     whole = 3 * steps * batch * full_call_flops(problem)
     without_head = 3 * steps * batch * _products(length, problem.shape)
     assert without_head <= cost <= whole

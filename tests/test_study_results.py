@@ -23,7 +23,8 @@ WANTED = {
     "unigram": [0],
     "bigram": [0],
     "ar": [LENGTH],
-    **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq")},
+    **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq", "seq_discrete")},
+    "seq_discrete_encoder": [1, 2],
 }
 
 
@@ -50,6 +51,8 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
         *[("FUJI", str(k)) for k in BUDGETS],
         *[("MDLM", str(k)) for k in BUDGETS],
         *[("SEQ", f"{k} ({k // 2}+{k // 2})") for k in BUDGETS],
+        *[("SEQ, discrete latent", f"{k} (1+{k - 1})") for k in BUDGETS],
+        *[("*SEQ, encoder codes*", str(k)) for k in (1, 2)],
         ("*Autoregressive*", str(LENGTH)),
         ("*Bigram*", "0"),
         ("*Unigram*", "0"),
@@ -94,8 +97,11 @@ def test_scores_are_numbers_where_they_are_defined(frame):
         assert np.isfinite(frame[column]).all()
     assert (frame["gen_ppl"] > 1).all() and frame["entropy"].between(0, math.log(LENGTH)).all()
     assert frame["mauve"].between(0, 1).all()
-    sampled = frame["method"] != "data"
-    assert np.isfinite(frame.loc[sampled, "nelbo_nats_per_token"]).all() and frame.loc[~sampled, "params"].isna().all()
+    sampled = ~frame["method"].isin(("data", "seq_discrete_encoder"))  # given codes are no model of the data
+    assert (
+        np.isfinite(frame.loc[sampled, "nelbo_nats_per_token"]).all()
+        and frame.loc[frame["method"] == "data", "params"].isna().all()
+    )
     bits = frame.loc[sampled, "bits_per_token"] * math.log(2)
     np.testing.assert_allclose(bits, frame.loc[sampled, "nelbo_nats_per_token"])
 
@@ -125,7 +131,7 @@ def test_equivalent_budget_is_near_the_strict_one_for_the_baseline(frame):
     assert (ratio <= 1.0).all() and (ratio > 0.85).all()
     counted = frame[frame["equivalent_nfe"] > 0]
     unit = counted["flops_per_seq"] / counted["equivalent_nfe"]
-    assert set(counted["method"]) == {"ar", "mdlm", "fuji", "seq"}
+    assert set(counted["method"]) == {"ar", "mdlm", "fuji", "seq", "seq_discrete", "seq_discrete_encoder"}
     np.testing.assert_allclose(unit, unit.iloc[0], rtol=1e-12)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,10 @@ class StudyConfig:
 
 @dataclass
 class ScaleConfig:
-    """Size of the shared backbone and of the training budget: the same for every method of a study."""
+    """Size of the shared backbone and of the training budget: the same for every method of a study.
+
+    With `match: flops` what is the same is not the number of steps but what they cost (`harness.study.match`).
+    """
 
     width: int = 128
     depth: int = 4
@@ -45,6 +49,17 @@ class ScaleConfig:
     steps: int = 1000
     batch: int = 32
     lr: float = 3e-3
+    match: str = "tokens"  # every method trains `steps` steps; "flops": as many as cost what MDLM's `steps` steps do
+    stem: int = 0  # width of a convolution over neighbouring tokens after embeddings of bidirectional networks; 0: none
+
+
+#: Fields of `ScaleConfig` that came later, with the value at which what they are part of is what it was without them.
+_LATER = {"match": "tokens", "stem": 0}
+
+
+def scale_identity(scale: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `ScaleConfig` that identities cover: none that came later and changes nothing."""
+    return {key: value for key, value in scale.items() if key not in _LATER or value != _LATER[key]}
 
 
 @dataclass
@@ -174,6 +189,11 @@ def check(cfg: RunConfig) -> None:
     need(0 < c.lr < math.inf, "scale.lr", c.lr, "must be above 0 and finite; 0.001 is usual")
     hidden = c.mlp_ratio * c.width
     need(1 <= hidden < math.inf, "scale.mlp_ratio", c.mlp_ratio, "leaves no hidden unit in the MLP; 4.0 is usual")
+    choices = ("tokens", "flops")
+    need(c.match in choices, "scale.match", c.match, f"is unknown{nearest(c.match, choices)}")
+    odd = 0 if c.stem < 2 else c.stem + 1
+    reason = f"must be 0 (none) or an odd number from 3 on; the nearest is {odd}"
+    need(c.stem == 0 or (c.stem >= 3 and c.stem % 2 == 1), "scale.stem", c.stem, reason)
     need(1 <= t.accumulate <= c.batch, "train.accumulate", t.accumulate, f"must be 1 to scale.batch = {c.batch}")
     need(c.batch % t.accumulate == 0, "train.accumulate", t.accumulate, f"must divide scale.batch = {c.batch}")
     need(0 <= t.ema < 1, "train.ema", t.ema, "must be at least 0 and below 1; 0 keeps no average")

@@ -6,16 +6,19 @@ Nothing here trusts what a method says: a call is a forward call of one of `Meth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.diffusion import masked
+from harness.diffusion.schedules import stratified_times
 from harness.errors import BudgetError
 from harness.interface import Method, Problem
 from harness.nn.networks import TokenNetwork
+from harness.training.loop import step_generator
 
 
 @contextmanager
@@ -53,6 +56,41 @@ def full_call_flops(problem: Problem) -> int:
     x_1L = torch.zeros((1, problem.length), dtype=torch.int64)
     with torch.no_grad():
         return count_flops(lambda: network(x_1L))
+
+
+def stage_flops(method: Method, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """FLOPs of a training step on the batch `x_BL`, one number for each of the method's stages: the mean over draws.
+
+    Each draw has a generator of its own, of one of `keys`. Whatever the loss keeps (a bank of latents) is changed as by a
+    step of training; the parameters and their gradients are not.
+    """
+    counted = []
+    for stage in method.stages():
+        method.set_stage(stage.name)
+        counted.append(_mean_flops(lambda g: method.loss(x_BL, g).total.backward(), x_BL, keys))
+        method.zero_grad(set_to_none=True)
+    return tuple(counted)
+
+
+def reference_step_flops(problem: Problem, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
+    """FLOPs of a training step of the plain masked denoiser of the study's shape on `x_BL`: the mean over draws.
+
+    One uniform time for each sequence, the LM head at the masked positions alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = TokenNetwork(problem.shape, problem.vocab_size).to(x_BL.device)
+
+    def step(generator: torch.Generator) -> None:
+        alpha_B = 1.0 - stratified_times(x_BL.shape[0], generator)
+        xt_BL, masked_BL = masked.mask_tokens(x_BL, alpha_B, problem.vocab_size, generator)
+        masked.masked_nll(network(xt_BL, masked_BL), x_BL, masked_BL).sum().backward()
+
+    return _mean_flops(step, x_BL, keys)
+
+
+def _mean_flops(step: Callable[[torch.Generator], object], x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
+    device = str(x_BL.device)
+    return round(sum(count_flops(lambda k=key: step(step_generator(device, *k))) for key in keys) / len(keys))
 
 
 def unmet_budgets(method: Method, wanted: list[int]) -> dict[int, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 
+from harness.study import match
 from harness.study.cells import Cell, left_out, make_cells
 from harness.study.progress import clock
 from harness.study.runner import worker_count
@@ -19,10 +19,11 @@ def describe(session: Session) -> str:
     return estimate(session)[0]
 
 
-def estimate(session: Session) -> tuple[str, float]:
-    """Markdown with a row for each cell, then totals; and the seconds that are left with the study's workers.
+def estimate(session: Session) -> tuple[str, float, int]:
+    """Markdown with a row for each cell, then totals; the seconds that are left with the study's workers; training steps.
 
-    Times are measured on a step and two calls of each method.
+    Times are measured on a step and two calls of each method. With `scale.match=flops` steps are counted as training counts
+    them, but for what a fit takes off them.
     """
     torch.set_num_threads(session.cfg.compute.threads)
     cells = make_cells(session)
@@ -34,15 +35,16 @@ def estimate(session: Session) -> tuple[str, float]:
         "| cell | parameters | training steps | budgets (NFE) | training | sampling | done |",
         "|---|---:|---:|---|---:|---:|---|",
     ]
-    total = 0.0
+    total, all_steps = 0.0, 0
     homes: set[object] = set()  # weights that several cells share are trained once
-    timings: dict[str, tuple[int, float, float]] = {}
+    timings: dict[str, tuple[int, int, float, float]] = {}
     for cell in cells:
         if cell.method not in timings:
             timings[cell.method] = _timings(session, cell)
-        params, step, call = timings[cell.method]
+        params, steps, step, call = timings[cell.method]
         trained = cell.trained
-        training = step * c.steps if trained and cell.home not in homes else 0.0
+        all_steps += steps
+        training = step * steps if trained and cell.home not in homes else 0.0
         homes.add(cell.home)
         sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
         drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
@@ -50,30 +52,32 @@ def estimate(session: Session) -> tuple[str, float]:
         if done != "all":
             total += sampling + (0.0 if done == "trained" else training)
         budgets = ", ".join(str(p.nfe) + ("" if p.temperature == 1 else f"@T{p.temperature:g}") for p in cell.parts)
-        steps = str(c.steps) if trained else "-"
         lines.append(
-            f"| {cell.name} | {params} | {steps} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |"
+            f"| {cell.name} | {params} | {steps or '-'} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |"
         )
     workers = worker_count(session)
     skipped = left_out(session)
     lines += ["", *skipped] if skipped else []
+    if c.match == "flops":
+        what = f"steps that cost as much as {c.steps} of the plain masked denoiser"
+        lines += ["", f"scale.match=flops: {what}; what a method fits before them is not taken off here"]
     lines += [
         "",
         f"about {clock(total / workers)} for training and sampling with {workers} worker(s) on {session.numerics.device} "
         f"({session.numerics.precision}); the judge and scoring come on top. Results go to {session.folder}",
     ]
-    return "\n".join(lines), total / workers
+    return "\n".join(lines), total / workers, all_steps
 
 
-def _timings(session: Session, cell: Cell) -> tuple[int, float, float]:
-    """Parameters, seconds for a training step, and seconds for a call on one sequence."""
+def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
+    """Parameters, training steps, seconds for one of them, and seconds for a call on one sequence."""
     method = session.build(cell.method)
     params = sum(p.numel() for p in method.parameters())
     if not method.stages():
-        return 0, 0.0, 1e-4
+        return 0, 0, 0.0, 1e-4
     method.to(session.numerics.device)
-    rows = session.data.splits["train"][: session.cfg.scale.batch]
-    x_BL = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(session.numerics.device)
+    x_BL = match.first_batch(session)
+    steps = match.settle(session, cell.method, method).steps
     took = []
     for repeat in range(3):
         method.train()
@@ -89,4 +93,4 @@ def _timings(session: Session, cell: Cell) -> tuple[int, float, float]:
     with torch.inference_mode(), session.numerics.autocast():
         began = time.perf_counter()
         method.sample(few, budget, loop.step_generator(session.numerics.device, 0))
-    return params, min(took), (time.perf_counter() - began) / few / budget
+    return params, steps, min(took), (time.perf_counter() - began) / few / budget

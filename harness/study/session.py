@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from harness.config.registry import build_options
-from harness.config.schema import RunConfig
+from harness.config.schema import RunConfig, scale_identity
 from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem
@@ -89,7 +89,7 @@ class Session:
     @cached_property
     def problem(self) -> Problem:
         s = self.cfg.scale
-        shape = TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio)
+        shape = TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio, s.stem)
         return Problem(self.data.vocab_size, s.length, shape, self.data.task, self.data.decode)
 
     def method_names(self) -> list[str]:
@@ -162,7 +162,7 @@ class Session:
             several
             | {
                 "method": node,
-                "scale": dataclasses.asdict(self.cfg.scale),
+                "scale": scale_identity(dataclasses.asdict(self.cfg.scale)),
                 "train": train,
                 "data": self.data.fingerprint,
                 "seed": seed,

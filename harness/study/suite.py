@@ -63,15 +63,13 @@ def describe_suite(suite: Suite) -> str:
     """What each task would do, as `harness.study.plan` says it, and what they come to together."""
     suite.check()
     plans = {task: estimate(session) for task, session in suite.parts.items()}
-    parts = [f"task {task}\n{text}" for task, (text, _) in plans.items()]
+    parts = [f"task {task}\n{text}" for task, (text, *_) in plans.items()]
     cells = [cell for task in suite.parts for cell in suite.cells[task]]
     draws = sum(len(cell.parts) for cell in cells)
-    steps = sum(
-        session.cfg.scale.steps for task, session in suite.parts.items() for c in suite.cells[task] if c.trained
-    )
+    seconds, steps = (sum(plan[i] for plan in plans.values()) for i in (1, 2))
     parts.append(
         f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.trained for c in cells)} of them trained ({steps} "
-        f"steps), {draws} sets of samples, about {clock(sum(seconds for _, seconds in plans.values()))} in all without "
+        f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
         f"judges and scoring. The report of them all goes to {suite.folder}"
     )
     return "\n\n".join(parts)

@@ -5,6 +5,7 @@ Each returns at once where its file exists, so that a command that was killed go
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -21,8 +22,8 @@ from harness.interface import Method
 from harness.metrics.base import Samples
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
-from harness.study import ranks
-from harness.study.budget import count_flops
+from harness.study import match, ranks
+from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.exact import against_truth
 from harness.study.locks import alone
@@ -90,10 +91,12 @@ def fit_cell(
 ) -> None:  # fmt: skip
     """Train `method`, as the cell's, to the end and write its averaged weights; as one process of `group`, if given."""
     cfg, group = session.cfg, group or Group()
+    plan = match.begin(session, cell, method, progress, group)  # before anything is compiled: a graph hides its FLOPs
+    scale = dataclasses.replace(cfg.scale, steps=plan.steps)
     if session.numerics.compile_training:
         compile_trunks(method)
     job = loop.Job(
-        method, session.data, cfg.scale, cfg.train, session.numerics, cell.seed, cell.home, progress, on_validation, group
+        method, session.data, scale, cfg.train, session.numerics, cell.seed, cell.home, progress, on_validation, group
     )  # fmt: skip
     cell.home.mkdir(parents=True, exist_ok=True)
     done = loop.train(job)
@@ -105,6 +108,7 @@ def fit_cell(
         "key": cell.weights,
         "config": session.tree["methods"][cell.method],
     }
+    done["train_seconds"] += plan.fit_seconds
     checkpoint.save_tensors(cell.model, dict(method.state_dict()), meta | done)
     (cell.home / "train.safetensors").unlink(missing_ok=True)
 
@@ -128,25 +132,22 @@ def load_method(session: Session, cell: Cell) -> Method:
 
 
 def _cost(session: Session, cell: Cell, method: Method) -> dict[str, float | int | None]:
-    """Parameters, tokens and FLOPs of training: one step of each stage counted, times its number of steps."""
+    """Parameters, tokens and FLOPs of training: its fit, and one step of each stage counted, times its number of steps."""
     scale = session.cfg.scale
-    params = sum(p.numel() for p in method.parameters())
+    params = sum(p.numel() for p in method.parameters()) + method.fitted_numbers()
     train_NL = session.data.splits["train"]
     if not method.stages():
         return {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
     _, meta = checkpoint.load_tensors(cell.model)
-    x_BL = torch.from_numpy(np.asarray(train_NL[: scale.batch], dtype=np.int64)).to(session.numerics.device)
-    flops = 0
-    for stage, steps in loop.stage_steps(method, scale.steps):
-        method.set_stage(stage)
-        generator = loop.step_generator(session.numerics.device, cell.seed, 4)
-        flops += steps * count_flops(lambda g=generator: method.loss(x_BL, g).total.backward())
-        method.zero_grad(set_to_none=True)
-    tokens = scale.steps * scale.batch * scale.length
+    plan = match.read_plan(session, cell)
+    counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(cell.seed, 4)])
+    steps = [count for _, count in loop.stage_steps(method, plan.steps)]
+    # A fit may have read more sequences than the steps that its cost has left.
+    fitted = len(loop.budget_rows(len(train_NL), scale, cell.seed)) if match.fits(method) else 0
     return {
         "params": params,
-        "train_tokens": tokens,
-        "train_flops": flops,
+        "train_tokens": max(plan.steps * scale.batch, fitted) * scale.length,
+        "train_flops": plan.fit_flops + sum(n * flops for n, flops in zip(steps, counted, strict=True)),
         "train_seconds": meta.get("train_seconds"),
     }
 

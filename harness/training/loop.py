@@ -66,6 +66,11 @@ def batch_rows(rows: int, batch: int, step: int, seed: int) -> np.ndarray:
     return np.concatenate(picks)
 
 
+def budget_rows(rows: int, scale: ScaleConfig, seed: int) -> np.ndarray:
+    """Row numbers (N,), ascending, of the sequences that the first `scale.steps` steps see, each once."""
+    return np.sort(batch_rows(rows, min(scale.steps * scale.batch, rows), 0, seed))
+
+
 @lru_cache(maxsize=2)
 def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     """Kept for the epoch: drawing it anew cost a twentieth of each step."""

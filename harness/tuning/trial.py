@@ -18,7 +18,7 @@ from harness.interface import Method
 from harness.metrics.base import Samples, ScoreContext
 from harness.provenance import short_hash
 from harness.store import append_jsonl, read_json, read_jsonl, write_json
-from harness.study import work
+from harness.study import match, work
 from harness.study.cells import Cell, make_cells
 from harness.study.locks import alone
 from harness.study.rows import make_rows
@@ -141,19 +141,25 @@ class TrialRunner:
 
         Values of an earlier attempt are reported first, so that others are compared with the whole curve.
         """
+        # Where steps are matched in FLOPs trials train different numbers of them: what is compared are shares of the budget,
+        # in the steps that the search is told of.
         pruner, steps = self.loaded.cfg.pruner, session.cfg.scale.steps
+        plan: list[int] = []  # the trial's own number of steps, once training has settled it
         early = session.folder / "early.jsonl"
         known = {line["step"]: line["value"] for line in read_jsonl(early)}
         reported: set[int] = set()
 
-        def tell(step: int, value: float) -> None:
-            if step in reported:
+        def tell(at: int, value: float) -> None:
+            if at in reported:
                 return
-            reported.add(step)
+            reported.add(at)
+            step = round(at * steps / plan[0])
             if report(step, value) and step >= pruner.warmup * steps and step < steps:
                 raise Pruned(f"at step {step} of {steps}, with {pruner.signal} {value:.4g}")
 
         def validated(method: Method, step: int, values: dict[str, float]) -> None:
+            if not plan:
+                plan.append(match.read_plan(session, cell).steps)
             for earlier in sorted(s for s in known if s < step):
                 tell(earlier, known[earlier])
             if step not in known:

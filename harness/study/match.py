@@ -1,0 +1,125 @@
+"""How many steps a method trains, and what it learns before the first one: settled once for a model, in its `plan.json`.
+
+With `scale.match=tokens` every method trains `scale.steps` steps. With `scale.match=flops` each trains as many as cost what
+`scale.steps` steps of the plain masked denoiser cost, less what its `fit` took: a method of several networks gets fewer.
+FLOPs are those of matrix products and convolutions in torch, whatever the device; numpy's are not seen.
+
+Shapes: B batch, L tokens, N sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.interface import Method
+from harness.store import read_json, write_json
+from harness.study.budget import count_flops, reference_step_flops, stage_flops
+from harness.study.cells import Cell
+from harness.study.session import Session
+from harness.training import loop
+from harness.training.distributed import Group
+
+#: The LM head runs at the masked positions, so one draw is noisy. The keys do not depend on the training seed: all methods
+#: and seeds of a study have the same budget, and the plain masked denoiser trains exactly `scale.steps` steps.
+_DRAWS = tuple((0, 4, draw) for draw in range(4))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """`steps` of training after a fit of `fit_flops` FLOPs that took `fit_seconds`.
+
+    Where the steps follow from their cost: FLOPs of a step in each stage, their mean by the stages' shares, and the FLOPs
+    that all of training may cost.
+    """
+
+    steps: int
+    fit_flops: int = 0
+    stage_flops: tuple[int, ...] = ()
+    step_flops: float | None = None
+    budget_flops: int | None = None
+    fit_seconds: float = 0.0
+
+
+def begin(
+    session: Session, cell: Cell, method: Method, progress: Callable[[str, int, int], None], group: Group
+) -> TrainPlan:
+    """Fit `method` and settle its steps before the first one; of several processes each fits, and all train equally long.
+
+    Where there is a checkpoint both are done already: its state holds what was fitted. Raises `UserError` where the budget
+    is too small.
+    """
+    device = session.numerics.device
+    path = cell.home / "plan.json"
+    if path.exists() and (cell.home / "train.safetensors").exists():
+        plan = read_plan(session, cell)
+    else:
+        method.to(device)
+        fit_flops, began = 0, time.monotonic()
+        if fits(method):
+            progress("fit", 0, 0)
+            train_NL = session.data.splits["train"]
+            rows = loop.budget_rows(len(train_NL), session.cfg.scale, cell.seed)
+            fit_flops = count_flops(lambda: method.fit(np.asarray(train_NL[rows])))
+        fit_seconds = time.monotonic() - began
+        plan = dataclasses.replace(settle(session, cell.method, method, fit_flops), fit_seconds=fit_seconds)
+        if group.leads:
+            write_json(path, dataclasses.asdict(plan))
+    steps = torch.tensor([plan.steps if group.leads else 0], device=device)
+    group.add(steps)
+    return dataclasses.replace(plan, steps=int(steps))
+
+
+def fits(method: Method) -> bool:
+    """Whether the method learns anything before its first step."""
+    return type(method).fit is not Method.fit
+
+
+def read_plan(session: Session, cell: Cell) -> TrainPlan:
+    """What `begin` settled; a model that was trained before there were plans had the steps of its study."""
+    path = cell.home / "plan.json"
+    if not path.exists() and session.cfg.scale.match == "tokens":
+        return TrainPlan(session.cfg.scale.steps)
+    known = read_json(path)
+    return TrainPlan(**known | {"stage_flops": tuple(known["stage_flops"])})
+
+
+def settle(session: Session, name: str, method: Method, fit_flops: int = 0) -> TrainPlan:
+    """The plan of `method`, which the study calls `name` and whose fit took `fit_flops`; `method` is left as it is.
+
+    Raises `UserError` where the budget does not cover the fit, and where a step has no FLOPs that could be counted.
+    """
+    scale = session.cfg.scale
+    if scale.match == "tokens":
+        return TrainPlan(scale.steps, fit_flops)
+    x_BL = first_batch(session)
+    # A loss may keep what it saw, so another copy is counted.
+    copy = session.build(name).to(session.numerics.device).train()
+    copy.load_state_dict(method.state_dict())
+    counted = stage_flops(copy, x_BL, _DRAWS)
+    mean = sum(stage.share * flops for stage, flops in zip(method.stages(), counted, strict=True))
+    reference = reference_step_flops(session.problem, x_BL, _DRAWS)
+    budget = scale.steps * reference
+    if not mean:
+        raise UserError(f"scale.match=flops: a step of {name} has no FLOPs to count; use scale.match=tokens")
+    if fit_flops > budget:
+        raise UserError(
+            f"scale.match=flops: the fit of {name} alone takes {fit_flops:.3g} FLOPs, and scale.steps={scale.steps} allows "
+            f"{budget:.3g} in all; use scale.match=tokens or scale.steps={math.ceil(fit_flops / reference) + 1} or more"
+        )
+    steps = max(1, round((budget - fit_flops) / mean))
+    return TrainPlan(steps, fit_flops, counted, mean, budget)
+
+
+def first_batch(session: Session) -> Tensor:
+    """The training sequences (B, L) on which steps are counted."""
+    rows = session.data.splits["train"][: session.cfg.scale.batch]
+    return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(session.numerics.device)
