@@ -35,9 +35,11 @@ TITLES = {"prior": "SEQ, discrete latent", "encoder": "SEQ, encoder codes"}
 class SEQDiscreteOptions:
     schedule: str = "linear"  # of tokens and codes
     loss: str = "masked_mean"  # of tokens and codes; or "nelbo"; see harness.diffusion.masked.MaskedTerms
-    slots: int = 8  # segments of a sequence, each with a code; divides its length
+    # Segments of a sequence, each with a code; divides its length. About a word each: 8 characters, 2 to 4 BPE tokens.
+    slots: int = 8
     codes: int = 4096  # components of the mixture
     em_steps: int = 4
+    em_segments: int = 262144  # at most so many segments are fitted, a random choice of those of the training budget
     smoothing: float = 0.16  # segments of the marginal law that each component is given
     full_mask: float = 0.15  # share of a batch with every token (or code) masked, where few calls start
     prior_share: float = 0.25  # of the steps, after the tokens
@@ -52,6 +54,7 @@ RANGES = {
     "slots": (1, 4096),
     "codes": (2, 1 << 20),
     "em_steps": (1, 1000),
+    "em_segments": (1, 1 << 30),
     "smoothing": (1e-6, 1e6),
     "full_mask": (0.0, 1.0),
     "prior_share": (0.01, 0.99),
@@ -115,9 +118,11 @@ class SEQDiscrete(Method):
         self.prior.requires_grad_(name == "prior")
 
     def fit(self, train_NL: np.ndarray) -> None:
-        """The mixture, by EM over all segments of `train_NL`."""
-        x_NC = np.asarray(train_NL).reshape(-1, self.mixture.segment)
-        self.mixture.fit(x_NC, self.options.em_steps, self.options.smoothing)
+        """The mixture, by EM over the segments of `train_NL`."""
+        o, x_NC = self.options, np.asarray(train_NL).reshape(-1, self.mixture.segment)
+        if len(x_NC) > o.em_segments:
+            x_NC = x_NC[np.random.default_rng(67).choice(len(x_NC), o.em_segments, replace=False)]
+        self.mixture.fit(x_NC, o.em_steps, o.smoothing)
 
     def fitted_numbers(self) -> int:
         return self.mixture.log_weight_M.numel() + self.mixture.log_table_MF.numel()

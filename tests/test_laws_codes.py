@@ -161,3 +161,11 @@ def test_options_that_cannot_be_are_refused_in_one_line(options, words):
     text = str(caught.value)
     assert "\n" not in text
     assert all(word in text for word in words or ("codes=1048576", "choose 32768 or fewer"))
+
+
+def test_a_fit_reads_no_more_segments_than_it_is_allowed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ProductMixture, "fit", lambda self, x_NC, steps, smoothing: seen.append(x_NC))
+    for most in (100, 8000):
+        SEQDiscrete(tiny_problem(V, L), SEQDiscreteOptions(slots=S, codes=M, em_segments=most)).fit(rows(4000))
+    assert [x_NC.shape for x_NC in seen] == [(100, 2), (8000, 2)]
