@@ -23,6 +23,7 @@ from harness.diffusion.schedules import stratified_times, token_schedule
 from harness.errors import BudgetError, UserError, nearest
 from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
 from lddm import instruments
+from lddm.bank import CodeBank
 from lddm.code_networks import CodeDecoder, CodeNetwork
 from lddm.latent import check_ranges, token_times
 from lddm.mixture import ProductMixture
@@ -104,8 +105,7 @@ class SEQDiscrete(Method):
         features = segment * problem.vocab_size
         self.decoder = CodeDecoder(problem.shape, problem.vocab_size, features, segment)
         self.prior = CodeNetwork(problem.shape, features, problem.length)
-        self.register_buffer("bank_NS", torch.zeros((o.bank, o.slots), dtype=torch.int64))
-        self.register_buffer("banked", torch.zeros((), dtype=torch.int64))
+        self.bank = CodeBank(o.bank, o.slots)
         self._stage = "tokens"
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -140,24 +140,13 @@ class SEQDiscrete(Method):
         c_BS = c_N.view(log_q_BSM.shape[:2])
         return c_BS, log_q_BSM.gather(2, c_BS[..., None])[..., 0].double().sum(1)
 
-    def _put(self, c_BS: Tensor) -> None:
-        """Into the bank, a ring: the oldest rows make room."""
-        size = len(self.bank_NS)
-        rows = (int(self.banked) + torch.arange(len(c_BS), device=c_BS.device)) % size
-        self.bank_NS[rows] = c_BS
-        self.banked += len(c_BS)
-
-    def _draw_bank(self, n: int, generator: torch.Generator) -> Tensor:
-        known = min(max(int(self.banked), 1), len(self.bank_NS))
-        return self.bank_NS[torch.randint(known, (n,), generator=generator, device=self.bank_NS.device)]
-
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
         """Fills a bank that no training step has filled; the codes of a sequence do not change with the weights."""
-        if int(self.banked) == 0:
+        if int(self.bank.count) == 0:
             generator = torch.Generator(device=x_NL.device).manual_seed(0)
             for x_BL in x_NL.split(256):
-                self._put(self.encode(x_BL, generator)[0])
+                self.bank.put(self.encode(x_BL, generator)[0])
 
     def _token_terms(self, x_BL: Tensor, c_BS: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
         """Cross-entropies of masked tokens at times t, given codes."""
@@ -175,12 +164,12 @@ class SEQDiscrete(Method):
         """By stage: tokens given codes, nats per token; codes, nats per code."""
         o = self.options
         c_BS, _ = self.encode(x_BL, generator)
-        self._put(c_BS)
+        self.bank.put(c_BS)
         if self._stage == "tokens":
             terms = self._token_terms(x_BL, c_BS, token_times(len(x_BL), o.full_mask, generator), generator)
             name, length = "token_nats_per_token", x_BL.shape[1]
         else:
-            c_BS = self._draw_bank(o.latent_batch, generator)
+            c_BS = self.bank.draw(o.latent_batch, generator)
             terms = self._code_terms(c_BS, token_times(len(c_BS), o.full_mask, generator), generator)
             name, length = "code_nats_per_code", o.slots
         mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
@@ -263,7 +252,7 @@ class SEQDiscrete(Method):
                 (n, o.slots), o.codes, alphas, generator, temperature,
             )  # fmt: skip
         else:
-            c_NS = self._draw_bank(n, generator)
+            c_NS = self.bank.draw(n, generator)
         alphas = masked.step_alphas(self.schedule, token_calls)
         x_NL, dtype = ancestral.sample(
             lambda x_NL, flips_NL, t_N: self.decoder(x_NL, c_NS, self.mixture, flips_NL),

@@ -137,7 +137,7 @@ def test_given_codes_have_the_law_of_the_posterior_and_cost_no_call():
     method.calibrate(x_NL)
     post_NSM = method._posterior(x_NL).double().exp()
     expected_M = post_NSM.sum((0, 1)).numpy()
-    counts = torch.bincount(method.bank_NS.flatten(), minlength=M).numpy()
+    counts = torch.bincount(method.bank.code_MS.flatten(), minlength=M).numpy()
     assert np.abs(counts - expected_M).max() < 4 * np.sqrt(expected_M.max())
     drawn = method.sample(10, 3, generator_of(0))
     assert (drawn.nfe_latent, drawn.nfe_token) == (0, 3)
