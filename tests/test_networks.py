@@ -1,5 +1,7 @@
 """Networks: selected logits, precision, rotary positions, causality, cached decoding, and how the two streams meet."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from harness.nn.networks import JointNetwork, LatentNetwork, SlotEncoder, TokenNetwork, slot_positions
 from harness.nn.transformer import (
     Block,
+    Stem,
     Trunk,
     TrunkShape,
     attend,
@@ -217,3 +220,25 @@ def test_slots_stand_at_the_middle_of_their_segments():
     assert slot_positions(4, 8, torch.device("cpu")).tolist() == [0.5, 2.5, 4.5, 6.5]
     assert slot_positions(1, 9, torch.device("cpu")).tolist() == [4.0]
     assert slot_positions(8, 8, torch.device("cpu")).tolist() == list(range(8))
+
+
+# ---- the stem -------------------------------------------------------------------------------------------------------
+def test_a_stem_of_no_width_is_no_part_of_a_network():
+    """Checkpoints and draws of weights are those of networks that never had one."""
+    assert not [name for name, _ in TokenNetwork(SHAPE, V).named_parameters() if "stem" in name]
+    assert torch.equal(Stem(4, 0)(torch.ones(1, 3, 4)), torch.ones(1, 3, 4))
+
+
+def test_a_stem_sees_its_neighbours_and_no_further_on_both_sides():
+    stem, h_BLE = Stem(4, 5), torch.randn(1, 11, 4, generator=torch.Generator().manual_seed(0))
+    moved_BLE = h_BLE.clone()
+    moved_BLE[:, 5] += 1.0
+    change_L = (stem(moved_BLE) - stem(h_BLE)).abs().amax((0, 2))
+    assert (change_L > 0).nonzero().flatten().tolist() == [3, 4, 5, 6, 7]
+
+
+def test_bidirectional_networks_have_the_stem_and_causal_ones_do_not():
+    shape = replace(SHAPE, stem=3)
+    for network in (TokenNetwork(shape, V), JointNetwork(shape, V, S, D), SlotEncoder(shape, V, S, D)):
+        assert network.stem.mix is not None and network.stem.mix.kernel_size == (3,)
+    assert TokenNetwork(shape, V, causal=True).stem.mix is None
