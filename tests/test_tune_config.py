@@ -17,7 +17,12 @@ from harness.tuning.space import is_sampling_only
 from tests.study_kit import invoke
 from tests.tune_toys import arguments, keep_drafts, write_files
 
-_STUDIES = {"latent": ["few_step", "exact"], "schedule": ["few_step", "paths"], "recipe": ["few_step", "exact"]}
+_STUDIES = {
+    "latent": ["few_step", "exact"],
+    "schedule": ["few_step", "paths"],
+    "recipe": ["few_step", "exact"],
+    "codes": ["few_step", "exact", "digits"],
+}
 
 
 @pytest.fixture(scope="module")
