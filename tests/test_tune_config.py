@@ -21,7 +21,7 @@ _STUDIES = {
     "latent": ["few_step", "exact"],
     "schedule": ["few_step", "paths"],
     "recipe": ["few_step", "exact"],
-    "codes": ["few_step", "exact", "digits"],
+    "codes": ["few_step", "digits"],
 }
 
 
