@@ -43,7 +43,7 @@ class SEQDiscreteOptions:
     em_segments: int = 262144  # at most so many segments are fitted, a random choice of those of the training budget
     smoothing: float = 0.16  # segments of the marginal law that each component is given
     full_mask: float = 0.15  # share of a batch with every token (or code) masked, where few calls start
-    prior_share: float = 0.25  # of the steps, after the tokens
+    prior_share: float = 0.25  # of the steps, after the tokens; none where there is one slot
     latent_batch: int = 128  # sequences of codes in a step of the prior, from a bank of encoded training sequences
     bank: int = 16384
     # Of sampling alone: entries that differ in nothing else share their weights.
@@ -110,6 +110,9 @@ class SEQDiscrete(Method):
 
     # ---- training -------------------------------------------------------------------------------------------------
     def stages(self) -> tuple[Stage, ...]:
+        if self.options.slots == 1:
+            # The only code has no context to learn from, and EM has left its weights at their best: steps could only harm.
+            return (Stage("tokens"),)
         return Stage("tokens", 1.0 - self.options.prior_share), Stage("prior", self.options.prior_share)
 
     def set_stage(self, name: str) -> None:

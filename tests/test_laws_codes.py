@@ -131,6 +131,16 @@ def test_fresh_networks_sample_the_mixture_at_every_budget(nfe):
     assert chi_square_p(counts_of(method.sample(40_000, nfe, generator_of(nfe)).x_NL, V), law_X) > 1e-3
 
 
+def test_one_code_keeps_the_weights_that_em_gave_it():
+    """Nothing else is known when it is drawn: a trained prior of one slot gave binsaw twelve times the data's distance."""
+    method = fitted(slots=1, codes=5)
+    assert [stage.name for stage in method.stages()] == ["tokens"]
+    method.set_stage("tokens")
+    assert not any(p.requires_grad for p in method.prior.parameters())
+    law_X = mixture_law(method.mixture, X).numpy()
+    assert chi_square_p(counts_of(method.sample(60_000, 2, generator_of(7)).x_NL, V), law_X) > 1e-3
+
+
 def test_given_codes_have_the_law_of_the_posterior_and_cost_no_call():
     method = fitted(latents="encoder", bank=4000)
     x_NL = torch.from_numpy(rows(4000))
