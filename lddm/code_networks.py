@@ -36,7 +36,7 @@ class CodeNetwork(nn.Module):
         h = self.code_in(feature_MF[c_BS.masked_fill(hidden_BS, 0)])
         h = self.stem(torch.where(hidden_BS[..., None], self.mask.to(h.dtype), h))
         h, _ = self.trunk(h, slot_positions(S, self.length, c_BS.device))
-        return (h[select_BS].to(h.dtype) @ self.code_out(feature_MF).to(h.dtype).T).float() + mixture.log_weight_M
+        return (h[select_BS] @ self.code_out(feature_MF).to(h.dtype).T).float() + mixture.log_weight_M
 
 
 class CodeDecoder(nn.Module):
