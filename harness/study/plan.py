@@ -6,9 +6,9 @@ import time
 
 import torch
 
+from harness.jobs.progress import clock
 from harness.study import match
 from harness.study.cells import Cell, left_out, make_cells
-from harness.study.progress import clock
 from harness.study.runner import worker_count
 from harness.study.session import Session
 from harness.training import loop

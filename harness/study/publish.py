@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from harness.config.load import flatten
+from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
@@ -26,9 +27,9 @@ from harness.report.truth import TRUTH
 from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.rows import make_rows, samples_of
-from harness.study.schedule import JUDGE, JobKey
 from harness.study.session import Session
-from harness.study.work import samples_file
+from harness.study.steps import samples_file
+from harness.study.tasks import JUDGE
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.null import NullTracker
@@ -135,7 +136,7 @@ class Publisher:
         path = self.session.folder / "protocol.json"
         return read_json(path)["id"] if path.exists() else None
 
-    def job_done(self, key: JobKey, cell: Cell | None) -> None:
+    def job_done(self, key: TaskKey, cell: Cell | None) -> None:
         """A job's files are there: show them."""
         if key == JUDGE:
             self._open_runs()  # the protocol, which is one of the tags, is known from here on

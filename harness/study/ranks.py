@@ -18,11 +18,11 @@ import torch
 
 from harness.errors import EXIT_CODE, UserError
 from harness.interface import Method
+from harness.jobs.launch import attend, launch, say
 from harness.store import read_json, write_json
 from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
 from harness.training import checkpoint, distributed
-from harness.training.launch import attend, launch, say
 from harness.training.loop import Diverged
 
 
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one_cell(spec: dict[str, Any]) -> None:
-    from harness.study import work
+    from harness.study import steps
 
     session = Session(spec["tree"])
     known = spec["cell"]
@@ -103,13 +103,13 @@ def _one_cell(spec: dict[str, Any]) -> None:
         checkpoint.save_tensors(_weights_at(cell, step), dict(method.state_dict()), {"step": step})
         say({"validation": [step, values]})
 
-    work.fit_cell(session, cell, method, progress, group, validated if spec["validations"] else None)
+    steps.fit_cell(session, cell, method, progress, group, validated if spec["validations"] else None)
     distributed.leave()
 
 
 def _all_cells(arguments: list[str]) -> None:
     from harness.config.load import load
-    from harness.study import work
+    from harness.study import steps
 
     session = Session(load(arguments).tree)
     group = _join(session)
@@ -128,7 +128,7 @@ def _all_cells(arguments: list[str]) -> None:
         todo = cell.trained and not cell.model.exists()
         group.wait()
         if todo:
-            work.fit_cell(session, cell, session.build(cell.method, cell.seed), progress, group)
+            steps.fit_cell(session, cell, session.build(cell.method, cell.seed), progress, group)
         group.wait()
     distributed.leave()
 

@@ -13,7 +13,7 @@ from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.session import Session
-from harness.study.work import read_scores, samples_file
+from harness.study.steps import read_scores, samples_file
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class Session:
 
     def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
         self.tree, self.weights = tree, weights
+        self._ready: Judge | None = None  # the judge, once it is prepared
         self.cfg: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
 
     def adopt(self, other: Session) -> None:
@@ -59,6 +60,8 @@ class Session:
                 kept.append("judge")
         kept += ["metrics"] if self.tree["metrics"] == other.tree["metrics"] else []
         self.__dict__ |= {name: other.__dict__[name] for name in kept if name in other.__dict__}
+        if "judge" in kept and "judge" in other.__dict__:
+            self._ready = other._ready
 
     # ---- places ---------------------------------------------------------------------------------------------------
     @property
@@ -116,6 +119,13 @@ class Session:
         """The judge's object; `prepare` is called by who needs its weights."""
         cls, options = build_options(self.tree["judge"])
         return cls(options)
+
+    def ready_judge(self, tell: Callable[[str], None]) -> Judge:
+        """The judge, prepared (loaded or trained) once."""
+        if self._ready is not self.judge:
+            self.judge.prepare(self.data, self.cache, self.numerics.device, tell)
+            self._ready = self.judge
+        return self.judge
 
     # ---- held-out text --------------------------------------------------------------------------------------------
     @cached_property

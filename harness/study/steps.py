@@ -1,4 +1,4 @@
-"""The work of a study, as functions of a session and a cell: judge, train, sample, score. Workers call them.
+"""The steps of a study, as functions of a session and a cell: judge, train, sample, score. Workers call them.
 
 Each returns at once where its file exists, so that a command that was killed goes on where it was.
 """
@@ -19,6 +19,7 @@ import torch
 
 from harness.errors import UserError
 from harness.interface import Method
+from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
@@ -26,7 +27,6 @@ from harness.study import match, ranks
 from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.exact import against_truth
-from harness.study.locks import alone
 from harness.study.sampling import compile_trunks, draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
@@ -38,7 +38,7 @@ OnTrained = Callable[[Method, int, dict[str, float]], None]
 
 def prepare_judge(session: Session, progress: Progress) -> str:
     """Load or train the judge; returns the protocol's short identity."""
-    session.judge.prepare(session.data, session.cache, session.numerics.device, lambda text: progress(text, 0, 0))
+    session.ready_judge(lambda text: progress(text, 0, 0))
     return write_protocol(session)
 
 
@@ -47,7 +47,8 @@ def write_protocol(session: Session) -> str:
     path = session.folder / "protocol.json"
     protocol = short_hash(session.protocol, 12)
     known = {"id": protocol, "held_out_ppl": session.judge.heldout_ppl} | session.protocol
-    write_json(path, known)
+    if not path.exists() or read_json(path) != known:
+        write_json(path, known)
     return protocol
 
 
@@ -73,7 +74,7 @@ def train_weights(session: Session, cell: Cell, progress: Progress, on_validatio
     if not cell.trained or cell.model.exists():
         return False
     waiting = f"waiting for another process that trains {cell.home.name}"
-    with alone(cell.home / ".lock", lambda: progress(waiting, 0, 0)):
+    with waiting_for(cell.home / ".lock", lambda: progress(waiting, 0, 0)):
         if cell.model.exists():
             return False
         method = session.build(cell.method, cell.seed)
@@ -238,8 +239,7 @@ def _as_jsonl(session: Session, x_NL: np.ndarray) -> str:
 
 def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Score every part that has no scores under this protocol yet."""
-    protocol = prepare_judge(session, progress) if not hasattr(session, "_protocol") else session._protocol
-    session._protocol = protocol
+    protocol = prepare_judge(session, progress)
     for i, part in enumerate(cell.parts):
         path = cell.scores(session, part, protocol)
         if cell.method == DATA_ROW and not samples_file(session, cell, part).exists():
@@ -269,3 +269,15 @@ def read_scores(session: Session, cell: Cell, part: Part, protocol: str) -> dict
     """The stored record of a part, or None where it is not scored yet."""
     path = cell.scores(session, part, protocol)
     return read_json(path) if path.exists() else None
+
+
+def is_done(session: Session, kind: str, cell: Cell, protocol: str | None) -> bool:
+    """Whether all files of a step are there; without a protocol (no judge was ready yet) nothing is scored."""
+    files = {
+        "train": [cell.facts(session), *([cell.model] if cell.trained else [])],
+        "sample": [file for p in cell.parts for file in (cell.samples(session, p), samples_file(session, cell, p))],
+        "score": [cell.scores(session, p, protocol) for p in cell.parts] if protocol else [],
+    }[kind]
+    if files and cell.method == DATA_ROW:  # nothing is sampled: what is scored is written as text by the same step
+        files += [samples_file(session, cell, p) for p in cell.parts]
+    return bool(files) and all(file.exists() for file in files)
