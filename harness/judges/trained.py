@@ -197,6 +197,7 @@ class TrainedJudge(Judge):
             model.save_pretrained(fresh)
             PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(fresh)
         tokenizer.save(str(fresh / "tokenizer.json"))
+        shutil.copy(part / "curves.jsonl", fresh)
         record = {
             "sha256": _hash_of(load_file(fresh / "model.safetensors"), tokenizer),
             "options": deciding,

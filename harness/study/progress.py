@@ -7,15 +7,8 @@ import sys
 import time
 from typing import TextIO
 
+from harness.progress import clock, counted
 from harness.study.schedule import JobKey, Task
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss from an hour on."""
-    whole = max(0, round(seconds))
-    if whole >= 3600:
-        return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-    return f"{whole // 60}:{whole % 60:02d}"
 
 
 class Display:
@@ -55,9 +48,7 @@ class Display:
     @staticmethod
     def _describe(task: Task) -> str:
         name = "judge" if task.key[0] == "judge" else task.key[1]
-        text = task.text or task.key[0]
-        count = task.extra.get("total", 0)
-        return f"{name}: {text}" + (f" {int(task.extra['done'])}/{int(count)}" if count else "")
+        return f"{name}: {counted(task.text or task.key[0], task.extra.get('done', 0), task.extra.get('total', 0))}"
 
     def _write(self, line: str) -> None:
         if self.live:

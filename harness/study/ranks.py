@@ -18,6 +18,7 @@ import torch
 
 from harness.errors import EXIT_CODE, UserError
 from harness.interface import Method
+from harness.progress import counted
 from harness.store import read_json, write_json
 from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
@@ -121,7 +122,7 @@ def _all_cells(arguments: list[str]) -> None:
 
     def progress(text: str, done: int, total: int) -> None:
         if done % 100 == 0 or done == total:
-            print(f"{cell.name}: {text} {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{cell.name}: {counted(text, done, total)}", file=sys.stderr, flush=True)
 
     for cell in make_cells(session):
         # All decide on what they see before any of them trains.

@@ -153,7 +153,7 @@ class Session:
     # ---- identities -----------------------------------------------------------------------------------------------
     def _trained_by(self, node: dict[str, Any], seed: int) -> str:
         train = dataclasses.asdict(self.cfg.train)
-        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
+        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences", "log_every"):
             train.pop(irrelevant)
         # Several processes add in another order, and a method that keeps latents of its batches keeps others: like the
         # number of threads, their number is part of what may be continued and of what is the same to the bit.
