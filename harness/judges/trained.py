@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, tra
 from harness.judges.fit import Recipe, fit
 from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl
 from harness.judges.weights import load_causal_model, quiet_transformers, sha256_of_weights
+from harness.training.precision import threads
 
 JUDGE_VERSION = 1
 _BYTES = 256
@@ -182,7 +183,7 @@ class TrainedJudge(Judge):
             # The fused kernel's backward pass is several times slower than plain products in bfloat16 on CPUs.
             attn_implementation="eager" if half and device == "cpu" else "sdpa",
         )
-        with _threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
+        with threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(o.seed)  # weights are drawn on the CPU whatever the device
             model = LlamaForCausalLM(config).float().to(device)
             size = sum(p.numel() for p in model.parameters())
@@ -244,14 +245,3 @@ def _bfloat16(precision: str, device: str) -> bool:
         return torch.cuda.is_bf16_supported()
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent on other processors and versions
     return device == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
