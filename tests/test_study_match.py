@@ -169,7 +169,7 @@ def test_fields_that_came_later_leave_old_identities_alone(start):
     session, cells = start("only=[mdlm]")
     cfg = session.cfg
     train = dataclasses.asdict(cfg.train)
-    for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
+    for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences", "log_every"):
         train.pop(irrelevant)
     names = ("width", "depth", "heads", "mlp_ratio", "length", "steps", "batch", "lr")
     parts = {

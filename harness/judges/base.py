@@ -42,8 +42,8 @@ class Judge(ABC):
 
     @property
     @abstractmethod
-    def heldout_ppl(self) -> float:
-        """Pooled perplexity on held-out sequences of the study's data, scored just as samples are."""
+    def heldout_ppl(self) -> float | None:
+        """Pooled perplexity on held-out sequences of the study's data, scored just as samples are; None without one."""
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> TextScores:

@@ -15,6 +15,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from harness.data.base import TokenData
 from harness.errors import UserError, nearest
 from harness.judges.base import TextScores
 from harness.nn.pretrained import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POOLS = ("mean", "last")
 _SETS_KEPT = 4  # samples, reference and held-out text come in turns
@@ -97,7 +101,7 @@ class CausalReader:
     """
 
     def __init__(
-        self, model: torch.nn.Module, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
+        self, model: PreTrainedModel, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"judge dtype={dtype} is unknown{nearest(dtype, DTYPES)}")

@@ -181,7 +181,7 @@ class TrainedJudge(Judge):
             bos_token_id=None,
             eos_token_id=END_OF_TEXT_ID,
             # The fused kernel's backward pass is several times slower than plain products in bfloat16 on CPUs.
-            attn_implementation="eager" if half and device == "cpu" else "sdpa",
+            attn_implementation="eager" if half and device == "cpu" else "sdpa",  # type: ignore[call-arg]  # of its base
         )
         with threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(o.seed)  # weights are drawn on the CPU whatever the device
