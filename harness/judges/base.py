@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -27,9 +28,17 @@ class Judge(ABC):
     """Built as `cls(options)`; `prepare` loads or trains it, after which the rest may be called."""
 
     Options: type
+    #: Whether `prepare` is done.
+    ready = False
 
     def __init__(self, options) -> None:
         self.options = options
+
+    @property
+    def _prepared(self) -> Self:
+        if not self.ready:
+            raise RuntimeError("call prepare() before the judge is asked anything")
+        return self
 
     @abstractmethod
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:

@@ -116,6 +116,7 @@ class DigitsJudge(Judge):
         except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the judge in {path} cannot be read; delete that file to train it again") from error
         self.model, self.record, self.highest = model.eval(), record, data.vocab_size - 1
+        self.ready = True
 
     @property
     def identity(self) -> str:
@@ -140,12 +141,6 @@ class DigitsJudge(Judge):
     def class_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """(N, 10) float64, rows sum to 1."""
         return self._read(texts)[1].double().softmax(-1).numpy()
-
-    @property
-    def _prepared(self) -> DigitsJudge:
-        if not hasattr(self, "model"):
-            raise RuntimeError("call prepare() before the judge is asked anything")
-        return self
 
     @torch.no_grad()
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
