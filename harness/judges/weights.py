@@ -18,4 +18,5 @@ def load_causal_model(source: str, dtype: str, device: str, **where: Any) -> Pre
     """`source` (a folder or a hub name) as a causal language model in evaluation mode; see `load_checked` for errors."""
     from transformers import AutoModelForCausalLM
 
-    return load_checked(AutoModelForCausalLM, source, dtype, KEY, "use judge=trained", **where).to(device)
+    model = load_checked(AutoModelForCausalLM, source, dtype, KEY, "use judge=trained", **where)
+    return model.to(device)  # type: ignore[arg-type]  # its decorator hides `self`
