@@ -8,6 +8,7 @@ Shapes: N sequences, K per-sequence terms, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,14 @@ import numpy as np
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 _CELLS = 4_000_000  # gathered float64 values held at once: 32 MB
+
+
+def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error; NaN from too few values. The mean with an infinite value is infinite, without error."""
+    n = len(values_N)
+    if n == 0 or not np.isfinite(values_N).all():
+        return float(values_N.sum()) if n else math.nan, math.nan
+    return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
 @dataclass(frozen=True)

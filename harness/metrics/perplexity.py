@@ -12,7 +12,6 @@ import numpy as np
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap
-from harness.metrics.identity import metric_identity
 
 
 def pooled_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
@@ -81,7 +80,14 @@ class GenerativePerplexity(Metric):
         "with a BOS, nothing after the first end-of-text; standard errors by bootstrap over sequences"
     )
     columns = (
-        Column("gen_ppl", "Gen. PPL", "perplexity per judge token", "lower"),
+        Column(
+            "gen_ppl",
+            "Gen. PPL",
+            "perplexity per judge token",
+            "lower",
+            tradeoff="quality",
+            meaning="Repetitive text lowers it, so it is read together with the entropy",
+        ),
         Column(
             "gen_ppl_seqmean",
             "Gen. PPL (exp of mean per-sequence NLL)",
@@ -103,10 +109,6 @@ class GenerativePerplexity(Metric):
         super().__init__(options)
         if options.resamples < 2:
             raise UserError(f"resamples={options.resamples} gives no standard error; use at least 2")
-
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The three definitions; `per_sequence` keeps NLL (nats) and judge tokens, so that any other can be had."""

@@ -1,15 +1,17 @@
 """From rows of results to what a table or figure shows: one value and one error per method, budget and temperature.
 
-The frame is that of `harness.store.ResultsTable` with two more columns: `title`, what people call the method, and
-`role`: "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "probe" for a
+The frame is that of `harness.store.ResultsTable`. A row is of a method and a sampler; `title` is what people call the two,
+`role` is "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "probe" for a
 method that is given something that it would have to model, "reference" for rows that give the scale, "data" for held-out
 data itself (a single reference without an NFE is taken to be that).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -20,7 +22,14 @@ ROLES = ("data", "method", "floor", "probe", "reference")
 #: Those that are drawn as curves over budgets; the others are horizontal lines.
 CURVES = ("method", "floor", "probe")
 #: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
-BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
+BOUND = Column(
+    "nelbo_nats_per_token",
+    "Bound",
+    "nats/token",
+    "lower",
+    meaning="upper bound on -ln p(x) of held-out sequences per token, all latent terms included; exact for methods that "
+    "have a likelihood. Only methods that have one are shown",
+)
 SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")
 EQUIVALENT = Column("equivalent_nfe", "Equivalent NFE", "calls of the baseline's network", "lower")
 _ERROR_NAMES = {BOUND.name: "nelbo_se"}
@@ -32,8 +41,26 @@ def error_name(name: str) -> str:
     return _ERROR_NAMES.get(name, f"{name}_se")
 
 
+def labels_of(kinds: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    """A label for each (method, sampler) of `kinds` (title, method, sampler): its title, with both where others share it."""
+    titles = {(method, sampler): title for title, method, sampler in kinds}
+    count = Counter(titles.values())
+    return {
+        key: title if count[title] == 1 else f"{title} ({', '.join(filter(None, key))})"
+        for key, title in titles.items()
+    }
+
+
+def with_labels(*frames: pd.DataFrame) -> list[pd.DataFrame]:
+    """The frames with a `label` for each method and sampler (see `labels_of`), the same in all of them."""
+    names = ["title", "method", "sampler"]
+    kinds = [list(f[names].astype("object").fillna("").itertuples(index=False, name=None)) for f in frames]
+    labels = labels_of(itertools.chain.from_iterable(kinds))
+    return [f.assign(label=[labels[kind[1:]] for kind in own]) for f, own in zip(frames, kinds, strict=True)]
+
+
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a `label` for each method: its title, with method and sampler where two of them share a title.
+    """The frame with labels (unless it has them already) and plain numbers.
 
     Raises `ValueError` for a role that is none of `ROLES`, and for rows of different data or protocols.
     """
@@ -42,15 +69,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"role must be one of {ROLES}, not {sorted(map(str, strange))}")
     if frame["protocol"].nunique(dropna=False) > 1 or frame["data"].nunique(dropna=False) > 1:
         raise ValueError("rows of different data or protocols cannot be compared: pass them one at a time")
-    made = frame.copy()
-    kinds = made[["title", "method", "sampler"]].astype("object").fillna("").drop_duplicates()
-    shared = set(kinds.loc[kinds["title"].duplicated(), "title"])
-    made["label"] = [
-        f"{title} ({', '.join(str(part) for part in (method, sampler) if not pd.isna(part))})"
-        if title in shared
-        else str(title)
-        for title, method, sampler in zip(made["title"], made["method"], made["sampler"], strict=True)
-    ]
+    made = frame.copy() if "label" in frame else with_labels(frame)[0]
     for name in made.columns:
         if made[name].dtype.kind in "iufb":
             made[name] = made[name].astype("float64")
@@ -131,6 +150,12 @@ def data_value(table: pd.DataFrame, name: str) -> float:
     """The value of held-out data itself in an aggregated table, NaN without such a row."""
     rows = table.loc[table["role"] == "data", name]
     return float(rows.iloc[0]) if len(rows) else math.nan
+
+
+def tradeoff(columns: Sequence[Column]) -> tuple[Column, Column] | None:
+    """The first column of quality and the first of diversity, where there are both."""
+    sides = [[column for column in columns if column.tradeoff == side] for side in ("quality", "diversity")]
+    return (sides[0][0], sides[1][0]) if all(sides) else None
 
 
 def columns_with_bound(columns: Sequence[Column]) -> list[Column]:
