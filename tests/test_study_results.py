@@ -139,7 +139,7 @@ def test_figures_exist_and_are_embedded(finished):
     names = {path.name for path in (finished.folder / "figures").glob("*.png")}
     scores = ("gen_ppl", "entropy", "mauve")
     assert {f"{score}_{budget}.png" for score in scores for budget in ("nfe", "equivalent_nfe")} <= names
-    assert "perplexity_entropy.png" in names
+    assert "gen_ppl_entropy.png" in names
     report = (finished.folder / "report.md").read_text(encoding="utf-8")
     assert all(f"(figures/{name})" in report for name in names)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (finished.folder / "figures").glob("*.png"))

@@ -46,7 +46,7 @@ def _play(tracker: MlflowTracker, runs_dir: Path, name: str) -> dict[str, str]:
         for nfe in (2, 8, 32):
             tracker.log_scores(cell, {"gen_ppl": 100.0 / nfe + seed, "mauve": None, "x": math.inf}, nfe, T0 + nfe)
         tracker.log_samples(cell, [{"nfe": 2, "text": 'a, "b"\nc'}, {"nfe": 8, "text": "é"}])
-        tracker.log_figure(cell, figure)
+        tracker.log_file(cell, figure, "figures")
         tracker.finish(cell, "FINISHED", T0 + 99)
         ids[f"cell{seed}"] = cell
     tracker.finish(ids["study"], "FINISHED", T0 + 100)
@@ -267,7 +267,7 @@ def test_null_tracker_takes_every_call(tmp_path):
         tracker.log_curves(cell, [])
         tracker.log_scores(cell, {}, 2, T0)
         tracker.log_samples(cell, [])
-        tracker.log_figure(cell, tmp_path)
+        tracker.log_file(cell, tmp_path, "figures")
         tracker.log_file(cell, tmp_path)
         tracker.log_dataset(cell, "d", "x", "y")
         tracker.finish(cell, "FINISHED")

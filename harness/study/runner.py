@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 
 from harness.errors import UserError
 from harness.provenance import cpu_count
 from harness.store import StudyLock, read_json, write_json, write_text
 from harness.study.cells import DATA_ROW, Cell, data_cell, left_out, make_cells
+from harness.study.outcome import Outcome
 from harness.study.pool import Message, Pool
 from harness.study.progress import Display, clock
 from harness.study.publish import Publisher
@@ -23,15 +23,6 @@ from harness.study.work import samples_file
 from harness.training.distributed import gpu_groups
 
 MAX_TRIES = 2
-
-
-@dataclass
-class Outcome:
-    """How a study ended: lines to print, and the cells that failed with the reason."""
-
-    table: str
-    places: list[str]
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def worker_count(session: Session) -> int:
@@ -58,7 +49,6 @@ def run_study(session: Session, command: str) -> Outcome:
         tasks = make_tasks(session, cells, data)
         _mark_failed_before(tasks, cells)
         failures = _work(session, tasks, cells, data, publisher)
-        publisher.refresh()
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome

@@ -19,7 +19,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class TrackingOptions:
     """`uri`: None for the SQLite store beside the runs, or any server; `experiment`: None for the study's name."""
 
-    enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
     system_metrics: bool = True
@@ -36,6 +35,10 @@ class Point(TypedDict):
 
 class Tracker(ABC):
     """Run ids are opaque: one that was handed out while the service was down is made good later (see `resolve`)."""
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Make sure that the service answers; raises `UserError` if it does not."""
 
     @abstractmethod
     def open_study(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], key: str | None = None) -> str:
@@ -66,10 +69,6 @@ class Tracker(ABC):
     @abstractmethod
     def log_samples(self, run_id: str, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """A table of samples; replaces the table of that name."""
-
-    @abstractmethod
-    def log_figure(self, run_id: str, path: Path) -> None:
-        """A figure, under `figures/`."""
 
     @abstractmethod
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:

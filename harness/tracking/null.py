@@ -8,6 +8,9 @@ from harness.tracking.base import Tracker
 class NullTracker(Tracker):
     """Takes every call and does nothing."""
 
+    def connect(self) -> None:
+        pass
+
     def open_study(self, name, params, tags, key=None) -> str:
         return ""
 
@@ -24,9 +27,6 @@ class NullTracker(Tracker):
         pass
 
     def log_samples(self, run_id, rows, name="samples") -> None:
-        pass
-
-    def log_figure(self, run_id, path) -> None:
         pass
 
     def log_file(self, run_id, path, folder=None) -> None:
