@@ -176,6 +176,7 @@ SCHEMA: dict[str, str] = {
     "cell": _TEXT,
     "time_ms": _REAL,
 }
+_PLAIN = {_TEXT: str, _INTEGER: int, _REAL: float}
 _SORT = ("study", "data", "method", "sampler", "seed", "nfe", "temperature", "cell")
 
 
@@ -187,6 +188,8 @@ def _is_missing(value: Any) -> bool:
 
 def _cast(name: str, value: Any, kind: str) -> Any:
     """`value` as the column wants it; unknown stays unknown. Raises `TypeError` rather than make a number up."""
+    if type(value) is _PLAIN[kind]:  # nearly all are, and a large table has many
+        return value
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if _is_missing(value):

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
@@ -113,37 +114,27 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        codes, seeds = pd.factorize(group["seed"], use_na_sentinel=False)
+        # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
+        of_seeds = [np.flatnonzero(codes == code) for code in range(len(seeds))]
         row = dict(zip(KEYS, key, strict=True))
         row["seeds"] = int(max(1, group["seed"].nunique()))
         row["n"] = group["n"].min()
         for name in ("nfe_latent", "nfe_token"):
             row[name] = group[name].iloc[0]
-        # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
         for name in names:
-            if name not in group:
-                row[name], row[f"{name}_error"] = math.nan, math.nan
-                continue
-            errors = group[error_name(name)] if error_name(name) in group else pd.Series(math.nan, group.index)
-            seeds = [
-                combine(list(group.loc[part, name]), list(errors[part]))
-                for part in group.groupby("seed", dropna=False).groups.values()
-            ]
-            row[name], row[f"{name}_error"] = combine([v for v, _ in seeds], [e for _, e in seeds])
+            values, errors = (
+                group[column].to_numpy(dtype=float) if column in group else np.full(len(group), math.nan)
+                for column in (name, error_name(name))
+            )
+            by_seed = [combine(values[rows_S].tolist(), errors[rows_S].tolist()) for rows_S in of_seeds]
+            row[name], row[f"{name}_error"] = combine([v for v, _ in by_seed], [e for _, e in by_seed])
         rows.append(row)
-    wanted = [
-        *KEYS,
-        "seeds",
-        "n",
-        "nfe_latent",
-        "nfe_token",
-        *(part for name in names for part in (name, f"{name}_error")),
-    ]
-    made = pd.DataFrame(rows, columns=wanted)
-    order = {label: place for place, label in enumerate(dict.fromkeys(made["label"]))}
-    places = made["label"].map(order)
-    return (
-        made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable").drop(columns="_place")
-    )
+    shown = [part for name in names for part in (name, f"{name}_error")]
+    made = pd.DataFrame(rows, columns=[*KEYS, "seeds", "n", "nfe_latent", "nfe_token", *shown])
+    places = made["label"].map({label: place for place, label in enumerate(dict.fromkeys(made["label"]))})
+    ordered = made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable")
+    return ordered.drop(columns="_place")
 
 
 def data_value(table: pd.DataFrame, name: str) -> float:
