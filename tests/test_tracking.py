@@ -16,7 +16,6 @@ from harness.errors import UserError
 from harness.tracking import mlflow_client, ui
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import CHANGED_TAG, MlflowTracker
-from harness.tracking.null import NullTracker
 from harness.tracking.outbox import Down, Outbox, Rejected
 
 T0 = 1_700_000_000_000
@@ -259,9 +258,8 @@ def test_a_broken_database_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_null_tracker_takes_every_call(tmp_path):
-    with NullTracker() as tracker:
-        assert isinstance(tracker, Tracker)
+def test_a_tracker_that_is_off_takes_every_call(tmp_path):
+    with Tracker() as tracker:
         study = tracker.open_study("s", {}, {})
         cell = tracker.open_cell(study, "c", "k", {}, {})
         tracker.log_curves(cell, [])

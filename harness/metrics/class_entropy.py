@@ -60,6 +60,6 @@ class ClassEntropy(Metric):
         entropy = bootstrap(p_NC, entropy_of_sums, self.options.resamples, context.seed)
         top_N = p_NC.max(axis=1)
         return Scores(
-            {"class_entropy": (entropy.value, entropy.se), "class_confidence": mean_and_error(top_N)},
+            {"class_entropy": entropy, "class_confidence": mean_and_error(top_N)},
             {"class_confidence": top_N, "class": p_NC.argmax(axis=1)},
         )

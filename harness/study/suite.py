@@ -22,7 +22,6 @@ from harness.study.progress import clock
 from harness.study.runner import run_study
 from harness.study.session import Session
 from harness.tracking.base import Status, Tracker
-from harness.tracking.null import NullTracker
 from harness.tracking.open import open_tracker
 
 
@@ -152,7 +151,7 @@ class _Log:
 
     def __init__(self, suite: Suite) -> None:
         self.suite, self.run = suite, ""
-        self.tracker: Tracker = NullTracker()
+        self.tracker: Tracker = Tracker()
 
     def __enter__(self) -> _Log:
         return self

@@ -7,7 +7,6 @@ from pathlib import Path
 from harness.config.schema import TrackingConfig
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.null import NullTracker
 
 
 def open_tracker(
@@ -19,6 +18,6 @@ def open_tracker(
     for an address that cannot be one.
     """
     if not cfg.enabled:
-        return NullTracker()
+        return Tracker()
     load = cfg.system_metrics if system_metrics is None else system_metrics
     return MlflowTracker(TrackingOptions(cfg.uri, cfg.experiment or experiment, load), Path(runs_dir))
