@@ -95,8 +95,14 @@ def test_rows_come_as_their_files_do_and_leave_with_their_protocol(session):
     late = cells[0].scores(session, cells[0].parts[1], PROTOCOL)
     kept = read_json(late)
     late.unlink()
+    facts = cells[0].facts(session)
+    bound = read_json(facts)
+    facts.unlink()
     with Publisher(session, cells, data, "test") as publisher:
-        assert list(publisher.refresh()["nfe"]) == [2]
+        first = publisher.refresh()
+        assert list(first["nfe"]) == [2] and first["nelbo_nats_per_token"].isna().all()
+        write_json(facts, bound)
+        assert list(publisher.refresh()["nelbo_nats_per_token"]) == [2.5]
         write_json(late, kept)
         assert list(publisher.refresh()["nfe"]) == [2, 4]
         write_json(session.folder / "protocol.json", {"id": "another", "judge": "somebody", "held_out_ppl": 1.0})

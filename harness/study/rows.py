@@ -27,7 +27,7 @@ class StudyRows:
 
     def __init__(self, session: Session, protocol: str) -> None:
         self.session, self.protocol = session, protocol
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._read_once: dict[Path, dict[str, Any]] = {}
         self._rows: dict[tuple[str, Part], dict[str, Any]] = {}
 
     def of(self, cell: Cell) -> list[dict[str, Any]]:
@@ -37,20 +37,20 @@ class StudyRows:
     def _row(self, cell: Cell, part: Part) -> dict[str, Any] | None:
         row = self._rows.get((cell.name, part))
         if row is None:
-            path = cell.scores(self.session, part, self.protocol)
-            if not path.exists():
+            record = self._read(cell.scores(self.session, part, self.protocol))
+            if record is None:
                 return None
-            facts = self._facts_of(cell)
-            row = self._made(cell, part, facts, read_json(path))
-            if facts or cell.method == DATA_ROW:  # else the row is not whole yet
+            facts = [self._read(path) for path in (cell.facts(self.session),)]
+            row = self._made(cell, part, {key: v for each in facts for key, v in (each or {}).items()}, record)
+            if None not in facts or cell.method == DATA_ROW:  # else the row is not whole yet
                 self._rows[cell.name, part] = row
         return row
 
-    def _facts_of(self, cell: Cell) -> dict[str, Any]:
-        path = cell.facts(self.session)
-        if cell.name not in self._facts and path.exists():
-            self._facts[cell.name] = read_json(path)
-        return self._facts.get(cell.name, {})
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """What a file says, but for single sequences, which would fill the memory; None while it is not there."""
+        if path not in self._read_once and path.exists():
+            self._read_once[path] = {key: v for key, v in read_json(path).items() if key != "per_sequence"}
+        return self._read_once.get(path)
 
     @cached_property
     def _judge(self) -> str:
