@@ -9,7 +9,7 @@ import pytest
 
 from harness.metrics.base import Column
 from harness.report import figures
-from harness.report.aggregate import aggregate, combine, labelled
+from harness.report.aggregate import aggregate, combine, labelled, with_labels
 from harness.report.report import write_report
 from harness.report.table import best_rows, cost_table, counted, frontier_table, measured, number, results_table
 from harness.store import ResultsTable
@@ -113,6 +113,16 @@ def test_seeds_are_averaged_and_the_caption_says_so():
     text = results_table(_frame(rows), COLUMNS)
     assert "| 33.0 ± 1.7 |" in text and "Means over 3 training seeds" in text
     assert "One training seed" in results_table(_frame(rows[:1]), COLUMNS)
+
+
+def test_two_samplers_of_one_method_have_a_style_each_and_keep_it_over_tasks():
+    one = [_row("Alpha", "method", 4, 30, 4, 0.5), _row("Alpha", "method", 4, 50, 4, 0.5, sampler="")]
+    two = [_row("Alpha", "method", 4, 30, 4, 0.5), _row("Beta", "method", 4, 30, 4, 0.5)]
+    first, second = with_labels(_frame(one), _frame(two))
+    assert set(first["label"]) == {"Alpha (alpha, x)", "Alpha (alpha)"}
+    assert set(second["label"]) == {"Alpha (alpha, x)", "Beta"}, "though its title is its own there"
+    style = figures.Style.of_table(aggregate(labelled(first), ["gen_ppl"]))
+    assert style.of("Alpha (alpha, x)") != style.of("Alpha (alpha)")
 
 
 def test_two_samplers_under_one_title_are_kept_apart():
