@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness.errors import EXIT_CODE, UserError
 
 if TYPE_CHECKING:
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
     from harness.tuning.load import LoadedTune
 
 _USAGE = """usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]

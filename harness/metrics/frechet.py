@@ -16,7 +16,6 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
 from harness.metrics.mauve import cached_features
 
 
@@ -78,10 +77,6 @@ class Frechet(Metric):
         super().__init__(options)
         if options.resamples < 0 or options.resamples == 1:
             raise UserError(f"frechet with resamples={options.resamples} gives no error; use 0 (none) or at least 2")
-
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The distance and the spread of its bootstrap draws."""

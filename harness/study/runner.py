@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
@@ -22,19 +21,11 @@ from harness.provenance import cpu_count
 from harness.store import read_json, write_json, write_text
 from harness.study import steps
 from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
 from harness.study.tasks import JUDGE, begin, cells_by_task, make_tasks
 from harness.training.distributed import gpu_groups
-
-
-@dataclass
-class Outcome:
-    """How a study ended: lines to print, and the cells that failed with the reason."""
-
-    table: str
-    places: list[str]
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def worker_count(session: Session) -> int:
@@ -61,7 +52,6 @@ def run_study(session: Session, command: str) -> Outcome:
         tasks = make_tasks(session, cells, data)
         _mark_failed_before(tasks, cells)
         failures = _work(session, tasks, cells, data, publisher)
-        publisher.refresh()
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome
