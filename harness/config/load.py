@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.best import best_in
 from harness.config.messages import nearest_key, one_line
-from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
+from harness.config.registry import OWN_GROUPS, ROOT, Entry, build_options, find_entries, register, studies_folder
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.errors import UserError, nearest
 
@@ -26,15 +26,6 @@ ROOT_DEFAULTS: list[Any] = [
 ]
 
 
-#: Keys younger than the first results. At these values they are left out of the tree, and with it out of the identity
-#: of results, so that a study that does not use them is the one that it was before there were such keys.
-_YOUNG: dict[tuple[str, ...], Any] = {
-    ("study", "unmet"): "refuse",
-    ("study", "tasks"): {},
-    ("study", "nfe_of"): {},
-    ("compute", "processes"): 1,
-    ("only_tasks",): [],
-}
 #: What a task of a study may not set: it belongs to the study as a whole.
 _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
 
@@ -245,15 +236,11 @@ def _checked(tree_cfg: DictConfig, arguments: list[str]) -> Loaded:
         raise UserError(one_line(error)) from error
     _check_classes(tree)
     check(cfg)
-    for path, value in _YOUNG.items():
-        node = tree[path[0]] if len(path) > 1 else tree
-        if node[path[-1]] == value:
-            del node[path[-1]]
     return Loaded(cfg, tree, tuple(arguments))
 
 
 def _check_classes(tree: dict[str, Any]) -> None:
-    """Every node that stands for an object must still name its class: `methods.seq=3` has the right type for Hydra."""
+    """Every node that stands for an object names its class (`methods.seq=3` has the right type) and possible options."""
     several = (("methods", "method"), ("metrics", "metric"))
     nodes = [(key, key, tree[key]) for key in ("data", "tokenizer", "judge")]
     nodes += [(f"{key}.{name}", group, node) for key, group in several for name, node in tree[key].items()]
@@ -261,6 +248,7 @@ def _check_classes(tree: dict[str, Any]) -> None:
         if not isinstance(node, dict) or "_target_" not in node:
             way = f"{group}@{key}=NAME (with '+' in front if it is new)" if "." in key else f"{key}=NAME"
             raise UserError(f"{key}={node}: names no class; choose one with {way}; --help lists the names")
+        build_options(node, key)
 
 
 def _parse(arguments: list[str]) -> list[Any]:

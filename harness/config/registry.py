@@ -18,6 +18,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf, open_dict
 
+from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
 from harness.errors import UserError, nearest
 
@@ -105,11 +106,16 @@ def locate(target: str, where: str = "_target_") -> type:
     return cls
 
 
-def build_options(node: dict[str, Any]) -> tuple[type, Any]:
-    """The class that a resolved node names and an instance of its `Options` with the node's values."""
+def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
+    """The class that a resolved node names and an instance of its `Options` with the node's values, in their ranges.
+
+    `key` is the node's place in the configuration, such as `methods.seq`; raises `UserError`.
+    """
     cls = locate(node["_target_"])
     values = {k: v for k, v in node.items() if k != "_target_"}
-    return cls, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
+    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
+    check_fields(options, key)
+    return cls, options
 
 
 def _typed(entry: Entry) -> Any:
