@@ -32,13 +32,13 @@ class Range:
     filled: bool = False
     distinct: bool = False
 
-    def check(self, key: str, value: Any, default: Any) -> None:
+    def check(self, key: str, value: Any, default: Any = None) -> None:
         """Raise `UserError` with the nearest value (the default, where an end is open) unless `value` is inside."""
         inside = value > self.low if self.above else value >= self.low
         inside &= value < self.high if self.below else value <= self.high
         if (inside and math.isfinite(value)) or value in self.also:
             return
-        end = (self.high, self.below) if value > self.high else (self.low, self.above)
+        end = (self.high, self.below) if value >= self.high else (self.low, self.above)
         usable = math.isfinite(end[0]) and not end[1] and not math.isnan(value)
         way_out = f"; the nearest is {_number(end[0])}" if usable else ""
         if not usable and isinstance(default, int | float):
@@ -67,7 +67,7 @@ class Choice:
     filled: bool = False
     distinct: bool = False
 
-    def check(self, key: str, value: Any, default: Any) -> None:
+    def check(self, key: str, value: Any, default: Any = None) -> None:
         """Raise `UserError` with the nearest choice unless `value` is one."""
         if value not in self.choices:
             raise UserError(f"{key}={value}: is unknown{nearest(value, self.choices)}")

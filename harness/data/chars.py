@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
-from harness.errors import UserError, nearest
 
 ALPHABETS = {
     "text8": "abcdefghijklmnopqrstuvwxyz ",
@@ -39,7 +39,7 @@ _SPELLED = {str(digit): name for digit, name in enumerate(_NAMES)}
 class CharactersOptions:
     """`alphabet`: "text8" (a to z and space) or "printable" (ASCII 32 to 126 and newline)."""
 
-    alphabet: str = "printable"
+    alphabet: str = chosen("printable", ALPHABETS)
 
 
 class Characters(TokenizerSpec):
@@ -53,11 +53,8 @@ class Characters(TokenizerSpec):
     Options = CharactersOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`. Raises `UserError` for an alphabet that is not known."""
-        name = self.options.alphabet
-        if name not in ALPHABETS:
-            raise UserError(f"tokenizer.alphabet={name} is not an alphabet{nearest(name, ALPHABETS)}")
-        return _CharacterTokenizer(name)
+        """See `TokenizerSpec.build`."""
+        return _CharacterTokenizer(self.options.alphabet)
 
 
 class _CharacterTokenizer(Tokenizer):

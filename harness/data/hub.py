@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import digest, documents_digest, held_out
 from harness.data.pack import pack
@@ -45,10 +46,10 @@ class HubOptions:
     train: str = "train"
     valid: str | None = "validation"
     test: str | None = "test"
-    valid_fraction: float = 0.01
-    test_fraction: float = 0.01
+    valid_fraction: float = ranged(0.01, 0, 1, above=True, below=True)
+    test_fraction: float = ranged(0.01, 0, 1, above=True, below=True)
     join: str | None = None
-    max_documents: int | None = None
+    max_documents: int | None = ranged(None, 1)
 
 
 class Hub(DataSource):
@@ -123,13 +124,11 @@ class Hub(DataSource):
 def _check(options: HubOptions) -> None:
     if not options.repo or options.repo == MISSING:
         raise UserError("data.repo is empty; give a dataset repository such as roneneldan/TinyStories")
-    if options.max_documents is not None and options.max_documents < 1:
-        raise UserError(f"data.max_documents={options.max_documents} reads nothing; use 1 or more, or null for all")
     shares = [getattr(options, f"{s}_fraction") for s in ("valid", "test") if getattr(options, s) is None]
-    if any(not 0 < share < 1 for share in shares) or sum(shares) >= 1:
+    if sum(shares) >= 1:
         raise UserError(
-            f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} must be "
-            "above 0 with a sum below 1; use 0.01 and 0.01"
+            f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
+            "nothing to train on; use 0.01 and 0.01"
         )
     if options.join is not None and shares:
         raise UserError(

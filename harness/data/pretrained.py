@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
 from harness.errors import UserError, nearest
 
@@ -33,7 +34,7 @@ class PretrainedOptions:
 
     name: str = "openai-community/gpt2"
     revision: str | None = None
-    separator: str = "eos"
+    separator: str = chosen("eos", SEPARATORS)
 
 
 class Pretrained(TokenizerSpec):
@@ -44,10 +45,6 @@ class Pretrained(TokenizerSpec):
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
         """See `TokenizerSpec.build`. Raises `UserError` where the files cannot be found, reached or read."""
         options = self.options
-        if options.separator not in SEPARATORS:
-            raise UserError(
-                f"tokenizer.separator={options.separator} is not a separator{nearest(options.separator, SEPARATORS)}"
-            )
         folder = _folder(options.name, options.revision)
         files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
         if not files:

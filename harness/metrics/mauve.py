@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.data.files import write_atomically
 from harness.errors import UserError
 from harness.judges.base import Judge
@@ -38,13 +39,13 @@ class MauveOptions:
     `explained_variance` is what PCA keeps before it; `curve_points` is the number of mixtures on the frontier.
     """
 
-    seeds: int = MIN_SEEDS
-    buckets: int = 0
-    scaling: float = 5.0
-    redo: int = 5
-    max_iter: int = 500
-    explained_variance: float = 0.9
-    curve_points: int = 25
+    seeds: int = ranged(MIN_SEEDS, MIN_SEEDS)
+    buckets: int = ranged(0, 2, also=(0,))
+    scaling: float = ranged(5.0, 0, above=True)
+    redo: int = ranged(5, 1)
+    max_iter: int = ranged(500, 1)
+    explained_variance: float = ranged(0.9, 0, 1, above=True, below=True)
+    curve_points: int = ranged(25, 1)
 
 
 def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: MauveOptions, seed: int) -> np.ndarray:
@@ -111,20 +112,6 @@ class Mauve(Metric):
         "k-means seeds, and standard error of that mean: spread of seeds for these samples, not of other samples"
     )
     columns = (Column("mauve", "MAUVE", "0 to 1", "higher"),)
-
-    def __init__(self, options: MauveOptions) -> None:
-        super().__init__(options)
-        if options.seeds < MIN_SEEDS:
-            raise UserError(f"mauve with seeds={options.seeds} is too few k-means seeds; use at least {MIN_SEEDS}")
-        if options.buckets < 0 or options.buckets == 1:
-            raise UserError(f"mauve with buckets={options.buckets} makes no histogram; use 0 (n/10) or at least 2")
-        if not 0.0 < options.explained_variance < 1.0:
-            raise UserError(f"mauve with explained_variance={options.explained_variance} is not in (0, 1); use 0.9")
-        for name in ("redo", "max_iter", "curve_points"):
-            if getattr(options, name) < 1:
-                raise UserError(f"mauve with {name}={getattr(options, name)} computes nothing; use at least 1")
-        if not options.scaling > 0:
-            raise UserError(f"mauve with scaling={options.scaling} is always 1; use 5")
 
     def identity(self) -> str:
         """Definition, version and options as one string."""
