@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
+from harness.config.text import keep_text, read_yaml
 from harness.errors import UserError, nearest
 
 GLOBAL_HEADER = "# @package _global_"
@@ -27,10 +27,8 @@ ROOT = "run"
 #: Groups whose entries name a class.
 CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
 
-#: Groups that another command than `harness.run` chooses from, by that command.
-OWN_GROUPS = {"tune": "python -m harness.tune"} | dict.fromkeys(
-    ("cluster", "slurm", "wait"), "python -m harness.submit"
-)
+#: Sections (and groups) that other commands than `harness.run` have, by that command; what is measured is without them.
+OWN_GROUPS = {"tune": "python -m harness.tune", "slurm": "python -m harness.submit", "wait": "python -m harness.submit"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,7 @@ def _read_once(path: Path, changed: int) -> Entry:
 
 def _read(path: Path) -> Entry:
     group, name = path.parent.name, path.stem
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    text, content, typed = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not a {type(content).__name__}")
     is_global = text.lstrip().startswith(GLOBAL_HEADER)
@@ -85,8 +79,21 @@ def _read(path: Path) -> Entry:
         )
     if group in CLASS_GROUPS and "_target_" not in content:
         raise UserError(f"{path}: names no class; a {group} needs a line such as '_target_: package.module.Class'")
+    if (schema := _schema(group, content)) is not None:
+        keep_text(content, typed, schema)
     comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     return Entry(group, name, path, comments[0] if comments else "", content)
+
+
+def _schema(group: str, content: dict[str, Any]) -> DictConfig | None:
+    """The typed fields that a file of a group fills in; None for a class that is not there, which is said later."""
+    root = OmegaConf.structured(RunConfig)
+    if group not in CLASS_GROUPS:
+        return root if group == "study" else root.get(group)
+    try:
+        return OmegaConf.structured(locate(content["_target_"]).Options)
+    except UserError:
+        return None
 
 
 def locate(target: str, where: str = "_target_") -> type:

@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.fields import check_fields, chosen, ranged
+from harness.config.slurm import SlurmConfig
 from harness.errors import UserError, nearest
+from harness.tuning.schema import TuneConfig
 
 
 @dataclass
@@ -120,7 +122,10 @@ class RunConfig:
     only_tasks: list[str] = field(default_factory=list)  # names of `study.tasks` to run; empty: all
     runs_dir: str = "runs"
     cache_dir: str = "cache"
-    plan: bool = False
+    plan: bool = False  # say what would run, and stop
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    wait: bool = True  # for the jobs of harness.submit, until all is done and published
 
 
 def is_plain(name: str) -> bool:
@@ -150,13 +155,16 @@ def check_tasks(study: str, tasks: list[str], only: list[str]) -> None:
 def check(cfg: RunConfig) -> None:
     """Values that have the right type and yet cannot be meant; `UserError` names the first one."""
     check_tasks(cfg.study.name, list(cfg.study.tasks), list(cfg.only_tasks))
-    for section in ("study", "scale", "train", "compute"):
+    for section in ("study", "scale", "train", "compute", "slurm", "tune"):
         check_fields(getattr(cfg, section), section)
     for key, names in (("study.nfe_of", cfg.study.nfe_of), ("only", cfg.only)):
         for name in names:
             need(name in cfg.methods, key, name, f"is no method of this study{nearest(name, cfg.methods)}")
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
+    delay, longest = cfg.slurm.signal_delay_s, int(cfg.slurm.timeout_min * 60)
+    reason = f"must be below the {longest} seconds of slurm.timeout_min"
+    need(delay < longest, "slurm.signal_delay_s", delay, reason)
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
 

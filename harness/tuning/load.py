@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from harness.config.load import Draft, Loaded, leaves, load_draft
+from harness.config.compose import leaves
+from harness.config.load import Draft, Loaded, load_draft
 from harness.errors import UserError, nearest
 from harness.provenance import short_hash
 from harness.tuning.arguments import is_ours, read_config, shown
