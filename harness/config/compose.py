@@ -24,8 +24,9 @@ from harness.tracking.uri import redact
 ROOT_DEFAULTS: list[Any] = [{"study": "few_step"}, {"tune": None}]
 #: Values with a login, of any characters: taken as they are.
 _URLS = ("tune.storage", "tracking.uri")
-#: Sections whose entries have names that a user chooses.
+#: Sections whose entries have names that a user chooses; new ones of the last need no '+'.
 _OPEN = ("methods.", "metrics.", "study.tasks.", "study.nfe_of.", "slurm.more.")
+_NEW = _OPEN[-1]
 
 Entries = dict[str, dict[str, Entry]]
 
@@ -89,7 +90,7 @@ def _check_keys(values: list[Any], base: DictConfig, entries: Entries) -> None:
     known = leaves(OmegaConf.to_container(base, resolve=False))
     for o in values:
         key, is_open = o.key_or_group, o.key_or_group.startswith(_OPEN)
-        if not o.is_add() and key not in known and not (is_open and key.startswith("slurm.")):
+        if not o.is_add() and key not in known and not key.startswith(_NEW):
             raise UserError(f"unknown key '{key}'{nearest_key(key, known, entries)}")
         if o.is_add() and not is_open:
             raise UserError(f"+{key}: nothing reads this key{nearest_key(key, known, entries)}")
@@ -106,7 +107,10 @@ def _name_search(config: DictConfig, groups: list[Any], entries: Entries) -> Non
 
 def as_text(override: Any, config: DictConfig) -> str:
     """The line of a parsed argument `key=value`, quoted where the key's field in `config` is text."""
-    return override.input_line if override.is_delete() else quoted(override.input_line, override.value(), config)
+    if override.is_delete():
+        return override.input_line
+    line = quoted(override.input_line, override.value(), config)
+    return f"++{line.lstrip('+')}" if override.key_or_group.startswith(_NEW) else line
 
 
 def parse(arguments: Sequence[str]) -> list[Any]:
@@ -116,6 +120,7 @@ def parse(arguments: Sequence[str]) -> list[Any]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key.lstrip("+") in _URLS and value != "null" and value[:1] not in ("'", '"'):
+            value = value.replace("'", "\\'")
             argument = f"{key}='{value}'"  # noqa: PLW2901
         try:
             parsed.append(parser.parse_override(argument))

@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
@@ -125,20 +126,25 @@ def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
     return cls, options
 
 
-def _typed(entry: Entry) -> Any:
-    content = dict(entry.content)
-    target = content.pop("_target_")
-    cls = locate(target, f"{entry.path}: _target_")
-    try:
-        node = OmegaConf.merge(OmegaConf.structured(cls.Options), content)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        known = OmegaConf.to_container(OmegaConf.structured(cls.Options)).keys()
-        wrong = next((k for k in content if k not in known), "")
-        raise UserError(f"{entry.path}: {reason}{nearest(wrong, known) if wrong else ''}") from error
+def _typed(entry: Entry) -> DictConfig:
+    """The content of a class's file, merged with the class's options."""
+    target = entry.content["_target_"]
+    content = {key: value for key, value in entry.content.items() if key != "_target_"}
+    node = _merged(entry, content, OmegaConf.structured(locate(target, f"{entry.path}: _target_").Options))
     with open_dict(node):
         node["_target_"] = target
     return node
+
+
+def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictConfig:
+    """The content of a file in its typed fields; raises `UserError` with the file's name."""
+    try:
+        return OmegaConf.merge(schema, content)
+    except (OmegaConfBaseException, ValueError) as error:
+        known = [str(key) for key in schema]
+        wrong = next((str(key) for key in content if key not in known), "")
+        hint = nearest(wrong, known) if wrong else ""
+        raise UserError(f"{entry.path}: {str(error).splitlines()[0]}{hint}") from error
 
 
 def register(entries: dict[str, dict[str, Entry]], root_defaults: list[Any]) -> None:
@@ -152,4 +158,6 @@ def register(entries: dict[str, dict[str, Entry]], root_defaults: list[Any]) -> 
                 store.store(group=group, name=name, node=_typed(entry))
             else:
                 package = "_global_" if group == "study" else group
+                if group in ("scale", "tune"):  # whose keys belong to one section, so that the file can be named
+                    _merged(entry, entry.content, OmegaConf.structured(RunConfig)[group])
                 store.store(group=group, name=name, node=entry.content, package=package)

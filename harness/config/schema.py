@@ -113,11 +113,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    data: Any = MISSING
-    tokenizer: Any = MISSING
-    judge: Any = MISSING
-    methods: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    data: Any = MISSING  # data=NAME
+    tokenizer: Any = MISSING  # tokenizer=NAME
+    judge: Any = MISSING  # judge=NAME
+    methods: dict[str, Any] = field(default_factory=dict)  # +method@methods.OWN_NAME=NAME
+    metrics: dict[str, Any] = field(default_factory=dict)  # +metric@metrics.OWN_NAME=NAME
     only: list[str] = field(default_factory=list)  # names of `methods` to run; empty: all
     only_tasks: list[str] = field(default_factory=list)  # names of `study.tasks` to run; empty: all
     runs_dir: str = "runs"

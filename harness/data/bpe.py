@@ -31,10 +31,10 @@ _KNOWN_CHARACTERS = 50_000_000
 
 @dataclass
 class ByteBPEOptions:
-    """`vocab_size` counts the 256 bytes; merges are learnt on at most `train_megabytes` of the training split."""
+    """How many tokens are learnt, and from how much."""
 
-    vocab_size: int = ranged(1024, BYTES)
-    train_megabytes: float = ranged(10.0, 0, above=True)
+    vocab_size: int = ranged(1024, BYTES)  # the 256 bytes included
+    train_megabytes: float = ranged(10.0, 0, above=True)  # of the training split, at most
 
 
 class ByteBPE(TokenizerSpec):

@@ -37,9 +37,9 @@ _SPELLED = {str(digit): name for digit, name in enumerate(_NAMES)}
 
 @dataclass
 class CharactersOptions:
-    """`alphabet`: "text8" (a to z and space) or "printable" (ASCII 32 to 126 and newline)."""
+    """Which characters there are."""
 
-    alphabet: str = chosen("printable", ALPHABETS)
+    alphabet: str = chosen("printable", ALPHABETS)  # text8: a to z and space; printable: ASCII 32 to 126 and newline
 
 
 class Characters(TokenizerSpec):

@@ -40,9 +40,9 @@ class LabelledData(TokenData):
 
 @dataclass
 class DigitsOptions:
-    """`levels` of grey: 17 as published; 2 is ink or none, at 8 of 16; any number between cuts 0..16 evenly."""
+    """How many grey levels: 17 as published."""
 
-    levels: int = ranged(GREY_LEVELS, 2, GREY_LEVELS)
+    levels: int = ranged(GREY_LEVELS, 2, GREY_LEVELS)  # 2: ink or none, at 8 of 16; numbers between cut 0..16 evenly
 
 
 class Digits(DataSource):

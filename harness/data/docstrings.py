@@ -48,12 +48,12 @@ _PACKAGES = (
 
 @dataclass
 class DocstringsOptions:
-    """Which installed packages are read (import names; `stdlib` is Python's own library) and what is held out."""
+    """Which packages are read and what is held out."""
 
-    packages: list[str] = field(default_factory=_PACKAGES.split)
+    packages: list[str] = field(default_factory=_PACKAGES.split)  # import names; stdlib is Python's own library
     valid_fraction: float = ranged(0.025, 0, 1, above=True, below=True)
     test_fraction: float = ranged(0.025, 0, 1, above=True, below=True)
-    processes: int = ranged(2, 1)
+    processes: int = ranged(2, 1)  # that read files
 
 
 class Docstrings(DataSource):

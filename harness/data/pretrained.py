@@ -27,14 +27,11 @@ _DOCUMENTS_A_CALL = 1000
 
 @dataclass
 class PretrainedOptions:
-    """`name`: hub name or folder; `revision`: commit on the hub, null for the newest one (it is recorded either way).
+    """Which tokenizer, and what stands between documents."""
 
-    `separator`: what stands between packed documents: "eos" (the tokenizer's end-of-text), "newline" or "none".
-    """
-
-    name: str = "openai-community/gpt2"
-    revision: str | None = None
-    separator: str = chosen("eos", SEPARATORS)
+    name: str = "openai-community/gpt2"  # hub name or folder
+    revision: str | None = None  # commit on the hub; null: the newest (it is recorded either way)
+    separator: str = chosen("eos", SEPARATORS)  # of packed documents; eos: the tokenizer's end-of-text
 
 
 class Pretrained(TokenizerSpec):

@@ -24,18 +24,17 @@ _STEMS = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "
 
 @dataclass
 class TextOptions:
-    """`path`: a folder with train, valid and test files, or one file.
+    """Where the text is, and what a document is.
 
-    `documents`: what a document is in a .txt file: "lines", "paragraphs" (between blank lines) or "whole" (all of it).
-    `field`: the key of the text in JSON lines. The fractions are cut from the end of a single file (in documents; in
-    characters where there is one document) and, for a split without a file, from the end of the training file.
+    The fractions are cut from the end of a single file (in documents; in characters where there is one document) and,
+    for a split without a file, from the end of the training file.
     """
 
-    path: str = MISSING
-    documents: str = chosen("lines", DOCUMENTS)
-    field: str = "text"
-    valid_fraction: float = ranged(0.05, 0, 1, above=True, below=True)
-    test_fraction: float = ranged(0.05, 0, 1, above=True, below=True)
+    path: str = MISSING  # a folder with train, valid and test files, or one file
+    documents: str = chosen("lines", DOCUMENTS)  # of a .txt file; paragraphs: between blank lines; whole: all of it
+    field: str = "text"  # key of the text in JSON lines
+    valid_fraction: float = ranged(0.05, 0, 1, above=True, below=True)  # of the text
+    test_fraction: float = ranged(0.05, 0, 1, above=True, below=True)  # of the text
 
 
 class Text(DataSource):

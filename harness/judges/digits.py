@@ -37,21 +37,21 @@ _READ_AT_ONCE = 1024
 
 @dataclass
 class DigitsJudgeOptions:
-    """Size and training of the classifier (AdamW, the rate falls to zero by a cosine); `features` is F.
+    """Size and training of the classifier (AdamW, the rate falls to zero by a cosine).
 
-    What it trains on is moved by up to one pixel and blurred by Gaussian noise of deviation `noise` (of ink in [0, 1]):
-    without that, with `dropout` 0 and without `smoothing` of the labels it is as sure of pure noise as of digits.
+    Pictures are moved by up to one pixel and made noisy: without that, with `dropout` 0 and without `smoothing` it is as
+    sure of pure noise as of digits.
     """
 
-    features: int = ranged(64, 1)
-    channels: int = ranged(16, 1)
+    features: int = ranged(64, 1)  # F, what Frechet distances are of
+    channels: int = ranged(16, 1)  # of the first convolution
     steps: int = ranged(1200, 1)
-    batch: int = ranged(64, 1)
-    lr: float = ranged(3e-3, 0, above=True)
+    batch: int = ranged(64, 1)  # pictures of a step
+    lr: float = ranged(3e-3, 0, above=True)  # the peak
     weight_decay: float = ranged(0.05, 0)
     dropout: float = ranged(0.3, 0, 1, below=True)
-    smoothing: float = ranged(0.05, 0, 1, below=True)
-    noise: float = ranged(0.1, 0)
+    smoothing: float = ranged(0.05, 0, 1, below=True)  # of the labels
+    noise: float = ranged(0.1, 0)  # standard deviation, of ink in [0, 1]
     seed: int = ranged(0, 0)
 
 

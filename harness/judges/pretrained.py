@@ -29,21 +29,17 @@ _INSTEAD = "use judge=trained, which needs no download"
 
 @dataclass
 class PretrainedJudgeOptions:
-    """`model` is a hub name or a folder; `context` 0 is the model's own, `stride` 0 half of it.
+    """Which model, and how it reads."""
 
-    `bos`: `auto` puts a BOS in front where the model's tokenizer does so itself, `none` never does, `eos` uses the
-    end-of-text token as one.
-    """
-
-    model: str = "openai-community/gpt2"
-    revision: str | None = None
+    model: str = "openai-community/gpt2"  # hub name or folder
+    revision: str | None = None  # commit on the hub; null: the newest
     dtype: str = chosen("float32", DTYPES)
-    context: int = ranged(0, 2, also=(0,))
-    stride: int = ranged(0, 0)
-    bos: str = chosen("auto", _BOS_RULES)
-    pool: str = chosen("mean", POOLS)
-    batch_tokens: int = ranged(8192, 1)
-    heldout_rows: int = ranged(512, 1)
+    context: int = ranged(0, 2, also=(0,))  # tokens of a window; 0: the model's own
+    stride: int = ranged(0, 0)  # tokens between windows; 0: half the context
+    bos: str = chosen("auto", _BOS_RULES)  # in front of a text; auto: as its tokenizer does, eos: the end-of-text token
+    pool: str = chosen("mean", POOLS)  # of the last hidden states
+    batch_tokens: int = ranged(8192, 1)  # read at a time
+    heldout_rows: int = ranged(512, 1)  # of the held-out perplexity
 
 
 class PretrainedJudge(Judge):

@@ -43,34 +43,30 @@ _READING = frozenset({"dtype", "pool", "stride", "batch_tokens", "heldout_rows",
 
 @dataclass
 class TrainedJudgeOptions:
-    """Size, training and reading of the judge.
-
-    `stride` 0 is half the context; `threads` 0 leaves torch's number alone; `precision` is that of training only, and
-    `auto` is bfloat16 where the processor multiplies it natively; scores are always computed in `dtype`.
-    """
+    """Size, training and reading of the judge."""
 
     vocab: int = ranged(2048, _BYTES + 1)  # all bytes and end-of-text
     width: int = ranged(128, 1)
     depth: int = ranged(2, 1)
     heads: int = ranged(2, 1)
-    context: int = ranged(128, 2)
+    context: int = ranged(128, 2)  # tokens of a window
     steps: int = ranged(1500, 1)
-    batch: int = ranged(8, 1)
+    batch: int = ranged(8, 1)  # windows of a step
     lr: float = ranged(3e-3, 0, above=True)
-    warmup: int = ranged(100, 0)
+    warmup: int = ranged(100, 0)  # steps
     weight_decay: float = ranged(0.1, 0)
     clip: float = ranged(1.0, 0, above=True)
     seed: int = ranged(0, 0)
-    corpus_chars: int = ranged(8_000_000, 1)
-    tokenizer_chars: int = ranged(2_000_000, 1)
-    precision: str = chosen("auto", ("auto", "float32", "bfloat16"))
-    threads: int = ranged(1, 0)
-    checkpoint_every: int = ranged(100, 1)
-    dtype: str = chosen("float32", DTYPES)
-    pool: str = chosen("mean", POOLS)
-    stride: int = ranged(0, 0)
-    batch_tokens: int = ranged(8192, 1)
-    heldout_rows: int = ranged(512, 1)
+    corpus_chars: int = ranged(8_000_000, 1)  # that are read at most
+    tokenizer_chars: int = ranged(2_000_000, 1)  # that the tokenizer learns from
+    precision: str = chosen("auto", ("auto", "float32", "bfloat16"))  # of training; auto: bfloat16 where it is native
+    threads: int = ranged(1, 0)  # of torch; 0: its number is left alone
+    checkpoint_every: int = ranged(100, 1)  # steps
+    dtype: str = chosen("float32", DTYPES)  # of scores
+    pool: str = chosen("mean", POOLS)  # of the last hidden states
+    stride: int = ranged(0, 0)  # tokens between windows; 0: half the context
+    batch_tokens: int = ranged(8192, 1)  # read at a time
+    heldout_rows: int = ranged(512, 1)  # of the held-out perplexity
 
 
 class TrainedJudge(Judge):

@@ -29,9 +29,9 @@ def entropy_of_sums(sums: np.ndarray) -> np.ndarray:
 
 @dataclass
 class ClassEntropyOptions:
-    """`resamples` of the bootstrap over samples that gives the standard error of the entropy."""
+    """How finely the error is estimated."""
 
-    resamples: int = ranged(1000, 2)
+    resamples: int = ranged(1000, 2)  # of the bootstrap over samples, for the entropy's standard error
 
 
 class ClassEntropy(Metric):

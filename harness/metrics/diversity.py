@@ -171,11 +171,11 @@ def _statistics(task: ExactTask, x_NL: np.ndarray) -> np.ndarray:
 
 @dataclass
 class DiversityOptions:
-    """`directions` of the sliced distance, `pairs` of data sets for its data-against-data value, `resamples` of errors."""
+    """How finely distances are estimated."""
 
-    directions: int = ranged(64, 1)
-    pairs: int = ranged(20, 2)
-    resamples: int = ranged(50, 2)
+    directions: int = ranged(64, 1)  # of the sliced distance
+    pairs: int = ranged(20, 2)  # of data sets for the value of data against data
+    resamples: int = ranged(50, 2)  # of the bootstrap that gives errors
 
 
 class Diversity(Metric):

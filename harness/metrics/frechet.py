@@ -58,9 +58,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 @dataclass
 class FrechetOptions:
-    """`resamples` of the bootstrap over samples; 0 gives no standard error (with 1000 features each takes a second)."""
+    """The error's cost: with 1000 features each resample takes a second."""
 
-    resamples: int = ranged(200, 2, also=(0,))
+    resamples: int = ranged(200, 2, also=(0,))  # of the bootstrap over samples; 0: no standard error
 
 
 class Frechet(Metric):

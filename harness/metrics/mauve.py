@@ -33,19 +33,15 @@ _SMALL_CLUSTERS = b"WARNING clustering"
 
 @dataclass
 class MauveOptions:
-    """`buckets` 0 is n/10, the authors' choice; the other defaults are those of the authors' package.
+    """Defaults are those of the authors' package."""
 
-    `scaling` is the constant c of the paper; `seeds` counts k-means seeds; `redo` and `max_iter` belong to k-means;
-    `explained_variance` is what PCA keeps before it; `curve_points` is the number of mixtures on the frontier.
-    """
-
-    seeds: int = ranged(MIN_SEEDS, MIN_SEEDS)
-    buckets: int = ranged(0, 2, also=(0,))
-    scaling: float = ranged(5.0, 0, above=True)
-    redo: int = ranged(5, 1)
-    max_iter: int = ranged(500, 1)
-    explained_variance: float = ranged(0.9, 0, 1, above=True, below=True)
-    curve_points: int = ranged(25, 1)
+    seeds: int = ranged(MIN_SEEDS, MIN_SEEDS)  # of k-means
+    buckets: int = ranged(0, 2, also=(0,))  # 0: n/10, the authors' choice
+    scaling: float = ranged(5.0, 0, above=True)  # the constant c of the paper
+    redo: int = ranged(5, 1)  # of k-means
+    max_iter: int = ranged(500, 1)  # of k-means
+    explained_variance: float = ranged(0.9, 0, 1, above=True, below=True)  # what PCA keeps before k-means
+    curve_points: int = ranged(25, 1)  # mixtures on the frontier
 
 
 def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: MauveOptions, seed: int) -> np.ndarray:

@@ -66,9 +66,9 @@ def _value(of_sums, nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
 
 @dataclass
 class GenerativePerplexityOptions:
-    """`resamples` of the bootstrap over sequences that gives the standard errors."""
+    """How finely errors are estimated."""
 
-    resamples: int = ranged(1000, 2)
+    resamples: int = ranged(1000, 2)  # of the bootstrap over sequences that gives the standard errors
 
 
 class GenerativePerplexity(Metric):

@@ -33,10 +33,10 @@ def total_variation(counts: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 @dataclass
 class VariationOptions:
-    """`draws` of n true sequences that give the value of data, `resamples` of the standard error."""
+    """How finely both values are estimated."""
 
-    draws: int = ranged(20, 2)
-    resamples: int = ranged(200, 2)
+    draws: int = ranged(20, 2)  # of n true sequences, which give the value of data
+    resamples: int = ranged(200, 2)  # of the standard error
 
 
 class Variation(Metric):

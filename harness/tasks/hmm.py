@@ -178,9 +178,9 @@ class HMMOptions(TaskSourceOptions):
     """See `HMM`."""
 
     states: int = ranged(3, 2, LARGEST_VOCABULARY)
-    symbols: int = ranged(6, 2, LARGEST_VOCABULARY)
-    stay: float = ranged(0.9, 0, 1)
-    purity: float = ranged(0.96, 0, 1)
+    symbols: int = ranged(6, 2, LARGEST_VOCABULARY)  # a multiple of the states
+    stay: float = ranged(0.9, 0, 1)  # probability to keep a state
+    purity: float = ranged(0.96, 0, 1)  # probability of a state's own symbols
 
 
 class HMMData(TaskSource):

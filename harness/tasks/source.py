@@ -27,11 +27,11 @@ _VERSION = 1
 
 @dataclass
 class TaskSourceOptions:
-    """Rows of the training split and of each held-out split, and the seed that they are drawn with."""
+    """How many rows are drawn."""
 
-    train: int = ranged(65536, 1)
-    heldout: int = ranged(8192, 1)
-    seed: int = ranged(0, 0)
+    train: int = ranged(65536, 1)  # rows of the training split
+    heldout: int = ranged(8192, 1)  # rows of each held-out split
+    seed: int = ranged(0, 0)  # of the rows
 
 
 class TaskSource(DataSource):

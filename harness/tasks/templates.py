@@ -57,12 +57,12 @@ class Templates(MixtureOfProducts):
 
 @dataclass
 class TemplatesOptions(TaskSourceOptions):
-    """See `Templates`; `task_seed` draws the templates, `seed` the data."""
+    """See `Templates`."""
 
     classes: int = ranged(16, 1, MOST_CLASSES)
     symbols: int = ranged(8, 2, LARGEST_VOCABULARY)
-    accuracy: float = ranged(0.9, 0, 1)
-    task_seed: int = ranged(0, 0)
+    accuracy: float = ranged(0.9, 0, 1)  # probability of the template's symbol
+    task_seed: int = ranged(0, 0)  # of the templates
 
 
 class TemplatesData(TaskSource):
