@@ -12,6 +12,10 @@ class UserError(Exception):
     """Bad input. The command line prints the message as one line on standard error and exits with `EXIT_CODE`."""
 
 
+class JobError(Exception):
+    """A job's own fault, such as a loss that is not a number: it would fail again, and the others go on."""
+
+
 class BudgetError(UserError):
     """A step budget that a sampler cannot meet exactly."""
 

@@ -1,4 +1,4 @@
-"""Files of a study: atomic writers, append-only JSON lines, the table of results, and the lock on a study's folder.
+"""Files of a study: atomic writers, append-only JSON lines and the table of results.
 
 Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lines but the one that was being written.
 """
@@ -6,7 +6,6 @@ Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lin
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -248,41 +247,3 @@ class ResultsTable:
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:
     """Replace `path` by a `pandas.DataFrame` as parquet (no index) in one step."""
     write_atomically(path, lambda handle: frame.to_parquet(handle, engine="pyarrow", index=False))
-
-
-class StudyLock:
-    """Holds `<folder>/.lock` while a study runs (`with StudyLock(folder): ...`); let go by the system if we die.
-
-    Raises `UserError` that names the holder's process id where another process has it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / ".lock"
-        self._handle: Any = None
-
-    def __enter__(self) -> StudyLock:
-        with _explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open until __exit__
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            handle.close()
-            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                raise UserError(f"cannot lock {self.path}: {error.strerror}") from None
-            raise UserError(
-                f"{self.path.parent} is in use by process {holder}: wait for it or stop it, then run the command again"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        self._handle = handle
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        # The file stays: removing it would let two later processes lock two different files of the same name.
-        self._handle.truncate(0)
-        self._handle.close()
-        self._handle = None

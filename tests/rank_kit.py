@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.training.launch import attend, say
+from harness.jobs.launch import attend, say
 
 attend()  # before the imports that take seconds
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store import StudyLock
+from harness.jobs.locks import folder_lock
 from tests.study_kit import command, invoke, snapshot
 
 
@@ -191,7 +191,7 @@ def test_server_that_is_not_there(scene, finished):
 
 
 def test_study_that_runs_already(scene, finished):
-    with StudyLock(scene / "runs" / "smoke"):
+    with folder_lock(scene / "runs" / "smoke"):
         _refused(scene, finished, [], "smoke is in use by process", "wait for it")
 
 

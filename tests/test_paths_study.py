@@ -6,7 +6,7 @@ from harness.config.load import load
 from harness.store import read_json
 from harness.study.cells import make_cells
 from harness.study.session import Session
-from harness.study.work import sample_cell, train_cell
+from harness.study.steps import sample_cell, train_cell
 from harness.training.checkpoint import load_tensors
 from tests.toys import one_thread  # noqa: F401
 

@@ -16,7 +16,8 @@ import pytest
 from harness import store
 from harness.data import files
 from harness.errors import UserError
-from harness.store import SCHEMA, ResultsTable, StudyLock
+from harness.jobs.locks import folder_lock
+from harness.store import SCHEMA, ResultsTable
 
 
 def test_json_and_text_round_trip(tmp_path):
@@ -160,8 +161,8 @@ def test_reading_no_or_broken_results(tmp_path):
 _HOLD = """
 import sys
 from pathlib import Path
-from harness.store import StudyLock
-with StudyLock(Path(sys.argv[1])):
+from harness.jobs.locks import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -174,14 +175,14 @@ def test_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
     )
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"study is in use by process {other.pid}") as caught, StudyLock(folder):
+        with pytest.raises(UserError, match=rf"study is in use by process {other.pid}") as caught, folder_lock(folder):
             pass
         assert "\n" not in str(caught.value)
         other.kill()
         other.wait(timeout=10)
-        with StudyLock(folder):
-            assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
-        with StudyLock(folder):
+        with folder_lock(folder):
+            assert (folder / ".lock.pid").read_text() == f"{os.getpid()}\n"
+        with folder_lock(folder):
             pass
     finally:
         other.kill()

@@ -9,21 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from harness.config.load import load
-from harness.study import progress
+from harness.jobs import progress
+from harness.jobs.pool import Message, Pool, Worker
+from harness.jobs.progress import Display, clock
+from harness.jobs.schedule import NEEDS_FAILED, Task, critical_path, ready, spread_failure, unfinished
 from harness.study.cells import data_cell, make_cells
-from harness.study.pool import Message, Pool, Worker
-from harness.study.progress import Display, clock
-from harness.study.schedule import (
-    JUDGE,
-    NEEDS_FAILED,
-    Task,
-    critical_path,
-    make_tasks,
-    ready,
-    spread_failure,
-    unfinished,
-)
 from harness.study.session import Session
+from harness.study.tasks import JUDGE, make_tasks
 from tests.study_kit import METHODS
 
 
@@ -106,29 +98,29 @@ def pool(monkeypatch):
         return Worker(SimpleNamespace(join=lambda: None, kill=lambda: None, exitcode=-9), ours)
 
     monkeypatch.setattr(Pool, "_start", start)
-    made = Pool({}, 2)
+    made = Pool(None, None, 2)
     made.theirs = theirs
     return made
 
 
 def _said(pool: Pool) -> list:
     heard = []
-    pool.poll(0.2, lambda job, message: heard.append((job, message)))
+    pool.poll(0.2, lambda job, message: heard.append((job.key, message)))
     return heard
 
 
 def test_messages_reach_the_parent_and_end_a_job(pool):
-    pool.assign(pool.workers[0], A)
+    pool.assign(pool.workers[0], Task(A))
     assert pool.theirs[0].recv() == A and len(pool.idle()) == len(pool.busy()) == 1
     pool.theirs[0].send(Message("progress", "train", 1, 9))
-    assert _said(pool) == [(A, Message("progress", "train", 1, 9))] and pool.workers[0].job == A
+    assert _said(pool) == [(A, Message("progress", "train", 1, 9))] and pool.workers[0].task.key == A
     pool.theirs[0].send(Message("done"))
     assert _said(pool) == [(A, Message("done"))] and len(pool.idle()) == 2
     assert _said(pool) == []
 
 
 def test_worker_that_dies_is_replaced_and_its_job_reported(pool):
-    pool.assign(pool.workers[1], B)
+    pool.assign(pool.workers[1], Task(B))
     pool.theirs[1].close()
     ((job, message),) = _said(pool)
     assert job == B and message.kind == "died" and "exit code -9" in message.text
@@ -137,7 +129,7 @@ def test_worker_that_dies_is_replaced_and_its_job_reported(pool):
 
 def test_worker_that_died_while_idle_is_replaced_when_it_is_needed(pool):
     pool.theirs[0].close()
-    pool.assign(pool.workers[0], A)
+    pool.assign(pool.workers[0], Task(A))
     assert pool.theirs[2].recv() == A and pool.busy() == [pool.workers[0]]
 
 
@@ -158,7 +150,7 @@ def time(monkeypatch):
 def test_eta_is_the_rest_at_the_pace_of_what_was_done_here(time):
     tasks = _tasks((A, (), 30.0), (B, (), 60.0), (C, (A,), 10.0))
     tasks[A].state = "done"  # found done at the start: it says nothing about the pace
-    display = Display(tasks, 2, io.StringIO())
+    display = Display(tasks, io.StringIO())
     assert display.eta() is None
     tasks[B].state, tasks[B].fraction = "running", 0.5
     time.value += 4.0
@@ -176,9 +168,10 @@ def test_eta_is_the_rest_at_the_pace_of_what_was_done_here(time):
 def test_a_log_gets_a_line_now_and_then(time):
     stream = io.StringIO()
     tasks = _tasks((A, (), 1.0), (JUDGE, (), 1.0))
-    display = Display(tasks, 1, stream, quiet=15.0)
-    tasks[A].state, tasks[A].text, tasks[A].extra = "running", "train all", {"done": 30, "total": 40}
-    tasks[A].fraction = 0.75
+    display = Display(tasks, stream, quiet=15.0)
+    tasks[A].measured = True
+    tasks[A].begin()
+    tasks[A].say("train all", 30, 40)
     display.update()
     assert stream.getvalue() == ""
     time.value += 16

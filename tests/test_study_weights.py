@@ -7,8 +7,8 @@ import pytest
 
 from harness.config.load import load
 from harness.study.cells import data_cell, make_cells
-from harness.study.schedule import make_tasks
 from harness.study.session import Session
+from harness.study.tasks import make_tasks
 from tests.study_kit import command, invoke, use_threads, write_corpus
 
 SAME = [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from harness.cluster.jobs import Job, unfinished
 from harness.config.load import load
 from harness.store import ResultsTable, read_json, read_jsonl
-from harness.study import work
+from harness.study import steps
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from tests.cluster_kit import call, fake_slurm, write_toy
@@ -36,7 +36,7 @@ def test_a_job_goes_on_after_preemption_and_timeout_and_ends_with_the_same_numbe
     slow = [*toy, "+method@methods.slow=slow", "only=[slow]", "scale.steps=600", "train.checkpoint_seconds=0.5"]
     session = Session(load([*slow[2:], f"runs_dir={tmp_path / 'other'}"], [tmp_path / "configs"]).tree)
     whole = make_cells(session)[0]
-    work.train_weights(session, whole, lambda *_: None)
+    steps.train_weights(session, whole, lambda *_: None)
 
     home: list[Path] = []
     stopped: list[int] = []

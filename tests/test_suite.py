@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from harness.config.load import load
-from harness.store import ResultsTable, StudyLock
+from harness.jobs.locks import folder_lock
+from harness.store import ResultsTable
 from harness.tracking.mlflow_client import connect
 from harness.tracking.uri import default_store
 from tests.study_kit import Said, invoke, snapshot, use_threads
@@ -257,7 +258,7 @@ def test_tasks_are_asked_of_a_study_that_has_none(tmp_path):
 def test_a_task_that_another_command_runs_is_refused(done, tmp_path):
     folder = done.copy(tmp_path)
     before = snapshot(folder)
-    with StudyLock(folder / "short"):
+    with folder_lock(folder / "short"):
         said = invoke(suite_arguments(tmp_path, FLOOR, "tracking.enabled=false"))
     assert said.code == 2 and f"task short: {folder / 'short'} is in use by process" in said.error
     assert {n: h for n, h in snapshot(folder).items() if n != "short/.lock"} == {

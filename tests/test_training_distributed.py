@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from harness.config.load import load
 from harness.errors import UserError
+from harness.jobs.launch import RanksEnded, launch
 from harness.store import read_jsonl
-from harness.study import ranks, work
+from harness.study import ranks, steps
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.training import distributed
-from harness.training.launch import RanksEnded, launch
 from harness.training.loop import train
 from tests.rank_kit import Run, build
 from tests.study_kit import command, write_corpus
@@ -134,7 +134,7 @@ def descendants() -> list[psutil.Process]:
 
 def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_weights(arguments):
     session, cell = cell_of(arguments)
-    work.fit_cell(session, cell, session.build("mdlm"), lambda *_: None)
+    steps.fit_cell(session, cell, session.build("mdlm"), lambda *_: None)
     session, both = cell_of(arguments, "compute.processes=2")
     assert both.key != cell.key, "another number of processes is another cell"
     shown: list[int] = []
@@ -146,12 +146,12 @@ def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_w
     def stop(method, step: int, values: dict[str, float]) -> None:
         assert step == 40 and math.isfinite(values["valid/bound_nats_per_token"])
         kept = load_file(both.home / "train.safetensors")
-        assert not torch.equal(method.network.head.weight, torch.zeros_like(method.network.head.weight))
-        assert kept.keys() >= {"ema/network.head.weight"}
+        assert not torch.equal(method.netsteps.head.weight, torch.zeros_like(method.netsteps.head.weight))
+        assert kept.keys() >= {"ema/netsteps.head.weight"}
         raise Pruned
 
     with pytest.raises(Pruned):
-        work.train_weights(session, both, lambda *_: None, stop)
+        steps.train_weights(session, both, lambda *_: None, stop)
     assert not descendants(), "they end with the command that started them"
     assert not both.model.exists()
 
@@ -165,7 +165,7 @@ def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_w
             killed.append(victim.pid)
             victim.kill()
 
-    work.train_weights(session, both, progress)
+    steps.train_weights(session, both, progress)
     assert killed and shown[0] >= 40, "it went on from the checkpoint"
     assert not descendants() and not (both.home / "ranks.log").exists() and not (both.home / "ranks.json").exists()
     one, two = load_file(cell.model), load_file(both.model)
@@ -187,7 +187,7 @@ def test_processes_die_with_the_worker_that_started_them(tmp_path):
     """SIGKILL leaves the worker no time to say goodbye."""
     (tmp_path / "spec.json").write_text(json.dumps({"do": "wait"}))
     code = (
-        "import pathlib, sys; from harness.training.launch import launch; "
+        "import pathlib, sys; from harness.jobs.launch import launch; "
         "launch('tests.rank_kit', sys.argv[1], 2, lambda m: print(m, flush=True), pathlib.Path(sys.argv[1] + '.log'))"
     )
     worker = subprocess.Popen(

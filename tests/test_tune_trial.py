@@ -11,9 +11,9 @@ import torch
 
 from harness.config.load import load
 from harness.errors import UserError
+from harness.jobs.locks import waiting_for
 from harness.store import read_json, read_jsonl
 from harness.study.cells import make_cells
-from harness.study.locks import alone
 from harness.study.session import Session
 from harness.training import loop
 from harness.tuning.load import LoadedTune, load_tune
@@ -97,7 +97,7 @@ def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
     assert first.trained and len(first.constraints) == 1
     for name in ("_step", "_held_out"):
         monkeypatch.setattr(loop, name, _no_training)
-    monkeypatch.setattr("harness.study.work.draw_samples", _no_training)
+    monkeypatch.setattr("harness.study.steps.draw_samples", _no_training)
     again = _runner(configs, tune="toy").run(params, None, _quiet)
     assert not again.trained and (again.values, again.constraints, again.scores) == (
         first.values, first.constraints, first.scores
@@ -153,7 +153,7 @@ def test_the_datas_own_values_are_scored_once(configs, monkeypatch):
     result = TrialRunner(loaded).run({SPREAD: 1.0}, None, _quiet)
     margin = abs(result.scores["repeats@4"] - values["repeats"]) - 0.9 * values["repeats"]
     assert result.constraints == [pytest.approx(margin)]
-    monkeypatch.setattr("harness.study.work.score_cell", _no_training)
+    monkeypatch.setattr("harness.study.steps.score_cell", _no_training)
     assert data_values(_load(configs, tune="toy")) == values
 
 
@@ -222,7 +222,7 @@ def test_facts_are_measured_where_they_are_asked_for(configs):
 
 # ---- sharing weights --------------------------------------------------------------------------------------------------
 def _hold(path: str, held, release) -> None:
-    with alone(Path(path)):
+    with waiting_for(Path(path)):
         held.set()
         release.wait(20)
 

@@ -24,8 +24,8 @@ import psutil
 from harness.cluster.jobs import Job
 from harness.cluster.options import SlurmConfig, SubmitConfig
 from harness.errors import UserError
+from harness.jobs.launch import python_path
 from harness.store import read_json, write_json
-from harness.training.launch import python_path
 
 
 @dataclass

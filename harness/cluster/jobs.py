@@ -111,7 +111,7 @@ def _cells(job: Job) -> dict[str, Any]:
 def _do_cells(job: Job, session: Session, cells: dict[str, Cell]) -> dict[str, Any]:
     """Train, sample and score cells; one whose loss is not a number is marked as failed, for the report to say so."""
     from harness.store import write_json, write_text
-    from harness.study import work
+    from harness.study import steps
     from harness.training.loop import Diverged
 
     failures: dict[str, str] = {}
@@ -119,8 +119,8 @@ def _do_cells(job: Job, session: Session, cells: dict[str, Cell]) -> dict[str, A
         cell, progress = cells[name], _Log(name)
         try:
             if not cell.failure.exists():
-                work.train_cell(session, cell, progress)
-                work.sample_cell(session, cell, progress)
+                steps.train_cell(session, cell, progress)
+                steps.sample_cell(session, cell, progress)
                 _score(session, cell, progress)
         except Diverged as error:
             write_json(cell.failure, {"reason": str(error)})
@@ -135,13 +135,13 @@ def _do_cells(job: Job, session: Session, cells: dict[str, Cell]) -> dict[str, A
 
 def _score(session: Session, cell: Cell, progress: _Log) -> None:
     """Score with a judge that is trained by whichever job comes first; the others wait for it."""
-    from harness.study import work
-    from harness.study.locks import alone
+    from harness.jobs.locks import waiting_for
+    from harness.study import steps
 
     if not hasattr(session, "_protocol"):
-        with alone(session.folder / "judge.lock", lambda: progress("waiting for the judge", 0, 0)):
-            session._protocol = work.prepare_judge(session, progress)
-    work.score_cell(session, cell, progress)
+        with waiting_for(session.folder / "judge.lock", lambda: progress("waiting for the judge", 0, 0)):
+            session._protocol = steps.prepare_judge(session, progress)
+    steps.score_cell(session, cell, progress)
 
 
 def unfinished(session: Session) -> list[str]:

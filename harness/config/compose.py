@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config.messages import nearest_key, one_line
 from harness.config.named import is_named, with_named
 from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
+from harness.config.samplers import forced, sets_sampler
 from harness.config.text import quoted
 from harness.errors import UserError, nearest
 from harness.tracking.uri import redact
@@ -90,7 +91,9 @@ def _check_keys(values: list[Any], base: DictConfig, entries: Entries) -> None:
     known = leaves(OmegaConf.to_container(base, resolve=False))
     for o in values:
         key, is_open = o.key_or_group, o.key_or_group.startswith(_OPEN)
-        if not o.is_add() and key not in known and not key.startswith(_NEW):
+        # Options of a sampler are checked where its class is known.
+        there = key.split(".samplers.")[0] if o.is_force_add() and sets_sampler(key) else key
+        if not o.is_add() and there not in known and not key.startswith(_NEW):
             raise UserError(f"unknown key '{key}'{nearest_key(key, known, entries)}")
         if o.is_add() and not is_open:
             raise UserError(f"+{key}: nothing reads this key{nearest_key(key, known, entries)}")
@@ -123,7 +126,7 @@ def parse(arguments: Sequence[str]) -> list[Any]:
             value = value.replace("'", "\\'")
             argument = f"{key}='{value}'"  # noqa: PLW2901
         try:
-            parsed.append(parser.parse_override(argument))
+            parsed.append(parser.parse_override(forced(argument)))
         except HydraException as error:
             hint = "; write key=value" if "=" not in argument else "; quote values with special characters"
             raise UserError(f"cannot read the argument '{redact(argument)}'{hint}") from error

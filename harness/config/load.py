@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config.best import best_in
 from harness.config.compose import Entries, as_text, compose_lines, composed, entries_of, parse
 from harness.config.messages import one_line
-from harness.config.registry import OWN_GROUPS, build_options
+from harness.config.registry import OWN_GROUPS, Entry, build_options
+from harness.config.samplers import resolve_samplers
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.errors import UserError
 
@@ -52,7 +53,7 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None, sections: 
     """
     entries = entries_of(config_dirs)
     with best_in(arguments) as arguments:
-        return _checked(composed(parse(arguments), entries, sections), arguments)
+        return _checked(composed(parse(arguments), entries, sections), arguments, entries["sampler"])
 
 
 def load_suite(
@@ -73,7 +74,7 @@ def load_draft(arguments: list[str], config_dirs: list[Path] | None = None, sect
         parsed = parse(arguments)
         study, only = _study_and_choice(parsed, entries)
         if not study["tasks"]:
-            return Draft(composed(parsed, entries, sections), tuple(arguments))
+            return Draft(composed(parsed, entries, sections), tuple(arguments), entries["sampler"])
         check_tasks(study["name"], list(study["tasks"]), only)
         if len(only) != 1:
             task = next(iter(study["tasks"]))
@@ -81,7 +82,7 @@ def load_draft(arguments: list[str], config_dirs: list[Path] | None = None, sect
         parsed = _with_task(study["tasks"][only[0]], parsed)
         lines = tuple(o.input_line for o in parsed)
         try:
-            return Draft(composed(parsed, entries, sections), lines, f"{study['name']}/{only[0]}")
+            return Draft(composed(parsed, entries, sections), lines, entries["sampler"], f"{study['name']}/{only[0]}")
         except UserError as error:
             raise UserError(f"task {only[0]}: {error}") from error
 
@@ -95,6 +96,7 @@ class Draft:
 
     config: DictConfig
     overrides: tuple[str, ...]
+    samplers: Mapping[str, Entry]
     name: str = ""
 
     def loaded(self, more: list[str] | None = None) -> Loaded:
@@ -108,11 +110,12 @@ class Draft:
                 raise UserError(f"{o.input_line}: only values can change here; write key=value")
             [o] = parse([as_text(o, config)])  # noqa: PLW2901
             try:
-                OmegaConf.update(config, o.key_or_group, o.value(), merge=True)
+                OmegaConf.update(config, o.key_or_group, o.value(), merge=True, force_add=o.is_force_add())
             except OmegaConfBaseException as error:
                 raise UserError(one_line(error)) from error
         lines = [*self.overrides, *(more or [])]
-        return _as_task(_checked(config, lines), self.name) if self.name else _checked(config, lines)
+        checked = _checked(config, lines, self.samplers)
+        return _as_task(checked, self.name) if self.name else checked
 
 
 def _study_and_choice(parsed: list[Any], entries: Entries) -> tuple[dict[str, Any], list[str]]:
@@ -139,7 +142,7 @@ def _load_suite(parsed: list[Any], entries: Entries, sections: Sequence[str]) ->
     for task, overrides in study["tasks"].items():
         try:
             mine = _with_task(overrides, parsed)
-            loaded = _checked(composed(mine, entries, sections), [o.input_line for o in mine])
+            loaded = _checked(composed(mine, entries, sections), [o.input_line for o in mine], entries["sampler"])
         except UserError as error:
             if task in only or not only:
                 raise UserError(f"task {task}: {error}") from error
@@ -172,20 +175,21 @@ def _as_task(loaded: Loaded, name: str) -> Loaded:
     return Loaded(cfg, tree, loaded.overrides)
 
 
-def _checked(tree_cfg: DictConfig, arguments: list[str]) -> Loaded:
+def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:
     """The values of a composed configuration, resolved, complete and possible; raises `UserError`."""
     try:
         missing = sorted(OmegaConf.missing_keys(tree_cfg))
         if missing:
             raise UserError(f"{missing[0]} has no value; give it as {missing[0]}=...")
-        cfg = OmegaConf.to_object(tree_cfg)
         tree = OmegaConf.to_container(tree_cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
+    _check_classes(tree)
+    resolve_samplers(tree["methods"], samplers)
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    check(cfg)
     for section in OWN_GROUPS:
         del tree[section]  # no part of what is measured
-    _check_classes(tree)
-    check(cfg)
     return Loaded(cfg, tree, tuple(arguments))
 
 

@@ -26,7 +26,7 @@ from harness.errors import UserError, nearest
 GLOBAL_HEADER = "# @package _global_"
 ROOT = "run"
 #: Groups whose entries name a class.
-CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
+CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric", "sampler")
 
 #: Sections (and groups) that other commands than `harness.run` have, by that command; what is measured is without them.
 OWN_GROUPS = {"tune": "python -m harness.tune", "slurm": "python -m harness.submit", "wait": "python -m harness.submit"}
@@ -120,7 +120,7 @@ def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
     `key` is the node's place in the configuration, such as `methods.seq`; raises `UserError`.
     """
     cls = locate(node["_target_"])
-    values = {k: v for k, v in node.items() if k != "_target_"}
+    values = {k: v for k, v in node.items() if k not in ("_target_", "samplers")}
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
     check_fields(options, key)
     return cls, options
@@ -128,11 +128,13 @@ def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
 
 def _typed(entry: Entry) -> DictConfig:
     """The content of a class's file, merged with the class's options."""
-    target = entry.content["_target_"]
-    content = {key: value for key, value in entry.content.items() if key != "_target_"}
+    target, samplers = entry.content["_target_"], entry.content.get("samplers", {})
+    content = {key: value for key, value in entry.content.items() if key not in ("_target_", "samplers")}
     node = _merged(entry, content, OmegaConf.structured(locate(target, f"{entry.path}: _target_").Options))
     with open_dict(node):
         node["_target_"] = target
+        if entry.group == "method":
+            node["samplers"] = samplers
     return node
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from harness.config.fields import check_fields, chosen, ranged
+from harness.config.rows import check_budgets, rows_of
 from harness.config.slurm import SlurmConfig
 from harness.errors import UserError, nearest
 from harness.tuning.schema import TuneConfig
@@ -25,7 +26,7 @@ class StudyConfig:
     name: str = MISSING  # of its folder in runs_dir
     question: str = ""  # that it answers
     nfe: list[int] = ranged([2, 4, 8, 16, 32], 1, filled=True, distinct=True)  # budgets of network calls
-    nfe_of: dict[str, list[int]] = ranged({}, 1, filled=True, distinct=True)  # of single methods, in the place of nfe
+    nfe_of: dict[str, Any] = ranged({}, 1, filled=True, distinct=True)  # own ones: {ar: [64], seq: {one_call: [2, 4]}}
     temperatures: list[float] = ranged([1.0], 0, above=True, filled=True, distinct=True)  # that divide logits
     seeds: list[int] = ranged([0], 0, filled=True, distinct=True)  # of training
     samples: int = ranged(2000, 8)  # of each cell
@@ -118,7 +119,7 @@ class RunConfig:
     judge: Any = MISSING  # judge=NAME
     methods: dict[str, Any] = field(default_factory=dict)  # +method@methods.OWN_NAME=NAME
     metrics: dict[str, Any] = field(default_factory=dict)  # +metric@metrics.OWN_NAME=NAME
-    only: list[str] = field(default_factory=list)  # names of `methods` to run; empty: all
+    only: list[str] = field(default_factory=list)  # `methods` to run, or single samplers as method/sampler; empty: all
     only_tasks: list[str] = field(default_factory=list)  # names of `study.tasks` to run; empty: all
     runs_dir: str = "runs"
     cache_dir: str = "cache"
@@ -155,11 +156,10 @@ def check_tasks(study: str, tasks: list[str], only: list[str]) -> None:
 def check(cfg: RunConfig) -> None:
     """Values that have the right type and yet cannot be meant; `UserError` names the first one."""
     check_tasks(cfg.study.name, list(cfg.study.tasks), list(cfg.only_tasks))
+    rows_of(cfg.methods, cfg.only)
+    check_budgets(cfg.study.nfe_of, cfg.methods)
     for section in ("study", "scale", "train", "compute", "slurm", "tune"):
         check_fields(getattr(cfg, section), section)
-    for key, names in (("study.nfe_of", cfg.study.nfe_of), ("only", cfg.only)):
-        for name in names:
-            need(name in cfg.methods, key, name, f"is no method of this study{nearest(name, cfg.methods)}")
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
     delay, longest = cfg.slurm.signal_delay_s, int(cfg.slurm.timeout_min * 60)

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from harness.config.load import flatten
+from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
@@ -26,9 +27,9 @@ from harness.report.truth import TRUTH
 from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.rows import make_rows, samples_of
-from harness.study.schedule import JUDGE, JobKey
 from harness.study.session import Session
-from harness.study.work import samples_file
+from harness.study.steps import samples_file
+from harness.study.tasks import JUDGE
 from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.null import NullTracker
@@ -88,11 +89,13 @@ class Publisher:
             own = {
                 k: v for k, v in config.items() if not k.startswith(("methods.", "tracking.", "study.seeds", "only"))
             }
-            own |= {"method": cell.method, "seed": str(cell.seed)}
-            node = s.tree["methods"].get(cell.method, {})
+            own |= {"method": cell.method, "sampler": cell.sampler, "seed": str(cell.seed)}
+            node = dict(s.tree["methods"].get(cell.method, {}))
+            samplers = node.pop("samplers", {})
+            node["sampler"] = samplers.get(cell.sampler, {})
             own |= {f"method.{k}": str(v) for k, v in flatten(node).items()}
             name = f"{s.cfg.study.name}/{cell.name}"
-            tags = self._tags() | {"method": cell.method, "role": cell.role, "cell": cell.key}
+            tags = self._tags() | {"method": cell.method, "sampler": cell.sampler, "role": cell.role, "cell": cell.key}
             self.runs[cell.name] = self.tracker.open_cell(self.parent, name, f"{cell.name}-{cell.key}", own, tags)
             self.tracker.log_dataset(
                 self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts
@@ -135,7 +138,7 @@ class Publisher:
         path = self.session.folder / "protocol.json"
         return read_json(path)["id"] if path.exists() else None
 
-    def job_done(self, key: JobKey, cell: Cell | None) -> None:
+    def job_done(self, key: TaskKey, cell: Cell | None) -> None:
         """A job's files are there: show them."""
         if key == JUDGE:
             self._open_runs()  # the protocol, which is one of the tags, is known from here on
@@ -148,7 +151,7 @@ class Publisher:
         if time.monotonic() - self._refreshed > 10:
             self._refreshed = time.monotonic()
             for cell in self.cells:
-                if cell.curves.exists() and not cell.model.exists():
+                if cell.weights.curves.exists() and not cell.weights.model.exists():
                     self._log_curves(cell)
 
     def refresh(self) -> None:
@@ -173,7 +176,7 @@ class Publisher:
     def _log_curves(self, cell: Cell) -> None:
         points = [
             {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
-            for line in read_jsonl(cell.curves)
+            for line in read_jsonl(cell.weights.curves)
             for name, value in line["values"].items()
         ]
         self.tracker.log_curves(self.runs[cell.name], points)
@@ -226,7 +229,7 @@ class Publisher:
         for cell in self.cells:
             points = [
                 (line["step"], line["values"]["valid/bound_nats_per_token"])
-                for line in read_jsonl(cell.curves)
+                for line in read_jsonl(cell.weights.curves)
                 if "valid/bound_nats_per_token" in line["values"]
             ]
             if points:

@@ -12,12 +12,12 @@ from pathlib import Path
 from harness.config.load import LoadedSuite
 from harness.config.schema import RunConfig
 from harness.errors import UserError
+from harness.jobs.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable, read_json
 from harness.study.cells import Cell, left_out, make_cells
 from harness.study.plan import estimate
-from harness.study.progress import clock
 from harness.study.runner import Outcome, run_study
 from harness.study.session import Session
 from harness.tracking.base import Status, Tracker, TrackingOptions
@@ -68,7 +68,7 @@ def describe_suite(suite: Suite) -> str:
     draws = sum(len(cell.parts) for cell in cells)
     seconds, steps = (sum(plan[i] for plan in plans.values()) for i in (1, 2))
     parts.append(
-        f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.trained for c in cells)} of them trained ({steps} "
+        f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.weights.trained for c in cells)} of them trained ({steps} "
         f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
         f"judges and scoring. The report of them all goes to {suite.folder}"
     )

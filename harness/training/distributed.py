@@ -117,7 +117,7 @@ class _LossModule(nn.Module):
 
 
 def join(device: str) -> Group:
-    """The group that a launcher (`harness.training.launch`, torchrun) started this process for, from its environment.
+    """The group that a launcher (`harness.jobs.launch`, torchrun) started this process for, from its environment.
 
     On GPUs each process of a machine takes the one of its number there. Raises `UserError` outside of a launcher.
     """

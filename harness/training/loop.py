@@ -22,6 +22,7 @@ from torch import Tensor
 
 from harness.config.schema import ScaleConfig, TrainConfig
 from harness.data.base import TokenData
+from harness.errors import JobError
 from harness.interface import Loss, Method
 from harness.store import append_jsonl, read_jsonl
 from harness.training import checkpoint
@@ -30,7 +31,7 @@ from harness.training.ema import EMA
 from harness.training.precision import Numerics
 
 
-class Diverged(Exception):
+class Diverged(JobError):
     """The loss is not a number any more; the cell stops, the study goes on."""
 
 

@@ -62,7 +62,7 @@ class Display:
 
     def line(self, trials: list[FrozenTrial], running: list[str]) -> str:
         """The line for these trials; `running` are words on what each worker does."""
-        from harness.study.progress import (
+        from harness.jobs.progress import (
             clock,  # not at the top: workers, which show nothing, would import all it needs
         )
 

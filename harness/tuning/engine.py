@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.jobs.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json
-from harness.study.progress import clock
 from harness.study.runner import Outcome
 from harness.training.distributed import gpu_groups
 from harness.tuning.claims import Tally, all_trials, tally

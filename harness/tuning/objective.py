@@ -129,24 +129,24 @@ def data_values(loaded: LoadedTune, progress: Progress | None = None) -> dict[st
 
     Raises `UserError` for limits that leave no value, given the data's own.
     """
-    from harness.study import work
+    from harness.jobs.locks import waiting_for
+    from harness.study import steps
     from harness.study.cells import data_cell
-    from harness.study.locks import alone
     from harness.study.session import Session
 
     if loaded.of_data:
         return loaded.of_data
     path = loaded.folder / "data.json"
     tell = progress or (lambda text, done, total: None)
-    with alone(loaded.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
+    with waiting_for(loaded.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
         known = read_json(path) if path.exists() else {}
         if known.get("identity") != loaded.identity:
             session = Session(loaded.trial_tree([], DATA_ROW), loaded.weights)
             session.adopt(loaded.session)
             cell = data_cell(session)
-            work.score_cell(session, cell, tell)
+            steps.score_cell(session, cell, tell)
             loaded.session.adopt(session)  # the judge is ready now
-            record = work.read_scores(session, cell, cell.parts[0], session._protocol)
+            record = steps.read_scores(session, cell, cell.parts[0], session._protocol)
             known = {"identity": loaded.identity, "values": record["values"]}
             write_json(path, known)
     _check_limits(loaded.cfg, known["values"])

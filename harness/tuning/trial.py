@@ -15,12 +15,12 @@ import torch
 
 from harness.errors import UserError
 from harness.interface import Method
+from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples, ScoreContext
 from harness.provenance import short_hash
 from harness.store import append_jsonl, read_json, read_jsonl, write_json
-from harness.study import match, work
+from harness.study import match, steps
 from harness.study.cells import Cell, make_cells
-from harness.study.locks import alone
 from harness.study.rows import make_rows
 from harness.study.session import Session
 from harness.training.loop import Diverged, step_generator
@@ -77,7 +77,7 @@ class TrialRunner:
         session = self.loaded.session
         if self._judge is not session.judge:
             # A judge that is not trained yet is trained by one worker.
-            with alone(self.loaded.folder / "judge.lock", lambda: progress("waiting for the judge", 0, 0)):
+            with waiting_for(self.loaded.folder / "judge.lock", lambda: progress("waiting for the judge", 0, 0)):
                 session.judge.prepare(session.data, session.cache, session.numerics.device, lambda t: progress(t, 0, 0))
             self._judge = session.judge
 
@@ -94,12 +94,12 @@ class TrialRunner:
         with _timed(seconds, "train"):
             trained = self._train(session, cell, report, progress)
         with _timed(seconds, "sample"):
-            work.sample_cell(session, cell, progress)
+            steps.sample_cell(session, cell, progress)
         with _timed(seconds, "score"):
             self._ready_judge(session, progress)
             if needs_facts(self.loaded.cfg):
-                work.train_cell(session, cell, progress)  # the weights are there: this measures
-            work.score_cell(session, cell, progress)
+                steps.train_cell(session, cell, progress)  # the weights are there: this measures
+            steps.score_cell(session, cell, progress)
         values, constraints, scores = evaluate(self.loaded, make_rows(session, cell, session._protocol))
         return TrialResult(values, constraints, scores, seconds, trained, read_jsonl(cell.curves))
 
@@ -115,9 +115,9 @@ class TrialRunner:
     def _ready_judge(self, session: Session, progress: Progress) -> None:
         """Prepare the session's judge, unless it is the one that is prepared already."""
         if session.judge is self._judge:
-            session._protocol = work.write_protocol(session)
+            session._protocol = steps.write_protocol(session)
         else:
-            session._protocol = work.prepare_judge(session, progress)
+            session._protocol = steps.prepare_judge(session, progress)
 
     # ---- training -------------------------------------------------------------------------------------------------
     def _train(self, session: Session, cell: Cell, report: Report | None, progress: Progress) -> bool:
@@ -127,7 +127,7 @@ class TrialRunner:
         if report is not None and self.loaded.cfg.pruner.kind != "none" and cell.trained:
             told = self._signal(session, cell, report)
         try:
-            return work.train_weights(session, cell, progress, told)
+            return steps.train_weights(session, cell, progress, told)
         except Diverged as error:
             write_json(cell.failure, {"reason": str(error)})
             raise

@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 from harness.errors import EXIT_CODE, UserError
-from harness.lifetime import die_with_parent
+from harness.jobs.pool import die_with_parent
 from harness.store import write_text
 from harness.tuning.claims import Claims, give_up, put_back
 from harness.tuning.presence import Presence

@@ -1,13 +1,14 @@
-"""Progress of a study on the terminal: what runs, how far, and when it will be done."""
+"""Progress on the terminal: what runs, how far, and when it will be done."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from harness.study.schedule import JobKey, Task
+from harness.jobs.schedule import Task, TaskKey
 
 
 def clock(seconds: float) -> str:
@@ -19,10 +20,21 @@ def clock(seconds: float) -> str:
 
 
 class Display:
-    """One line that is redrawn on a terminal; in a log, a line whenever `quiet` seconds have passed."""
+    """One line that is redrawn on a terminal; in a log, a line whenever `quiet` seconds have passed.
 
-    def __init__(self, tasks: dict[JobKey, Task], workers: int, stream: TextIO | None = None, quiet: float = 15.0):
-        self.tasks, self.workers = tasks, workers
+    `planned` is the number of tasks in all, where they are made on the way; `note` gives words for the line's head.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[TaskKey, Task],
+        stream: TextIO | None = None,
+        quiet: float = 15.0,
+        planned: int = 0,
+        note: Callable[[], str] = lambda: "",
+        what: str = "jobs",
+    ):
+        self.tasks, self.planned, self.note, self.what = tasks, planned, note, what
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.quiet = 0.5 if self.live else quiet
@@ -33,15 +45,20 @@ class Display:
     def _finished(self) -> float:
         return sum(t.weight * (1.0 if t.state in ("done", "failed") else t.fraction) for t in self.tasks.values())
 
+    def _total(self) -> float:
+        known = sum(t.weight for t in self.tasks.values())
+        return known + max(0, self.planned - len(self.tasks)) * (known / len(self.tasks) if self.tasks else 1.0)
+
     def eta(self) -> float | None:
         """Seconds to go at the pace so far; None while there is no pace yet."""
         elapsed, finished = time.monotonic() - self.began, self._finished() - self._head_start
-        total = sum(t.weight for t in self.tasks.values()) - self._head_start
+        total = self._total() - self._head_start
         if elapsed < 5 or finished < 0.01 * total:
             return None
         return elapsed * (total - finished) / finished
 
     def update(self, force: bool = False) -> None:
+        """Draw the line again, if it is time."""
         now = time.monotonic()
         if not force and now - self._said < self.quiet:
             return
@@ -49,15 +66,14 @@ class Display:
         eta = self.eta()
         done = sum(t.state == "done" for t in self.tasks.values())
         running = [self._describe(t) for t in self.tasks.values() if t.state == "running"]
-        head = f"[{clock(now - self.began)}, ETA {'...' if eta is None else clock(eta)}, {done}/{len(self.tasks)} jobs]"
-        self._write(f"{head} " + " | ".join(running))
+        count = f"{done}/{max(self.planned, len(self.tasks))} {self.what}"
+        head = ", ".join(filter(None, (clock(now - self.began), f"ETA {'...' if eta is None else clock(eta)}", count)))
+        self._write(f"[{head}] " + " | ".join(filter(None, (self.note(), *running))))
 
     @staticmethod
     def _describe(task: Task) -> str:
-        name = "judge" if task.key[0] == "judge" else task.key[1]
-        text = task.text or task.key[0]
-        count = task.extra.get("total", 0)
-        return f"{name}: {text}" + (f" {int(task.extra['done'])}/{int(count)}" if count else "")
+        kind, name = task.key
+        return f"{name}: {task.text or kind}" + (f" {task.done}/{task.total}" if task.total else "")
 
     def _write(self, line: str) -> None:
         if self.live:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.lifetime import die_with_parent
+from harness.jobs.pool import die_with_parent
 
 #: What a line of a report begins with; all else that is printed goes to the log.
 _MARK = "@report "
@@ -71,7 +71,7 @@ def attend() -> None:
 
 def _command(module: str, argument: str, processes: int, scratch: str) -> list[str]:
     return [
-        sys.executable, "-m", "harness.training.launch", str(os.getpid()),
+        sys.executable, "-m", "harness.jobs.launch", str(os.getpid()),
         "--nnodes=1", f"--nproc-per-node={processes}", f"--max-restarts={_RESTARTS}", "--monitor-interval=0.2",
         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", f"--log-dir={scratch}",
         "-m", module, argument,

@@ -1,0 +1,73 @@
+"""The tasks of a study (judge, train, sample, score), and what its worker processes do for each.
+
+A job is (kind, name): to train a model is named after its weights, the rest after cells; its results are files. Weights are rough numbers of full network calls for one token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.jobs.pool import Serve, Talk
+from harness.jobs.schedule import Task, TaskKey
+from harness.study import steps
+from harness.study.cells import Cell, Weights, data_cell, make_cells
+from harness.study.session import Session
+
+JUDGE: TaskKey = ("judge", "judge")
+#: A training step costs three forward passes of a batch, and runs in eager mode where sampling may be compiled.
+_TRAIN, _SAMPLE, _SCORE, _LATENT_EXTRA = 4.5, 1.0, 12.0, 1.5
+
+
+def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[TaskKey, Task]:
+    """All tasks by key."""
+    s, c = session.cfg.study, session.cfg.scale
+    judge = Task(JUDGE, (), _TRAIN * c.steps * c.batch * c.length * 0.8)
+    tasks = [judge]
+    tokens = s.samples * c.length
+    for weights, own in by_weights(cells).items():
+        more = _LATENT_EXTRA if own[0].role == "method" else 1.0
+        cost = more * _TRAIN * c.steps * c.batch * c.length if weights.trained else tokens
+        tasks.append(Task(("train", weights.name), (), cost, measured=True))
+    for cell in cells:
+        sample: TaskKey = ("sample", cell.name)
+        calls = sum(max(p.nfe, 1) for p in cell.parts)
+        tasks.append(Task(sample, (("train", cell.weights.name),), _SAMPLE * tokens * calls))
+        tasks.append(Task(("score", cell.name), (sample, JUDGE), _SCORE * tokens * len(cell.parts)))
+    tasks.append(Task(("score", data.name), (JUDGE,), _SCORE * s.samples * c.length))
+    return {t.key: t for t in tasks}
+
+
+def by_weights(cells: list[Cell]) -> dict[Weights, list[Cell]]:
+    """The cells that draw from each of the study's models, in the order of the study."""
+    groups: dict[Weights, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.weights, []).append(cell)
+    return groups
+
+
+def cells_by_task(cells: list[Cell], data: Cell) -> dict[str, Cell]:
+    """The cell that a task's name stands for: its own, or for training any that draws from the weights."""
+    own = {cell.name: cell for cell in (*cells, data)}
+    return {weights.name: group[0] for weights, group in by_weights(cells).items()} | own
+
+
+def begin(context: tuple[dict[str, Any], Path | None]) -> Serve:
+    """A worker of the study with this configuration tree and folder of weights (see `Session`)."""
+    tree, weights = context
+    torch.set_num_threads(tree["compute"]["threads"])
+    session = Session(tree, weights)
+    cells = cells_by_task(make_cells(session), data_cell(session))
+
+    def serve(job: TaskKey, talk: Talk) -> None:
+        kind, name = job
+        if kind == "judge":
+            steps.prepare_judge(session, talk.progress)
+        else:
+            {"train": steps.train_cell, "sample": steps.sample_cell, "score": steps.score_cell}[kind](
+                session, cells[name], talk.progress
+            )
+
+    return serve
