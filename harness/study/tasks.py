@@ -1,6 +1,7 @@
 """The tasks of a study (judge, train, sample, score), and what its worker processes do for each.
 
-A job is (kind, name): to train a model is named after its weights, the rest after cells; its results are files. Weights are rough numbers of full network calls for one token.
+A job is (kind, name): training is named after the weights, the rest after cells. Results are files. Weights of tasks are
+rough numbers of full network calls for one token.
 """
 
 from __future__ import annotations
