@@ -17,9 +17,7 @@ class SlurmConfig:
     constraint: str = ""
     nodelist: str = ""
     exclude: str = ""
-    timeout_min: float = ranged(
-        240.0, 0, above=True, unit="minutes"
-    )  # then a job is queued again, to go on from its files
+    timeout_min: float = ranged(240.0, 0, above=True, unit="minutes")  # then a job is queued again, to go on
     signal_delay_s: int = ranged(90, 1)  # how long before that it is told
     max_timeouts: int = ranged(1000, 0)  # how often it is put back
     gpus: int = ranged(-1, -1)  # of a job; -1: compute.processes, or none with compute.device=cpu
