@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.report.aggregate import error_name
 from harness.report.truth import TRUTH
 from harness.store import read_jsonl
