@@ -69,7 +69,8 @@ def _choice(entry: Entry) -> str:
     if entry.group not in CLASS_GROUPS:
         return f"{head}\n{textwrap.indent(yaml.safe_dump(entry.content, sort_keys=False), '  ').rstrip()}"
     options = locate(entry.content["_target_"], f"{entry.path}: _target_").Options
-    prefix = {"method": "methods.NAME.", "metric": "metrics.NAME."}.get(entry.group, f"{entry.group}.")
+    places = {"method": "methods.NAME.", "metric": "metrics.NAME.", "sampler": "methods.NAME.samplers.NAME."}
+    prefix = places.get(entry.group, f"{entry.group}.")
     return "\n".join([head, *([_purpose(options)] if options.__doc__ else []), *_keys(options, prefix, entry.content)])
 
 

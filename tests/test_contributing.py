@@ -1,0 +1,90 @@
+"""The examples of CONTRIBUTING.md, as a newcomer has them: written into a folder, run in a study, and put to the contracts."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import tests.test_methods_contract as methods
+import tests.test_metrics_contract as metrics
+import tests.test_samplers_contract as samplers
+from harness.config.registry import Entry, find_entries
+from harness.store import ResultsTable
+from tests.study_kit import invoke, use_threads
+from tests.study_plugins import write_configs
+
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", TEXT, re.S | re.M))
+COMMANDS = [line for line in TEXT.splitlines() if line.startswith("python -m harness.run ")]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """The reader's folder, which is where he is."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def entries(mine) -> dict[str, dict[str, Entry]]:
+    return find_entries([mine])
+
+
+def test_there_is_a_class_and_a_yaml_of_each(entries):
+    assert {group: len(named) for group, named in entries.items()} == {"method": 1, "sampler": 1, "metric": 1}
+    assert len(FILES) == 6 and len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_accepted(mine, line):
+    words = shlex.split(line)[3:]
+    said = invoke(words if "--help" in words else [*words, "--cfg", "job"])
+    assert said.code == 0, said.err
+
+
+def test_a_study_with_all_three(mine, monkeypatch, tmp_path):
+    use_threads(monkeypatch)
+    configs = tmp_path / "toy"
+    said = invoke(
+        [
+            *write_configs(configs), "--config-dir", ".", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}",
+            "+method@methods.local=local", "+method@methods.mdlm=mdlm", "only=[mdlm,local]",
+            "methods.mdlm.samplers.blocks={}", "methods.mdlm.samplers.back={sampler: blocks, backwards: true}",
+            "+metric@metrics.distinct=distinct", "study.nfe=[2]", "scale.steps=6", "train.validations=1",
+        ]
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
+    rows = {("local", "ancestral"), ("mdlm", "ancestral"), ("mdlm", "blocks"), ("mdlm", "back")}
+    assert set(zip(frame["method"], frame["sampler"], strict=True)) == {("data", ""), *rows}
+    assert frame["distinct"].between(0, 1).all() and "MDLM, blocks" in said.out
+    assert len(list((tmp_path / "runs" / "toy" / "weights").iterdir())) == 2
+
+
+def put_to(module, **given) -> None:
+    """All tests of a contract that look at one thing."""
+    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
+    wanted = [test for test in tests if next(iter(given)) in inspect.signature(test).parameters]
+    assert len(wanted) > 3
+    for test in wanted:
+        test(**{name: given[name] for name in inspect.signature(test).parameters})
+
+
+def test_the_method_meets_its_contract(entries, monkeypatch):
+    monkeypatch.setattr(methods, "ENTRIES", entries["method"])
+    put_to(methods, method=methods.build("local"))
+
+
+def test_the_sampler_meets_its_contract(entries, monkeypatch):
+    monkeypatch.setattr(samplers, "ENTRIES", entries["sampler"])
+    put_to(samplers, sampler=samplers.build("mdlm", "blocks"))
+
+
+def test_the_metric_meets_its_contract(entries, tmp_path):
+    put_to(metrics, metric=metrics.build(entries["metric"]["distinct"].path), tmp_path=tmp_path)
