@@ -90,9 +90,3 @@ def test_render_shows_ink_as_brightness():
 def test_options_and_lengths_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="scale.length=64"):
         Digits(DigitsOptions()).load(32, None, None)
-
-
-def test_loading_again_gives_the_same():
-    again = load()
-    assert again.fingerprint == DATA.fingerprint
-    assert all((again.splits[split] == DATA.splits[split]).all() for split in SPLITS)

@@ -53,18 +53,6 @@ def test_default_rows_are_made_quickly(name):
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 65536, "valid": 8192, "test": 8192}
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_same_options_same_data_and_no_other(name):
-    cls, length = SOURCES[name][0], 6
-    one, two, three = loaded(cls, length), loaded(cls, length), loaded(cls, length, seed=1)
-    assert one.fingerprint == two.fingerprint and all(np.array_equal(one.splits[s], two.splits[s]) for s in SPLITS)
-    assert not np.array_equal(one.splits["train"], three.splits["train"])
-    others = [three, loaded(cls, length, train=65), loaded(cls, length, heldout=33), loaded(cls, length - 1)]
-    assert len({data.fingerprint for data in (one, *others)}) == 5
-    assert not np.array_equal(one.splits["valid"], one.splits["test"])
-    assert not np.array_equal(one.splits["valid"], one.splits["train"][:32])
-
-
 def test_options_of_the_task_change_it():
     base = HMMData.Options(train=8, heldout=8)
     prints = {HMMData(replace(base, **o)).load(8, None, None).fingerprint for o in ({}, {"stay": 0.8}, {"purity": 0.9})}

@@ -88,8 +88,8 @@ def _read(path: Path) -> Entry:
 
 def _schema(group: str, content: dict[str, Any]) -> DictConfig | None:
     """The typed fields that a file of a group fills in; None for a class that is not there, which is said later."""
-    root = OmegaConf.structured(RunConfig)
     if group not in CLASS_GROUPS:
+        root = OmegaConf.structured(RunConfig)
         return root if group == "study" else root.get(group)
     try:
         return OmegaConf.structured(locate(content["_target_"]).Options)
