@@ -66,7 +66,7 @@ def describe_suite(suite: Suite) -> str:
     parts = [f"task {task}\n{text}" for task, (text, *_) in plans.items()]
     cells = [cell for task in suite.parts for cell in suite.cells[task]]
     draws = sum(len(cell.parts) for cell in cells)
-    seconds, steps = (sum(plan[i] for plan in plans.values()) for i in (1, 2))
+    seconds, steps = sum(plan[1] for plan in plans.values()), sum(plan[2] for plan in plans.values())
     parts.append(
         f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.weights.trained for c in cells)} of them trained ({steps} "
         f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
