@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.config.load import flatten, leaves, load
+from harness.config.compose import flatten, leaves
+from harness.config.load import load
 from harness.config.registry import OWN_GROUPS, build_options, find_entries, studies_folder
 from harness.errors import UserError
 from harness.study.session import Session

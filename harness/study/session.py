@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from harness.config.registry import build_options
 from harness.config.rows import rows_of
-from harness.config.schema import RunConfig, scale_identity
+from harness.config.schema import RunConfig
 from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem, Sampler
@@ -87,8 +87,8 @@ class Session:
 
     @cached_property
     def data(self) -> TokenData:
-        source_cls, source_options = build_options(self.tree["data"])
-        tokenizer_cls, tokenizer_options = build_options(self.tree["tokenizer"])
+        source_cls, source_options = build_options(self.tree["data"], "data")
+        tokenizer_cls, tokenizer_options = build_options(self.tree["tokenizer"], "tokenizer")
         source: DataSource = source_cls(source_options)
         return source.load(self.cfg.scale.length, self.cache, tokenizer_cls(tokenizer_options))
 
@@ -105,19 +105,19 @@ class Session:
 
     def build(self, name: str, seed: int = 0) -> Method:
         """A fresh method on the CPU, its weights drawn from `seed`."""
-        cls, options = build_options(self.tree["methods"][name])
+        cls, options = build_options(self.tree["methods"][name], f"methods.{name}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(self.problem, options)
 
     def sampler(self, method: Method, name: str, label: str) -> Sampler:
         """The sampler `label` of the method that the study calls `name`, drawing from `method`."""
-        cls, options = build_options(self.tree["methods"][name]["samplers"][label])
+        cls, options = build_options(self.tree["methods"][name]["samplers"][label], f"methods.{name}.samplers.{label}")
         return cls(method, options)
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        built = [build_options(node) for node in self.tree["metrics"].values()]
+        built = [build_options(node, f"metrics.{name}") for name, node in self.tree["metrics"].items()]
         return [cls(options) for cls, options in built]
 
     @property
@@ -127,7 +127,7 @@ class Session:
     @cached_property
     def judge(self) -> Judge:
         """The judge's object; `prepare` is called by who needs its weights."""
-        cls, options = build_options(self.tree["judge"])
+        cls, options = build_options(self.tree["judge"], "judge")
         return cls(options)
 
     def ready_judge(self, tell: Callable[[str], None]) -> Judge:
@@ -184,7 +184,7 @@ class Session:
             several
             | {
                 "method": node,
-                "scale": scale_identity(dataclasses.asdict(self.cfg.scale)),
+                "scale": dataclasses.asdict(self.cfg.scale),
                 "train": train,
                 "data": self.data.fingerprint,
                 "seed": seed,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from harness.config.load import flatten, leaves
+from harness.config.compose import flatten, leaves
 from harness.config.messages import nearest_key
 from harness.config.schema import is_plain, need
 from harness.errors import UserError, nearest

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from harness.config.load import Draft, Loaded, leaves, load_draft
-from harness.config.schema import scale_identity
+from harness.config.compose import leaves
+from harness.config.load import Draft, Loaded, load_draft
 from harness.errors import UserError, nearest
 from harness.provenance import short_hash
 from harness.tuning.arguments import is_ours, read_config, shown
@@ -103,7 +103,6 @@ class LoadedTune:
         study = {k: v for k, v in self.session.tree.items() if k not in _ELSEWHERE}
         study["methods"] = {self.cfg.method: study["methods"][self.cfg.method]}
         study["study"] = {k: v for k, v in study["study"].items() if k not in ("name", "question", "tasks")}
-        study["scale"] = scale_identity(study["scale"])
         study["compute"] = {k: v for k, v in study["compute"].items() if k != "workers"}
         return {"tune": tune} | study
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.provenance import git_state
 from harness.tracking.base import Status, Tracker, TrackingOptions

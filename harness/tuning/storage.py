@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.storages.journal import JournalStorage
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.tuning.journal import WholeLines, held, what_is_wrong
 from harness.tuning.urls import checked_url, hide_password, masked
