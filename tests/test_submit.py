@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from harness.cluster.jobs import Job, unfinished
 from safetensors.torch import load_file
 
-from harness.cluster.jobs import Job, unfinished
 from harness.config.load import load
 from harness.store import ResultsTable, read_json, read_jsonl
 from harness.study import steps

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from harness.cluster.options import read_options
+
 from harness.errors import UserError
 from tests.cluster_kit import call, fake_slurm, write_toy
 

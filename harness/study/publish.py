@@ -7,10 +7,7 @@ was not. Times of tracked points are those in the files; a replay adds nothing t
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,9 @@ from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
 from harness.report.truth import TRUTH
-from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
+from harness.store import ResultsTable, read_json, read_jsonl, write_text
 from harness.study.cells import Cell, left_out
+from harness.study.folder import claim, known_protocol
 from harness.study.rows import make_rows, samples_of
 from harness.study.session import Session
 from harness.study.steps import samples_file
@@ -34,8 +32,6 @@ from harness.tracking.base import Tracker, TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.null import NullTracker
 
-#: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
-_RESULTS = ("results.parquet", "report.md", "config.yaml", "protocol.json", "figures", "samples")
 _TRUTH = tuple(part for name in TRUTH for part in (name, f"{name}_se"))
 
 
@@ -68,7 +64,7 @@ class Publisher:
         self.tracker.close()
 
     def _open(self) -> None:
-        self.key = self._state()["key"]
+        self.key = claim(self.session, self.cells)
         write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
         self._open_runs()
 
@@ -101,25 +97,6 @@ class Publisher:
                 self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts
             )
 
-    def _state(self) -> dict[str, str]:
-        """The study's key in tracking, kept in its folder; results of another configuration are put aside first."""
-        s = self.session
-        path = s.folder / "state.json"
-        config = s.config_key(self.cells)
-        state = read_json(path) if path.exists() else None
-        if state is not None and state["config"] != config:
-            aside = s.folder / "earlier" / state["key"]
-            aside.mkdir(parents=True, exist_ok=True)
-            for name in _RESULTS:
-                if (s.folder / name).exists():
-                    os.replace(s.folder / name, aside / name)
-            print(f"another configuration ran here before; its results are in {aside}", file=sys.stderr)
-            state = None
-        if state is None:
-            state = {"key": f"{s.cfg.study.name}-{uuid.uuid4().hex[:12]}", "config": config}
-            write_json(path, state)
-        return state
-
     def _tags(self) -> dict[str, str]:
         s = self.session
         tags = {k: str(v) for k, v in self.facts.items() if not isinstance(v, dict)}
@@ -135,8 +112,7 @@ class Publisher:
     # ---- while it runs --------------------------------------------------------------------------------------------
     def protocol(self) -> str | None:
         """The protocol's identity, known once the judge is ready."""
-        path = self.session.folder / "protocol.json"
-        return read_json(path)["id"] if path.exists() else None
+        return known_protocol(self.session)
 
     def job_done(self, key: TaskKey, cell: Cell | None) -> None:
         """A job's files are there: show them."""
