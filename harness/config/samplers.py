@@ -1,7 +1,8 @@
 """Samplers of a method in the configuration: `methods.seq.samplers.one_call`.
 
-The key is a label. What it stands for is the entry of `studies/sampler/` of that name, or of the name that its key `sampler` gives, so that one
-sampler may stand there twice with other options: `samplers: {top_p: {}, tight: {sampler: top_p, p: 0.5}}`.
+The key is a label. What it stands for is the entry of `studies/sampler/` of that name, or of the name that its key
+`sampler` gives, so that one sampler may stand there twice with other options:
+`samplers: {top_p: {}, tight: {sampler: top_p, p: 0.5}}`.
 """
 
 from __future__ import annotations

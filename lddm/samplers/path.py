@@ -23,7 +23,7 @@ TITLES = {"lead": "", "offset": ", offset", "latent_first": ", latent-first", "t
 
 
 @dataclass
-class PathOptions:
+class AlongPathOptions:
     path: str = "lead"  # "offset", "latent_first" or "through"; see lddm.paths
     lead: float | None = None  # of path "lead": latent time is token time to this power; none: the method's own
     offset: float = 0.3  # of path "offset": the token time from which on the latent is clean
@@ -32,15 +32,15 @@ class PathOptions:
     eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
 
 
-class Path(Sampler):
+class AlongPath(Sampler):
     """K calls along the path: each moves the latent, reveals tokens, or both; the last tokens go all at once."""
 
-    Options = PathOptions
-    options: PathOptions
+    Options = AlongPathOptions
+    options: AlongPathOptions
     methods = FUJI
     method: FUJI
 
-    def __init__(self, method: FUJI, options: PathOptions) -> None:
+    def __init__(self, method: FUJI, options: AlongPathOptions) -> None:
         super().__init__(method, options)
         o = options
         lead = method.options.lead if o.lead is None else o.lead
