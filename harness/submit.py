@@ -42,7 +42,9 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(given: cli.Arguments) -> Outcome | str:
-    action, *rest = given.overrides or [""]
+    if not given.overrides:
+        raise UserError("say first what to submit, run or tune; --help shows examples")
+    action, *rest = given.overrides
     if action not in _ACTIONS:
         raise UserError(f"'{action}' comes first and is unknown{nearest(action, _ACTIONS)}")
     if given.show_config:

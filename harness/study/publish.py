@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
