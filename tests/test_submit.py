@@ -44,7 +44,7 @@ def test_a_job_goes_on_after_preemption_and_timeout_and_ends_with_the_same_numbe
     whole = make_cells(session)[0].weights
     steps.train_weights(session, whole, lambda *_: None)
 
-    slow.append("methods.slow.pause=0.05")
+    slow.append("methods.slow.pause=0.03")
     handle = run_here(of(toy, "tasks", *slow, model="slow/seed0"), tmp_path / "jobs")
     stopped = interrupt("toy/weights/slow*/train.safetensors", tmp_path / "runs", times=2)
     assert len(stopped) == 2, "it ended before it was stopped twice"
@@ -70,8 +70,7 @@ def test_jobs_of_a_study_are_published_when_all_is_there(toy, tmp_path):
     del missing["data"]
     assert outcome(of(toy, "publish")).failures == missing
     assert outcome(of(toy, "tasks", model="positions/seed0")).failures == {}
-    (session,) = of(toy, "publish").sessions().values()
-    assert lacking(session) == []
+    assert lacking(Session(of(toy, "publish").loaded().tree)) == []
     published = outcome(of(toy, "publish"))
     assert published.failures == {} and "| Positions | 4 |" in published.table
     assert "the command" in (tmp_path / "runs" / "toy" / "report.md").read_text()

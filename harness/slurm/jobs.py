@@ -17,7 +17,7 @@ from pathlib import Path
 from submitit.helpers import DelayedSubmission
 
 from harness import tune
-from harness.config.load import Loaded, load, load_suite
+from harness.config.load import Loaded, LoadedSuite, load, load_suite
 from harness.errors import UserError
 from harness.jobs.schedule import Task, TaskKey
 from harness.study.cells import Cell, data_cell, make_cells
@@ -65,18 +65,19 @@ class Job:
         """With those that are not in any file."""
         return [*self.arguments, *json.loads(os.environ.get(PRIVATE_VARIABLE, "[]"))]
 
-    def folders(self) -> list[Path]:
-        return [Path(folder) for folder in self.config_dirs]
-
-    def sessions(self) -> dict[str, Session]:
-        """The study, or its tasks by name."""
-        return {task: Session(part.tree) for task, part in parts_of(self.all_arguments(), self.folders()).items()}
+    def loaded(self) -> Loaded | LoadedSuite:
+        """The configuration of the study; raises `UserError`."""
+        return load_any(self.all_arguments(), [Path(folder) for folder in self.config_dirs])
 
 
-def parts_of(arguments: list[str], folders: list[Path], sections: Sequence[str] = ()) -> dict[str, Loaded]:
-    """The chosen tasks of a study by name; of one without tasks itself, called ""; raises `UserError`."""
-    suite = load_suite(arguments, folders, sections)
-    return {"": load(arguments, folders, sections)} if suite is None else suite.parts
+def load_any(arguments: list[str], folders: list[Path], sections: Sequence[str] = ()) -> Loaded | LoadedSuite:
+    """A study with its tasks, or one that has none; `sections` as in `harness.config.load.load`. Raises `UserError`."""
+    return load_suite(arguments, folders, sections) or load(arguments, folders, sections)
+
+
+def parts_of(loaded: Loaded | LoadedSuite) -> dict[str, Loaded]:
+    """The chosen tasks of a study by name; of one without tasks itself, called ""."""
+    return {"": loaded} if isinstance(loaded, Loaded) else loaded.parts
 
 
 def _open_tasks(session: Session) -> tuple[dict[TaskKey, Task], dict[str, Cell]]:
@@ -88,7 +89,7 @@ def _open_tasks(session: Session) -> tuple[dict[TaskKey, Task], dict[str, Cell]]
 
 def _tasks(job: Job) -> Outcome:
     """The tasks of one model, or all that is not trained, with the judge's."""
-    session = job.sessions()[job.task]
+    session = Session(parts_of(job.loaded())[job.task].tree)
     tasks, by_name = _open_tasks(session)
     tasks = of_model(tasks, by_name, job.model)
     mark(session, tasks, by_name)
@@ -105,14 +106,13 @@ def lacking(session: Session) -> list[str]:
 
 def _publish(job: Job) -> Outcome:
     """What `harness.run` does when everything is there: rows, tracking, figures, the report."""
+    loaded = job.loaded()
+    sessions = {task: Session(part.tree) for task, part in parts_of(loaded).items()}
     reason = "its job ended early; the same command submits what is missing"
-    missing = {
-        f"{task}/{name}".lstrip("/"): reason for task, session in job.sessions().items() for name in lacking(session)
-    }
-    if missing:
-        return Outcome("", [], missing)
-    suite = load_suite(job.all_arguments(), job.folders())
-    return run_study(job.sessions()[""], job.command) if suite is None else run_suite(Suite(suite), job.command)
+    places = [f"{task}/{name}".lstrip("/") for task, session in sessions.items() for name in lacking(session)]
+    if places:
+        return Outcome("", [], dict.fromkeys(places, reason))
+    return run_study(sessions[""], job.command) if "" in sessions else run_suite(Suite(loaded), job.command)
 
 
 def _tune(job: Job) -> Outcome:

@@ -13,7 +13,7 @@ from harness.config.load import Loaded, load_draft
 from harness.config.schema import RunConfig
 from harness.config.slurm import SlurmConfig
 from harness.errors import UserError
-from harness.slurm.jobs import PRIVATE_VARIABLE, Job, parts_of
+from harness.slurm.jobs import PRIVATE_VARIABLE, Job, load_any, parts_of
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.study.tasks import by_weights
@@ -64,7 +64,7 @@ def plan_study(arguments: list[str], folders: list[Path], command: str) -> Plan:
     Only a job knows what is done: what files are called depends on the device that it gets. Raises `UserError` for what the
     runner would refuse.
     """
-    parts = parts_of(arguments, folders, SECTIONS)
+    parts = parts_of(load_any(arguments, folders, SECTIONS))
     cfg = next(iter(parts.values())).cfg
     if cfg.plan:
         raise UserError("plan=true: ask harness.run, with the same arguments; harness.submit only submits")
