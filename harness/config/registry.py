@@ -149,17 +149,28 @@ def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictCo
         raise UserError(f"{entry.path}: {str(error).splitlines()[0]}{hint}") from error
 
 
+#: What Hydra's store holds: putting a file in takes longer than all else of a load.
+_STORED: dict[tuple[str, str], Entry] = {}
+
+
 def register(entries: dict[str, dict[str, Entry]], root_defaults: list[Any]) -> None:
-    """Put the root schema and every entry into Hydra's store (again, where it was registered before)."""
+    """Put the root schema and every entry into Hydra's store, but for what is there already."""
     store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(name=ROOT, node={"defaults": ["run_schema", *root_defaults, "_self_"]})
+    if not _STORED:
+        store.store(name="run_schema", node=RunConfig)
+        store.store(name=ROOT, node={"defaults": ["run_schema", *root_defaults, "_self_"]})
     for group, named in entries.items():
         for name, entry in named.items():
-            if "_target_" in entry.content:
-                store.store(group=group, name=name, node=_typed(entry))
-            else:
-                package = "_global_" if group == "study" else group
-                if group in ("scale", "tune"):  # whose keys belong to one section, so that the file can be named
-                    _merged(entry, entry.content, OmegaConf.structured(RunConfig)[group])
-                store.store(group=group, name=name, node=entry.content, package=package)
+            if _STORED.get((group, name)) is not entry:
+                _store(store, entry)
+                _STORED[group, name] = entry
+
+
+def _store(store: ConfigStore, entry: Entry) -> None:
+    group, name = entry.group, entry.name
+    if "_target_" in entry.content:
+        store.store(group=group, name=name, node=_typed(entry))
+        return
+    if group in ("scale", "tune"):  # whose keys belong to one section, so that the file can be named
+        _merged(entry, entry.content, OmegaConf.structured(RunConfig)[group])
+    store.store(group=group, name=name, node=entry.content, package="_global_" if group == "study" else group)
