@@ -75,6 +75,7 @@ class TrainConfig:
     )  # parts that a batch is cut into; losses and gradients, means by themselves, averaged
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation
+    log_every: int = ranged(50, 1)  # steps between lines of the training's own values in `curves.jsonl`
     checkpoint_seconds: float = ranged(20.0, 0)  # between two checkpoints
 
 

@@ -41,7 +41,7 @@ def moments(features_NF: np.ndarray) -> Moments:
     mean_F = features_NF.mean(axis=0)
     # The triangle of QR is a root without squaring, so that small eigenvalues keep their digits.
     root_DF = np.linalg.qr((features_NF - mean_F) / np.sqrt(len(features_NF) - 1), mode="r")
-    return Moments(mean_F, root_DF)
+    return Moments(mean_F, root_DF)  # type: ignore[arg-type]  # stubs know no mode; with "r" it is the triangle alone
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

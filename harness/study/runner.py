@@ -14,8 +14,9 @@ from typing import Any
 from harness.jobs.locks import folder_lock
 from harness.jobs.loop import Work, work_off
 from harness.jobs.pool import Message, Pool
-from harness.jobs.progress import Display, clock
+from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, TaskKey, ready, spread_failure, unfinished
+from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells

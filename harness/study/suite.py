@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.config.load import LoadedSuite
 from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.jobs.progress import clock
+from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable, read_json

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.jobs.progress import clock
+from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json
 from harness.study.runner import Outcome
