@@ -101,7 +101,7 @@ TYPES = [
 RANGES = [
     (["study.nfe=[-1]"], "study.nfe=-1", "nearest is 1"),
     (["study.nfe=[0]"], "study.nfe=0", "nearest is 1"),
-    (["study.nfe=[2,2]"], "study.nfe=[2, 2]", "named twice"),
+    (["study.nfe=[2,2]"], "study.nfe=[2, 2]", "twice"),
     (["study.nfe=[]"], "study.nfe=[]", "one value at least"),
     (["study.nfe=[1,2]"], "nfe=1 cannot be met by SEQ", "use 2 or more"),
     (["study.temperatures=[0]"], "study.temperatures=0", "above 0"),
@@ -118,11 +118,11 @@ RANGES = [
     (["train.accumulate=3"], "train.accumulate=3", "divide scale.batch = 16"),
     (["train.beta2=1"], "train.beta2=1", "below 1"),
     (["judge.width=33"], "width=33", "use width=32"),
-    (["methods.bigram.order=99"], "order=99", "between 1 and 9"),
+    (["methods.bigram.order=99"], "order=99", "choose 1 to 9"),
     (["methods.seq.encoder_noise=0"], "encoder_noise=0", "above 0"),
     (["methods.seq.slots=0"], "methods.seq.slots=0", "between 1 and 4096"),
     (["methods.seq.prior_depth=0"], "methods.seq.prior_depth=0", "between"),
-    (["methods.seq.latent_share=2"], "methods.seq.latent_share=2", "between"),
+    (["methods.seq.samplers.diffusion.latent_share=2"], "methods.seq.samplers.diffusion.latent_share=2", "between"),
     (["methods.mdlm.width_factor=-1"], "methods.mdlm.width_factor=-1", "between"),
 ]
 FILES = [
