@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import EXIT_CODE, UserError
 
 if TYPE_CHECKING:
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
 
 #: What every usage text says of the options.
 OPTIONS = """\

@@ -16,7 +16,7 @@ from harness import cli
 
 if TYPE_CHECKING:
     from harness.config.load import Loaded, LoadedSuite
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
 
 _USAGE = f"""usage: python -m harness.run [study=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...] [options]
 

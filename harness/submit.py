@@ -15,7 +15,7 @@ from harness import cli
 from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
 
 _USAGE = f"""usage: python -m harness.submit run|tune [arguments of harness.run or harness.tune] [slurm.KEY=VALUE ...] [options]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from harness import cli
 
 if TYPE_CHECKING:
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
     from harness.tuning.load import LoadedTune
 
 _USAGE = f"""usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]

@@ -16,7 +16,7 @@ from harness.slurm.jobs import Job, lacking
 from harness.store import read_json, read_jsonl
 from harness.study import steps
 from harness.study.cells import make_cells
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 from harness.study.session import Session
 from tests.slurm_kit import call, fake_slurm, interrupt, run_here, write_toy
 from tests.study_kit import invoke, snapshot

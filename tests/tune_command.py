@@ -10,7 +10,7 @@ import harness.tuning.load
 import harness.tuning.process
 import harness.tuning.results
 from harness import tune
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 from harness.tuning.claims import all_trials, tally
 from tests.tune_fakes import LOAD, RUNNER, load_fake
 

@@ -119,7 +119,9 @@ class DigitsJudge(Judge):
 
     def score(self, texts: Sequence[str]) -> TextScores:
         """Always a `UserError`: there is no likelihood to give."""
-        raise UserError("judge=digits classifies pictures and gives no likelihood; leave metrics.gen_ppl out")
+        raise UserError(
+            "judge=digits classifies pictures and gives no likelihood; choose metrics that need none, or another judge"
+        )
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """(N, F) float32: the penultimate layer, after its nonlinearity."""

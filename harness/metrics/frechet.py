@@ -17,7 +17,6 @@ import numpy as np
 from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
 from harness.metrics.mauve import cached_features
 
 
@@ -74,10 +73,6 @@ class Frechet(Metric):
         "over samples, the reference kept as it is"
     )
     columns = (Column("frechet", "Frechet distance", "", "lower"),)
-
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The distance and the spread of its bootstrap draws."""

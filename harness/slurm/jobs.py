@@ -22,7 +22,8 @@ from harness.errors import UserError
 from harness.jobs.schedule import Task, TaskKey
 from harness.study.cells import Cell, data_cell, make_cells
 from harness.study.folder import claim, make_folder
-from harness.study.runner import Outcome, StudyWork, run_study, work_on
+from harness.study.outcome import Outcome
+from harness.study.runner import StudyWork, run_study, work_on
 from harness.study.session import Session
 from harness.study.suite import Suite, run_suite
 from harness.study.tasks import JUDGE, cells_by_task, make_tasks, mark, of_model

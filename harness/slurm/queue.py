@@ -24,7 +24,7 @@ from harness.jobs.launch import python_path
 from harness.slurm.jobs import Job
 from harness.slurm.plan import Plan
 from harness.store import read_json, write_json
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 
 #: A job and submitit's handle of it.
 Submitted = tuple[Job, Any]

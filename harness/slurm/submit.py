@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.slurm.plan import Plan, plan_search, plan_study
 from harness.slurm.queue import Submitted, open_executor, say, submit, wait_for
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 
 
 def submit_study(arguments: list[str], folders: list[Path], command: str) -> Outcome:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from harness.jobs.locks import folder_lock
@@ -21,19 +20,11 @@ from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
 from harness.study.folder import make_folder
+from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
 from harness.study.tasks import begin, cells_by_task, make_tasks, mark
 from harness.training.distributed import gpu_groups
-
-
-@dataclass
-class Outcome:
-    """How a study ended: lines to print, and the cells that failed with the reason."""
-
-    table: str
-    places: list[str]
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def worker_count(session: Session) -> int:
@@ -60,7 +51,6 @@ def run_study(session: Session, command: str) -> Outcome:
         tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
         mark(session, tasks, by_name)
         failures = work_on(session, _PublishedWork(publisher, tasks, by_name))
-        publisher.refresh()
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome

@@ -170,9 +170,6 @@ class MlflowTracker(Tracker):
 
         self._send(call)
 
-    def log_figure(self, run_id, path) -> None:
-        self.log_file(run_id, path, "figures")
-
     def log_file(self, run_id, path, folder=None) -> None:
         self._send(lambda: self._client.log_artifact(self._id(run_id), str(path), folder))
 

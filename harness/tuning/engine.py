@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 from harness.training.distributed import gpu_groups
 from harness.tuning.claims import Tally, all_trials, tally
 from harness.tuning.crew import Crew

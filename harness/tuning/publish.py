@@ -19,9 +19,8 @@ import optuna
 from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.provenance import git_state
-from harness.tracking.base import Status, Tracker, TrackingOptions
-from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.null import NullTracker
+from harness.tracking.base import Status, Tracker
+from harness.tracking.open import open_tracker
 from harness.tracking.uri import redact
 from harness.tuning.claims import all_trials, status
 from harness.tuning.records import curves_of, points, record_of, record_of_trial, score_points
@@ -41,11 +40,8 @@ _STATE_OF = {"complete": "complete", "pruned": "pruned", "failed": "failed", "lo
 
 def make_tracker(loaded: LoadedTune) -> Tracker:
     """Where the study's runs go, as its configuration says; no connection is made yet."""
-    t = loaded.base.cfg.tracking
-    if not t.enabled:
-        return NullTracker()
-    experiment = t.experiment or loaded.base.cfg.study.name
-    return MlflowTracker(TrackingOptions(True, t.uri, experiment, False), Path(loaded.base.cfg.runs_dir))
+    cfg = loaded.base.cfg
+    return open_tracker(cfg.tracking, cfg.runs_dir, cfg.study.name, system_metrics=False)
 
 
 # ---- a trial ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 from harness.tracking.uri import redact
 from harness.tuning.best import FILE as BEST_FILE
 from harness.tuning.best import best_command, candidates, in_words, write_best
