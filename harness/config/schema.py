@@ -53,9 +53,7 @@ class ScaleConfig:
     batch: int = ranged(32, 1)  # sequences of a step
     lr: float = ranged(3e-3, 0, above=True)  # the peak
     match: str = chosen("tokens", ("tokens", "flops"))  # same `steps` for all, or as many as cost what MDLM's steps do
-    stem: int = ranged(
-        0, 3, also=(0,)
-    )  # odd width of a convolution after embeddings of bidirectional networks; 0: none
+    stem: int = ranged(0, 3, also=(0,))  # odd width of a convolution after the embeddings; 0: none
 
 
 @dataclass
@@ -70,9 +68,7 @@ class TrainConfig:
     beta2: float = ranged(0.98, 0, 1, below=True)  # of AdamW
     clip: float = ranged(1.0, 0, above=True, also=(math.inf,))  # largest norm of a gradient
     ema: float = ranged(0.995, 0, 1, below=True)  # decay of the averaged weights; 0 keeps no average
-    accumulate: int = ranged(
-        1, 1
-    )  # parts that a batch is cut into; losses and gradients, means by themselves, averaged
+    accumulate: int = ranged(1, 1)  # parts that a batch is cut into; their losses and gradients, means, are averaged
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation
     log_every: int = ranged(50, 1)  # steps between lines of the training's own values in `curves.jsonl`
