@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.store import read_json, write_json
-from harness.study.cells import Cell
+from harness.study.cells import Cell, config_key
 from harness.study.session import Session
 
 #: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
@@ -32,7 +32,7 @@ def claim(session: Session, cells: Sequence[Cell]) -> str:
 
     Several processes may ask at the same time.
     """
-    path, config = session.folder / "state.json", session.config_key(cells)
+    path, config = session.folder / "state.json", config_key(session, cells)
     with waiting_for(session.folder / ".state.lock"):
         state = read_json(path) if path.exists() else None
         if state is not None and state["config"] != config:

@@ -184,7 +184,7 @@ class Publisher:
             "protocol": self.protocol(),
             "command": self.command,
             "git_sha": self.git.label,
-            "data": s.data.facts | {"fingerprint": s.data.fingerprint},
+            "data": dict(s.data.facts) | {"fingerprint": s.data.fingerprint},
             "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
@@ -194,13 +194,15 @@ class Publisher:
 
     def _pictures(self, named: dict[str, Cell]) -> list[Block]:
         """First samples of one seed of each label, at the budgets that fit on a sheet; none for other data."""
-        s, blocks = self.session, []
-        for label, cell in named.items() if s.data.render else ():
+        s, blocks, render = self.session, list[Block](), self.session.data.render
+        if render is None:
+            return blocks
+        for label, cell in named.items():
             wanted = choose_budgets([part.nfe for part in cell.parts])
             for part in cell.parts:
-                if part.nfe in wanted and part.temperature == s.headline_temperature(cell):
+                if part.nfe in wanted and part.temperature == cell.headline_temperature:
                     lines = first_samples(samples_file(s, cell, part), ROWS * COLUMNS)
-                    pictures = s.data.render(np.asarray([line["ids"] for line in lines])) if lines else None
                     nfe = None if cell is self.data else part.nfe
-                    blocks += [] if pictures is None else [Block(label, nfe, pictures)]
+                    if lines:
+                        blocks.append(Block(label, nfe, render(np.asarray([line["ids"] for line in lines]))))
         return blocks
