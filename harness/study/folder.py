@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Sequence
 
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
@@ -27,7 +26,7 @@ def make_folder(session: Session) -> None:
         ) from error
 
 
-def claim(session: Session, cells: Sequence[Cell]) -> str:
+def claim(session: Session, cells: list[Cell]) -> str:
     """Make the folder that of this configuration, where it is not; returns the study's key in tracking.
 
     Several processes may ask at the same time.
