@@ -1,4 +1,4 @@
-"""What the tests of jobs need: a method that takes its time, and programs that stand in for SLURM's.
+"""What the tests of jobs need: a method that takes its time, programs that stand in for SLURM's, and submitit's own executor.
 
 Shapes: B batch, L tokens.
 """
@@ -8,16 +8,22 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
+from submitit import LocalExecutor
 from torch import Tensor
 
 from baselines.mdlm import MDLM, MDLMOptions
 from harness import submit
 from harness.interface import Loss
+from harness.jobs.launch import python_path
+from harness.slurm.jobs import Job
 from tests.study_kit import Said
 from tests.study_plugins import YAML, write_configs
 
@@ -42,7 +48,9 @@ def write_toy(folder: Path) -> list[str]:
     """The toy study with the slow method in it; options that make the command line read it."""
     options = write_configs(folder)
     assert "method/slow" not in YAML
-    (folder / "method" / "slow.yaml").write_text("# Takes its time\n_target_: tests.cluster_kit.Slow\n")
+    (folder / "method" / "slow.yaml").write_text(
+        "# Takes its time\n_target_: tests.slurm_kit.Slow\nsamplers: {ancestral: {}}\n"
+    )
     return options
 
 
@@ -87,6 +95,35 @@ def fake_slurm(folder: Path, monkeypatch, runs: bool = False) -> Path:
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return box
+
+
+def run_here(job: Job, folder: Path) -> Any:
+    """The job in the hands of submitit's executor for one machine, which puts it back into its queue as SLURM does."""
+    os.environ["PYTHONPATH"] = python_path()
+    executor = LocalExecutor(folder, max_num_timeout=5)
+    executor.update_parameters(timeout_min=5, signal_delay_s=30)
+    return executor.submit(job)
+
+
+def interrupt(checkpoints: str, runs: Path, times: int, seconds: float = 100.0) -> list[int]:
+    """Send the signal of preemption and of timeouts `times` times, each to another attempt after its first checkpoint.
+
+    Returns the attempts' process ids, fewer where the job has ended before.
+    """
+    stopped: list[int] = []
+    seen, until = 0, time.monotonic() + seconds
+    while len(stopped) < times and time.monotonic() < until:
+        time.sleep(0.1)
+        saved = max((path.stat().st_mtime_ns for path in runs.glob(checkpoints)), default=0)
+        for process in psutil.Process().children(recursive=True) if saved > seen else []:
+            with contextlib.suppress(psutil.Error):
+                if "submitit.core._submit" in process.cmdline() and process.pid not in stopped:
+                    process.send_signal(signal.SIGUSR2)
+                    stopped.append(process.pid)
+                    process.wait(20)
+                    seen = max((path.stat().st_mtime_ns for path in runs.glob(checkpoints)), default=0)
+                    break
+    return stopped
 
 
 def call(arguments: list[str]) -> Said:
