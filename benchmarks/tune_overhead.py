@@ -18,14 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.tuning.load import load_tune
-from harness.tuning.presence import Presence
-from harness.tuning.process import Leave, Spec
-from harness.tuning.publish import TuneLog
-from harness.tuning.storage import open_study, study_name
-from harness.tuning.table import write_trials
-from harness.tuning.trial import Pruned, TrialResult
-from harness.tuning.worker import Worker, directions_of
+from harness.search.load import load_tune
+from harness.search.presence import Presence
+from harness.search.process import Leave, Spec
+from harness.search.publish import TuneLog
+from harness.search.storage import open_study, study_name
+from harness.search.table import write_trials
+from harness.search.trial import Pruned, TrialResult
+from harness.search.worker import Worker, directions_of
 
 __all__ = ["Nothing", "Pruned"]  # found by name, as a worker finds its runner
 _LAST = 20

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from harness.errors import EXIT_CODE, UserError
 
 if TYPE_CHECKING:
+    from harness.search.loaded import LoadedTune
     from harness.study.runner import Outcome
-    from harness.tuning.load import LoadedTune
 
 _USAGE = """usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]
 
@@ -58,12 +58,8 @@ def _run(arguments: list[str]) -> int:
     if show_help:
         print(_help(folders))
         return 0
-    from harness.tuning.load import load_tune
-    from harness.tuning.urls import checked_url, storage_in
+    from harness.search.load import load_tune
 
-    storage = storage_in(overrides)
-    if storage:
-        checked_url(storage)  # before the data is read
     loaded = load_tune(overrides, folders)
     if show_config:
         import yaml
@@ -73,22 +69,20 @@ def _run(arguments: list[str]) -> int:
     if loaded.base.cfg.plan:
         print(describe(loaded))
         return 0
-    from harness.tuning.engine import run_tune
-    from harness.tuning.process import Spec
+    from harness.search.runner import run_search
 
-    return _ended(run_tune(loaded, Spec(overrides, [str(folder) for folder in folders])))
+    return _ended(run_search(loaded))
 
 
 def describe(loaded: LoadedTune) -> str:
     """What would be searched, in lines; the storage is not opened."""
+    from harness.search.runner import workers_of
+    from harness.search.storage import study_name
     from harness.tracking.uri import redact
-    from harness.tuning.engine import worker_count
-    from harness.tuning.objective import directions
-    from harness.tuning.storage import study_name
 
     cfg = loaded.cfg
-    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {worker_count(loaded)[0]} at a time"]
-    for (name, objective), direction in zip(cfg.objectives.items(), directions(loaded), strict=True):
+    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {workers_of(loaded)} at a time"]
+    for (name, objective), direction in zip(cfg.objectives.items(), loaded.directions, strict=True):
         lines.append(f"  {direction} {name}: {objective.column or 'the headline column'} at NFE {objective.nfe}")
     lines += [f"  subject to {name}: {c.column} at NFE {c.nfe}" for name, c in cfg.constraints.items()]
     for key, d in cfg.space.items():

@@ -17,8 +17,8 @@ from harness.study import match, plan, work
 from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
 from harness.training import checkpoint
-from harness.tuning.load import load_tune
-from harness.tuning.trial import TrialRunner
+from harness.search.load import load_tune
+from harness.search.trial import TrialRunner
 from tests.match_kit import BATCH, EVENTS, FITTED, LENGTH, STEPS, write_files
 from tests.test_training_resume import Killed, killed_at
 from tests.toys import one_thread  # noqa: F401

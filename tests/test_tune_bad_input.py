@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness import tune
-from harness.tuning import load, objective, process, results
-from harness.tuning.storage import open_study
+from harness.search import load, objective, process, results
+from harness.search.storage import open_study
 from tests import tune_command
 from tests.tune_fakes import LOAD, RUNNER, load_fake
 from tests.tune_server import free_port, postgres

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from harness.tuning.claims import (
+from harness.search.claims import (
     FAILURE,
     LOST,
     RETRY_OF,
@@ -22,10 +22,10 @@ from harness.tuning.claims import (
     status,
     tally,
 )
-from harness.tuning.journal import WholeLines
-from harness.tuning.presence import Presence
-from harness.tuning.samplers import make_pruner, make_sampler, trial_seed
-from harness.tuning.storage import open_study
+from harness.search.journal import WholeLines
+from harness.search.presence import Presence
+from harness.search.samplers import make_pruner, make_sampler, trial_seed
+from harness.search.storage import open_study
 from tests.tune_fakes import load_fake
 
 

@@ -21,11 +21,11 @@ import yaml
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from harness.tuning.claims import STOPPED, WORKER, all_trials, status, tally
-from harness.tuning.crew import Crew
-from harness.tuning.display import Display, best_so_far, front
-from harness.tuning.process import Spec
-from harness.tuning.storage import open_study
+from harness.search.claims import STOPPED, WORKER, all_trials, status, tally
+from harness.search.crew import Crew
+from harness.search.display import Display, best_so_far, front
+from harness.search.process import Spec
+from harness.search.storage import open_study
 from tests.tune_fakes import LOAD, RUNNER, load_fake
 
 _ROOT = Path(__file__).parent.parent
@@ -176,7 +176,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_counts_only_trials_of_its_own_in_the_pace(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("harness.tuning.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.search.display.time.monotonic", lambda: now[0])
     display = Display(10, [_MIN], io.StringIO())
     assert display.due()
     first = display.line(all_trials(_study([[1.0]] * 4)), [])

@@ -11,9 +11,9 @@ import yaml
 from harness.config.load import load, load_draft
 from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError
-from harness.tuning.load import LoadedTune, load_tune
-from harness.tuning.objective import directions
-from harness.tuning.space import is_sampling_only
+from harness.search.load import LoadedTune, load_tune
+from harness.search.objective import directions
+from harness.search.space import is_sampling_only
 from tests.study_kit import invoke
 from tests.tune_toys import arguments, keep_drafts, write_files
 

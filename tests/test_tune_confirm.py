@@ -14,12 +14,12 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from harness.store import read_json
-from harness.tuning import confirm as module
-from harness.tuning.best import candidates
-from harness.tuning.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
-from harness.tuning.load import load_tune
-from harness.tuning.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
-from harness.tuning.results import verdict
+from harness.search import confirm as module
+from harness.search.best import candidates
+from harness.search.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
+from harness.search.load import load_tune
+from harness.search.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
+from harness.search.results import verdict
 from tests.study_kit import use_threads
 from tests.study_plugins import write_configs
 from tests.tune_kit import make_config, make_loaded, make_study

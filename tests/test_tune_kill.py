@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.tuning.claims import WORKER
+from harness.search.claims import WORKER
 from tests.tune_fakes import check_nothing_lost, kill_workers
 
 

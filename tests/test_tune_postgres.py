@@ -11,10 +11,10 @@ import optuna
 import pytest
 
 from harness.errors import UserError
-from harness.tuning.claims import LOST, RETRY_OF, Claims, all_trials, put_back, status, tally
-from harness.tuning.presence import Presence
-from harness.tuning.storage import is_away, open_study
-from harness.tuning.worker import patiently
+from harness.search.claims import LOST, RETRY_OF, Claims, all_trials, put_back, status, tally
+from harness.search.presence import Presence
+from harness.search.storage import is_away, open_study
+from harness.search.worker import patiently
 from tests.tune_fakes import check_nothing_lost, kill_workers, load_fake
 from tests.tune_server import free_port, postgres
 

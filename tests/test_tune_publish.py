@@ -10,9 +10,9 @@ import pytest
 from harness.errors import UserError
 from harness.tracking.base import TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tuning import publish, records
-from harness.tuning.publish import BEGAN, NUMBER, REASON, STATE, TrialLog, TuneLog
-from harness.tuning.records import points, score_points
+from harness.search import publish, records
+from harness.search.publish import BEGAN, NUMBER, REASON, STATE, TrialLog, TuneLog
+from harness.search.records import points, score_points
 from tests.tune_kit import TrialState, add, make_config, make_loaded, make_study
 
 CURVES = [{"step": s, "time_ms": 10**12 + s, "values": {"loss/total": 1 / s}} for s in range(1, 101)]

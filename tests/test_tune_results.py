@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.tuning import figures, results
-from harness.tuning.best import best_command, candidates, order, write_best
-from harness.tuning.confirm import Confirmation
-from harness.tuning.drawing import read_trials
-from harness.tuning.importance import importances, quantile
-from harness.tuning.report import Findings, write_report
-from harness.tuning.samplers import CONSTRAINTS
-from harness.tuning.table import trials_frame, write_trials
+from harness.search import figures, results
+from harness.search.best import best_command, candidates, order, write_best
+from harness.search.confirm import Confirmation
+from harness.search.drawing import read_trials
+from harness.search.importance import importances, quantile
+from harness.search.report import Findings, write_report
+from harness.search.samplers import CONSTRAINTS
+from harness.search.table import trials_frame, write_trials
 from tests.tune_kit import TrialState, add, fill, make_config, make_loaded, make_study
 
 

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from harness.errors import UserError
 from harness.metrics.base import Column
-from harness.tuning import objective
-from harness.tuning.objective import evaluate, limits
-from harness.tuning.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
-from harness.tuning.space import ends_of, literal, overrides_of, suggest
+from harness.search import objective
+from harness.search.objective import evaluate, limits
+from harness.search.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
+from harness.search.space import ends_of, literal, overrides_of, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

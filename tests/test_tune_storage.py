@@ -15,10 +15,10 @@ import optuna
 import pytest
 
 from harness.errors import UserError
-from harness.tuning.journal import WholeLines, held
-from harness.tuning.presence import Presence, boot_id, forget_dead, is_dead
-from harness.tuning.storage import CREATED, IDENTITY, open_study
-from harness.tuning.urls import checked_url, hide_password, masked
+from harness.search.journal import WholeLines, held
+from harness.search.presence import Presence, boot_id, forget_dead, is_dead
+from harness.search.storage import CREATED, IDENTITY, open_study
+from harness.search.urls import checked_url, hide_password, masked
 from tests.tune_fakes import load_fake
 
 

@@ -16,9 +16,9 @@ from harness.store import read_json, read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.training import loop
-from harness.tuning.load import LoadedTune, load_tune
-from harness.tuning.objective import data_values
-from harness.tuning.trial import Pruned, TrialRunner
+from harness.search.load import LoadedTune, load_tune
+from harness.search.objective import data_values
+from harness.search.trial import Pruned, TrialRunner
 from tests.study_kit import invoke, use_threads
 from tests.tune_toys import arguments, keep_drafts, write_files
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 
-import harness.tuning.engine  # noqa: F401 - before the real objective is put aside
-import harness.tuning.load
-import harness.tuning.process
-import harness.tuning.results
+import harness.search.engine  # noqa: F401 - before the real objective is put aside
+import harness.search.load
+import harness.search.process
+import harness.search.results
 from harness import tune
 from harness.study.runner import Outcome
-from harness.tuning.claims import all_trials, tally
+from harness.search.claims import all_trials, tally
 from tests.tune_fakes import LOAD, RUNNER, load_fake
 
 
@@ -23,9 +23,9 @@ def finish(loaded, study, log) -> Outcome:
 
 def replace() -> None:
     """Put the fakes in the place of loading, of trials, and of what comes after them."""
-    harness.tuning.load.load_tune = load_fake
-    harness.tuning.results.finish = finish
-    harness.tuning.process.Spec = functools.partial(harness.tuning.process.Spec, load=LOAD, runner=RUNNER)
+    harness.search.load.load_tune = load_fake
+    harness.search.results.finish = finish
+    harness.search.process.Spec = functools.partial(harness.search.process.Spec, load=LOAD, runner=RUNNER)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import numpy as np
 import optuna
 
 from harness.errors import UserError
-from harness.tuning.claims import RETRY_OF, all_trials, status, tally
-from harness.tuning.crew import Crew
-from harness.tuning.process import Spec
-from harness.tuning.schema import DimensionConfig, ObjectiveConfig, PrunerConfig, TuneConfig
-from harness.tuning.storage import open_study
+from harness.search.claims import RETRY_OF, all_trials, status, tally
+from harness.search.crew import Crew
+from harness.search.process import Spec
+from harness.search.schema import DimensionConfig, ObjectiveConfig, PrunerConfig, TuneConfig
+from harness.search.storage import open_study
 
 LOAD, RUNNER = "tests.tune_fakes:load_fake", "tests.tune_fakes:FakeRunner"
 
@@ -29,7 +29,7 @@ LOAD, RUNNER = "tests.tune_fakes:load_fake", "tests.tune_fakes:FakeRunner"
 def load_fake(arguments: list[str], config_dirs: list[Path], check: bool = True) -> SimpleNamespace:
     """What `load_tune` gives, as far as storage, workers and engine look: arguments are `key=value`."""
     # Real objectives import what they measure with; these are only told apart by direction.
-    sys.modules.setdefault("harness.tuning.objective", SimpleNamespace(directions=lambda loaded: ["minimize"]))
+    sys.modules.setdefault("harness.search.objective", SimpleNamespace(directions=lambda loaded: ["minimize"]))
     given = dict(a.split("=", 1) for a in arguments)
     cfg = TuneConfig(
         name=given.get("name", "fake"),

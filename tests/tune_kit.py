@@ -13,9 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from harness.config.schema import RunConfig
-from harness.tuning.samplers import CONSTRAINTS
-from harness.tuning.schema import ConfirmConfig, ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
-from harness.tuning.storage import CREATED
+from harness.search.samplers import CONSTRAINTS
+from harness.search.schema import ConfirmConfig, ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
+from harness.search.storage import CREATED
 
 SPACE: dict[str, BaseDistribution] = {
     "methods.seq.slots": IntDistribution(1, 8),
@@ -47,7 +47,7 @@ def make_config(objectives: int = 1, constrained: bool = False) -> TuneConfig:
 
 
 def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False) -> Any:
-    """What `harness.tuning.load` gives, as far as the results look at it."""
+    """What `harness.search.load` gives, as far as the results look at it."""
     base = RunConfig(runs_dir=str(root / "runs"))
     base.study.name = "toy"
     base.tracking.enabled, base.tracking.system_metrics = tracked, False
@@ -67,7 +67,7 @@ def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False
 
 
 def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
-    """An empty study in memory, marked as `harness.tuning.storage` marks it."""
+    """An empty study in memory, marked as `harness.search.storage` marks it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(directions), study_name="toy/latent")
     study.set_user_attr(CREATED, "2026-01-02T03:04:05+0000")

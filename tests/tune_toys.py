@@ -112,7 +112,7 @@ def keep_drafts(monkeypatch) -> None:
             _DRAFTS[key] = load_draft(arguments, folders)
         return _DRAFTS[key]
 
-    monkeypatch.setattr("harness.tuning.load.load_draft", kept)
+    monkeypatch.setattr("harness.search.load.load_draft", kept)
 
 
 def write_files(root: Path) -> Path:

@@ -122,7 +122,7 @@ def _places(cfg: SubmitConfig, session: Session, gpus: int) -> tuple[int, list[l
 # ---- a tuning ---------------------------------------------------------------------------------------------------------
 def plan_tune(cfg: SubmitConfig, arguments: list[str], folders: list[Path]) -> Plan:
     """`slurm.jobs` equal jobs, each of which is one command of `harness.tune` that joins the study."""
-    from harness.tuning.load import load_tune
+    from harness.search.load import load_tune
 
     local = cfg.cluster == "local"
     loaded = load_tune([*arguments, *([] if local else ["compute.device=cpu", "compute.precision=float32"])], folders)

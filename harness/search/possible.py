@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import UserError
 from harness.interface import Method
+from harness.search.loaded import LoadedTune
+from harness.search.objective import TRUTH
+from harness.search.space import ends_of, is_active, overrides_of, token
 from harness.study.session import Session
 from harness.training.loop import step_generator
-from harness.tuning.objective import TRUTH
-from harness.tuning.space import ends_of, is_active, overrides_of, token
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
 
 DEFAULT = "default"
 
@@ -27,30 +25,31 @@ def check_possible(loaded: LoadedTune) -> None:
     for o in (*cfg.objectives.values(), *cfg.constraints.values()):
         if o.column in TRUTH and session.data.task is None:
             raise UserError(f"{o.column} needs data whose law is known; {session.data.name} has none")
-    _ = session.reference, loaded.weights_keys  # these refuse too many samples, and values that cannot be
+    _ = session.reference  # refuses too many samples
+    same = is_sampling_only(loaded)  # refuses values that cannot be
     trained = bool(session.build(cfg.method).stages())
-    if cfg.pruner.kind != "none" and (loaded.sampling_only or not trained):
+    if cfg.pruner.kind != "none" and (same or not trained):
         loaded.notes.append("no trial is pruned: none is trained, as all configurations share their weights")
     elif cfg.pruner.kind != "none" and cfg.pruner.signal == "bound":
         _check_bound(session, cfg.method)
 
 
-def weights_keys(loaded: LoadedTune) -> dict[str, set[str]]:
-    """Identities of the weights at the ends of each dimension, by its key, and with the default values.
+def is_sampling_only(loaded: LoadedTune) -> bool:
+    """Whether all configurations of the space have the same weights; every end of each dimension is built for that.
 
     Raises `UserError` that names the dimension and the value for what the study or the method refuses.
     """
-    found: dict[str, set[str]] = {}
+    found: set[str] = set()
     default, idle = _matters(loaded, loaded.session), set(loaded.cfg.space)
     for key, value, session, method in _variants(loaded):
         _check_budgets(loaded, method, "" if key == DEFAULT else f"tune.space.{key} at {value}: ")
-        found.setdefault(key, set()).add(session.weights_key(loaded.cfg.method, method, loaded.cfg.seed))
+        found.add(session.weights_key(loaded.cfg.method, method, loaded.cfg.seed))
         if _matters(loaded, session) != default:
             idle.discard(key)
     if idle:
         key = next(key for key in loaded.cfg.space if key in idle)
         raise UserError(f"tune.space.{key}: no trial of {loaded.cfg.method} depends on it; take it out")
-    return found
+    return len(found) == 1
 
 
 def _matters(loaded: LoadedTune, session: Session) -> dict[str, Any]:
@@ -69,7 +68,9 @@ def _variants(loaded: LoadedTune) -> Iterator[tuple[str, Any, Session, Method]]:
         for value in ends_of(d):
             params = _conditions(loaded, key) | {key: token(value)}
             try:
-                session = Session(loaded.trial_tree(overrides_of(params, cfg), f"trials/{DEFAULT}"), loaded.weights)
+                session = Session(
+                    loaded.trial_tree(overrides_of(params, cfg), f"trials/{DEFAULT}"), loaded.context.weights
+                )
                 session.adopt(loaded.session)
                 method = session.build(cfg.method)
             except UserError as error:
