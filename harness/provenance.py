@@ -52,7 +52,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command, or None if it could not be run or failed."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -18,13 +18,13 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-
 from harness.search.claims import STOPPED, WORKER, all_trials, status, tally
 from harness.search.crew import Crew
 from harness.search.display import Display, best_so_far, front
 from harness.search.process import Spec
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
 from harness.search.storage import open_study
 from tests.tune_fakes import LOAD, RUNNER, load_fake
 

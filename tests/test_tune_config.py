@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import yaml
 from harness.config.load import load, load_draft
 from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError
-from harness.search.load import LoadedTune, load_tune
-from harness.search.objective import directions
-from harness.search.space import is_sampling_only
+from harness.search.load import load_tune
+from harness.search.loaded import LoadedTune
+from harness.search.possible import is_sampling_only
 from tests.study_kit import invoke
 from tests.tune_toys import arguments, keep_drafts, write_files
 
@@ -61,9 +62,9 @@ def test_a_search_is_complete_when_it_is_loaded(root):
     assert cfg.space["methods.tunable.bend"].when == {"methods.tunable.path": ["bent"]}
     assert (cfg.objectives["quality"].column, cfg.objectives["quality"].direction) == ("gen_ppl", "minimize")
     assert list(cfg.constraints) == ["repeats"], "an optional constraint on a column that there is not"
-    assert loaded.budgets == [2, 4] and directions(loaded) == ["minimize"]
+    assert loaded.budgets == [2, 4] and loaded.directions == ["minimize"]
     assert loaded.folder == root / "runs" / "tunable" / "tune" / "toy"
-    assert loaded.weights == root / "runs" / "tunable" / "weights"
+    assert loaded.context.weights == root / "runs" / "tunable" / "weights"
     assert "storage" not in loaded.tree and not is_sampling_only(loaded)
     assert is_sampling_only(_load(root, tune="heat"))
 
@@ -119,20 +120,28 @@ def test_password_is_nowhere(root):
     assert "secret" not in f"{loaded.tree} {loaded.command} {loaded.identity_parts} {loaded.base_args}"
 
 
+def test_workers_are_sent_plain_data_without_a_login(root):
+    storage, uri = "tune.storage=postgresql://me:secret@host/db", "tracking.uri=postgresql://me:secret@host/runs"
+    loaded = _load(root, storage, uri)
+    _ = loaded.session.data  # what the command has built for itself stays with it
+    sent = ForkingPickler.dumps((loaded.context.shared(), loaded.job(0, {"methods.tunable.spread": 3.0})))
+    assert b"secret" not in bytes(sent) and len(bytes(sent)) < 20_000
+
+
 def test_parts_can_be_changed_added_and_taken_out(root):
     loaded = _load(
         root, "~tune.space.corners", "tune.space.spread={low: 1, high: 2}", "~tune.constraints.repeats",
         "tune.constraints.low={column: gen_ppl, nfe: 4, max: 9}", "tune.objectives.speed={column: seconds_per_seq, nfe: 2}",
     )  # fmt: skip
     assert "methods.tunable.corners" not in loaded.cfg.space and loaded.cfg.space["methods.tunable.spread"].high == 2
-    assert list(loaded.cfg.constraints) == ["low"] and directions(loaded) == ["minimize", "minimize"]
+    assert list(loaded.cfg.constraints) == ["low"] and loaded.directions == ["minimize", "minimize"]
 
 
 def test_several_objectives_do_not_prune_and_say_so(root):
     more = ("tune.pruner.kind=median", "tune.objectives.entropy={column: repeats, nfe: 2}")
     loaded = _load(root, *more)
     assert loaded.cfg.pruner.kind == "none" and any("no trial is pruned" in line for line in loaded.notes)
-    assert loaded.cfg.objectives["entropy"].direction == "data" and directions(loaded)[1] == "minimize"
+    assert loaded.cfg.objectives["entropy"].direction == "data" and loaded.directions[1] == "minimize"
     assert any("share their weights" in line for line in _load(root, "tune.pruner.kind=median", tune="heat").notes)
 
 

@@ -13,13 +13,13 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from harness.store import read_json
 from harness.search import confirm as module
 from harness.search.best import candidates
 from harness.search.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
 from harness.search.load import load_tune
 from harness.search.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
 from harness.search.results import verdict
+from harness.store import read_json
 from tests.study_kit import use_threads
 from tests.study_plugins import write_configs
 from tests.tune_kit import make_config, make_loaded, make_study

@@ -137,7 +137,8 @@ class _View:
         axes = views.plot_param_importances(
             self.study, self._evaluator(), self.varying, target=self._cost, target_name=self.name
         )
-        axes.set(title="Importance of each dimension (PED-ANOVA)", xlabel="share", ylabel="")
+        axes.set_title("Importance of each dimension (PED-ANOVA)", loc="left")
+        axes.set(xlabel="share", ylabel="")
         axes.figure.set_size_inches(7.2, 1.6 + 0.42 * len(self.varying))
         return axes.figure
 
@@ -174,6 +175,8 @@ def _shorten(figure: Figure, space: list[str]) -> None:
     tails = [key.rsplit(".", 1)[-1] for key in space]
     short = {key: tail for key, tail in zip(space, tails, strict=True) if tails.count(tail) == 1}
     for axes in figure.axes:
+        if axes.get_subplotspec() is not None:  # not a bar of colours
+            axes.label_outer()
         axes.set_xlabel(short.get(axes.get_xlabel(), axes.get_xlabel()))
         axes.set_ylabel(short.get(axes.get_ylabel(), axes.get_ylabel()))
         words = [label.get_text() for label in axes.get_yticklabels()]

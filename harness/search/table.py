@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.search.loaded import LoadedTune
 from harness.search.trials import ASKED_BY, CONSTRAINTS, RETRY_OF, RUN_ID, all_trials, feasible, reason, status
@@ -29,46 +29,40 @@ def trials_frame(loaded: LoadedTune, study: optuna.Study, runs: Mapping[int, str
     `seconds.<part>`, `trained` (whether a training step was run), `asked_by` (which command), `retry_of` (number of the
     trial that was lost), `reason`, `run_id`, `started`, `ended`. `runs` gives the runs of trials that do not know theirs.
     """
-    cfg, trials = loaded.cfg, all_trials(study)
-    raw = study.trials_dataframe(attrs=("number", "datetime_start", "datetime_complete", "duration", "params"))
-    raw = raw.rename(columns=lambda name: name.replace("params_", "param.", 1))
-    done = [t.state == TrialState.COMPLETE for t in trials]
-    head = {
-        "number": [t.number for t in trials],
-        "state": [status(t) for t in trials],
-        "feasible": [feasible(t) if d else None for t, d in zip(trials, done, strict=True)],
-    }
-    # Optuna gives a pruned trial the last value that it reported, which is no objective.
-    values = [t.values if d else [] for t, d in zip(trials, done, strict=True)]
-    groups = [
-        _group("value.", [dict(zip(cfg.objectives, row, strict=False)) for row in values], cfg.objectives),
-        _group("constraint.", [dict(zip(cfg.constraints, _of(t, CONSTRAINTS), strict=False)) for t in trials],
-               cfg.constraints),
-        pd.DataFrame({f"param.{key}": _one_kind(raw, f"param.{key}") for key in cfg.space}, index=range(len(trials))),
-        _group("score.", [_of(t, "scores") for t in trials]),
-    ]  # fmt: skip
-    if trials:
-        groups.append(pd.DataFrame({"seconds": raw["duration"].dt.total_seconds()}))
-    groups.append(_group("seconds.", [_of(t, "seconds") for t in trials]))
+    trials = all_trials(study)
+    if not trials:
+        return pd.DataFrame()
+    attrs = ("number", "datetime_start", "datetime_complete", "duration", "params")
+    raw = study.trials_dataframe(attrs=attrs).rename(columns=lambda name: name.replace("params_", "param.", 1))
     tail = {key: [t.user_attrs.get(key) for t in trials] for key in ("trained", ASKED_BY, RETRY_OF)}
     tail["reason"] = [reason(t) for t in trials]
     tail[RUN_ID] = [t.user_attrs.get(RUN_ID) or (runs or {}).get(t.number) for t in trials]
-    times = {new: raw[old] for new, old in _TIMES.items() if old in raw}
-    frame = pd.concat([pd.DataFrame(head), *groups, pd.DataFrame(tail), pd.DataFrame(times)], axis=1)
+    times = pd.DataFrame({"started": raw["datetime_start"], "ended": raw["datetime_complete"]})
+    frame = pd.concat([*_values(loaded, trials, raw), pd.DataFrame(tail), times], axis=1)
     return frame.astype({name: kind for name, kind in _KINDS.items() if name in frame})
 
 
-_TIMES = {"started": "datetime_start", "ended": "datetime_complete"}
+def _values(loaded: LoadedTune, trials: list[FrozenTrial], raw: pd.DataFrame) -> list[pd.DataFrame]:
+    """What each trial is and came to, group by group."""
+    cfg = loaded.cfg
+    # Optuna gives a pruned trial the last value that it reported, which is no objective.
+    values = [t.values if t.state == TrialState.COMPLETE else [] for t in trials]
+    broken = [t.user_attrs.get(CONSTRAINTS) or [] for t in trials]
+    able = [feasible(t) if t.state == TrialState.COMPLETE else None for t in trials]
+    return [
+        pd.DataFrame({"number": raw["number"], "state": [status(t) for t in trials], "feasible": able}),
+        _numbers("value.", [dict(zip(cfg.objectives, row, strict=False)) for row in values], list(cfg.objectives)),
+        _numbers("constraint.", [dict(zip(cfg.constraints, row, strict=False)) for row in broken], list(cfg.constraints)),
+        pd.DataFrame({f"param.{key}": _one_kind(raw, f"param.{key}") for key in cfg.space}, index=raw.index),
+        _numbers("score.", [t.user_attrs.get("scores") or {} for t in trials]),
+        pd.DataFrame({"seconds": pd.to_timedelta(raw["duration"]).dt.total_seconds()}),
+        _numbers("seconds.", [t.user_attrs.get("seconds") or {} for t in trials]),
+    ]
 
 
-def _of(trial: optuna.trial.FrozenTrial, attribute: str) -> dict | list:
-    return trial.user_attrs.get(attribute) or []
-
-
-def _group(prefix: str, rows: list, names: Mapping[str, object] | None = None) -> pd.DataFrame:
-    """Numbers by name as columns; those of `names` at least."""
-    frame = pd.DataFrame([dict(row) for row in rows], columns=list(names) if names is not None else None)
-    return frame.astype("float64").add_prefix(prefix)
+def _numbers(prefix: str, rows: list[dict[str, float]], names: list[str] | None = None) -> pd.DataFrame:
+    """Numbers by name as columns: those of `names`, or all that there are."""
+    return pd.DataFrame(rows, columns=names).astype("float64").add_prefix(prefix)
 
 
 def _one_kind(raw: pd.DataFrame, name: str) -> pd.Series | None:

@@ -55,9 +55,8 @@ def all_trials(study: optuna.Study) -> list[FrozenTrial]:
 def reason(trial: FrozenTrial) -> str | None:
     """Why a trial has no result, in words; None where there is nothing to say."""
     attrs = trial.user_attrs
-    if STOPPED in attrs:
-        return "the command was stopped"
-    return attrs.get(FAILURE) or attrs.get(LOST) or attrs.get(PRUNED) or None
+    stopped = "the command was stopped" if STOPPED in attrs else None
+    return attrs.get(FAILURE) or attrs.get(LOST) or attrs.get(PRUNED) or stopped
 
 
 # ---- the best ---------------------------------------------------------------------------------------------------------
