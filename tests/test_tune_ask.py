@@ -215,7 +215,13 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     search = _search(tmp_path, wanted=6)
     calls = [0]
-    for name in ("set_trial_user_attr", "set_trial_state_values", "get_all_trials", "create_new_trial", "set_trial_param"):
+    for name in (
+        "set_trial_user_attr",
+        "set_trial_state_values",
+        "get_all_trials",
+        "create_new_trial",
+        "set_trial_param",
+    ):
         real = getattr(search.store.storage, name)
 
         def flaky(*args, real=real, **kwargs):

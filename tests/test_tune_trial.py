@@ -70,7 +70,9 @@ def _no_training(*_: object) -> None:
 def test_sampling_only_trials_train_once(configs, monkeypatch):
     runner = _runner(configs)
     first = runner.run({HEAT: 1.0, "study.temperatures": 1.0}, None, _quiet)
-    assert first.trained and len(read_jsonl(next(Path("runs").rglob("curves.jsonl")))) == 3 and first.seconds["train"] > 0
+    assert (
+        first.trained and len(read_jsonl(next(Path("runs").rglob("curves.jsonl")))) == 3 and first.seconds["train"] > 0
+    )
     monkeypatch.setattr(loop, "_step", _no_training)
     results = [runner.run({HEAT: h, "study.temperatures": t}, None, _quiet) for h in (0.5, 2.0) for t in (0.5, 1.5)]
     assert not any(r.trained for r in results)

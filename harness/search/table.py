@@ -52,7 +52,9 @@ def _values(loaded: LoadedTune, trials: list[FrozenTrial], raw: pd.DataFrame) ->
     return [
         pd.DataFrame({"number": raw["number"], "state": [status(t) for t in trials], "feasible": able}),
         _numbers("value.", [dict(zip(cfg.objectives, row, strict=False)) for row in values], list(cfg.objectives)),
-        _numbers("constraint.", [dict(zip(cfg.constraints, row, strict=False)) for row in broken], list(cfg.constraints)),
+        _numbers(
+            "constraint.", [dict(zip(cfg.constraints, row, strict=False)) for row in broken], list(cfg.constraints)
+        ),
         pd.DataFrame({f"param.{key}": _one_kind(raw, f"param.{key}") for key in cfg.space}, index=raw.index),
         _numbers("score.", [t.user_attrs.get("scores") or {} for t in trials]),
         pd.DataFrame({"seconds": pd.to_timedelta(raw["duration"]).dt.total_seconds()}),
