@@ -1,6 +1,6 @@
 """MDLM: masked diffusion with a factorised denoiser (Sahoo et al. 2024, arXiv 2406.07524).
 
-Shapes: B batch, L tokens, V symbols, N sequences, M selected positions.
+Shapes: B batch, L tokens, N sequences, M selected positions.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import ancestral, masked
-from harness.diffusion.schedules import stratified_times, token_schedule
+from baselines.masked_model import MaskedModel
+from harness.diffusion import masked
+from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError
-from harness.interface import Bound, Draw, Loss, Method, Problem
+from harness.interface import Bound, Loss, Problem
 from harness.nn.networks import TokenNetwork
 
 
@@ -26,16 +27,14 @@ class MDLMOptions:
     width_factor: float = 1.0  # widens the trunk, for a baseline matched in parameters instead of backbone size
 
 
-class MDLM(Method):
+class MDLM(MaskedModel):
     """Masked diffusion language model; the network sees only tokens (time is optional, as the posterior needs none)."""
 
     Options = MDLMOptions
     title = "MDLM"
-    sampler = "ancestral"
 
     def __init__(self, problem: Problem, options: MDLMOptions) -> None:
         super().__init__(problem, options)
-        self.schedule = token_schedule(options.schedule)
         masked.check_loss(options.loss)
         if not 0.1 <= options.width_factor <= 16.0:
             raise UserError(f"width_factor={options.width_factor} is out of range; choose 0.1 to 16")
@@ -46,6 +45,9 @@ class MDLM(Method):
 
     def networks(self) -> Mapping[str, nn.Module]:
         return {"token": self.network}
+
+    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
+        return self.network(x_NL, select_NL, t_N)
 
     def _terms(self, x_BL: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
         """Cross-entropies at one time for each sequence."""
@@ -64,15 +66,3 @@ class MDLM(Method):
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
         terms = self._terms(x_BL, generator)
         return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")
-
-    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor:
-        self.check_budget(nfe)
-        alphas = masked.step_alphas(self.schedule, nfe)
-        return ancestral.path_nll(self.network, x_BL, self.problem.vocab_size, alphas, generator)
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
-        self.check_budget(nfe)
-        shape, alphas = (n, self.problem.length), masked.step_alphas(self.schedule, nfe)
-        x_NL, dtype = ancestral.sample(self.network, shape, self.problem.vocab_size, alphas, generator, temperature)
-        return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -2,23 +2,20 @@
 
 `p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h))`, with c counts, T(h) the number of different words seen after h and
 h' the history without its oldest word (Witten & Bell 1991, method C, interpolated); the last back-off is to the uniform law.
-Sampling needs no table of probabilities: with probability c / (c + T) the next word of a uniformly chosen occurrence of h
-in the training text, otherwise the shorter history.
 
 Shapes: N sequences, L tokens, V symbols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.errors import BudgetError, UserError
-from harness.interface import Bound, Draw, Method, Problem, Stage
+from harness.errors import UserError
+from harness.interface import Bound, Method, Problem, Stage
 
 
 @dataclass
@@ -26,7 +23,7 @@ class NGramOptions:
     order: int = 3
 
 
-class _Level:
+class Level:
     """Occurrences of all histories of one length: sorted history keys, the words after them, distinct followers."""
 
     def __init__(self, history_M: np.ndarray, word_M: np.ndarray, vocab_size: int) -> None:
@@ -56,7 +53,6 @@ class NGram(Method):
     """Unigram (`order=1`) or n-gram model of packed text; windows start anywhere, so short histories start a sequence."""
 
     Options = NGramOptions
-    sampler = "counts"
     role = "reference"
 
     def __init__(self, problem: Problem, options: NGramOptions) -> None:
@@ -67,25 +63,23 @@ class NGram(Method):
                 f"n-gram order={options.order} does not fit a vocabulary of {problem.vocab_size}; choose 1 to {limit}"
             )
         self.title = {1: "Unigram", 2: "Bigram", 3: "Trigram"}.get(options.order, f"{options.order}-gram")
-        self._levels: list[_Level] = []
+        self.levels: list[Level] = []  # by length of the history
 
     def stages(self) -> tuple[Stage, ...]:
         return ()
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {}
-
     def fit(self, train_NL: np.ndarray) -> None:
         V = self.problem.vocab_size
         x = np.ascontiguousarray(train_NL).astype(np.int64)
-        self._levels = []
+        self.levels = []
         for length in range(min(self.options.order, x.shape[1])):
             history = np.zeros((x.shape[0], x.shape[1] - length), dtype=np.int64)
             for j in range(length):
                 history = history * V + x[:, j : j + history.shape[1]]
-            self._levels.append(_Level(history.ravel(), x[:, length:].ravel(), V))
+            self.levels.append(Level(history.ravel(), x[:, length:].ravel(), V))
 
-    def _history(self, x_NL: np.ndarray, position: int, length: int) -> np.ndarray:
+    def history(self, x_NL: np.ndarray, position: int, length: int) -> np.ndarray:
+        """Keys (N,) of the `length` words before `position`, as the level of that length has them."""
         key = np.zeros(x_NL.shape[0], dtype=np.int64)
         for j in range(position - length, position):
             key = key * self.problem.vocab_size + x_NL[:, j]
@@ -95,7 +89,7 @@ class NGram(Method):
         """p of the word at `position` given those before it, (N,)."""
         p = np.full(x_NL.shape[0], 1.0 / self.problem.vocab_size)
         for length in range(min(position, self.options.order - 1) + 1):
-            level, key = self._levels[length], self._history(x_NL, position, length)
+            level, key = self.levels[length], self.history(x_NL, position, length)
             _, count, distinct = level.look_up(key)
             total = np.maximum(count + distinct, 1)
             p = np.where(count > 0, (level.pair_count(key, x_NL[:, position]) + distinct * p) / total, p)
@@ -105,32 +99,3 @@ class NGram(Method):
         x = x_BL.cpu().numpy().astype(np.int64)
         nll = -sum(np.log(self._next_probability(x, i)) for i in range(x.shape[1]))
         return Bound(torch.from_numpy(nll), "exact log-likelihood by the chain rule", exact=True)
-
-    def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        return (0,)
-
-    def check_budget(self, nfe: int) -> None:
-        if nfe != 0:
-            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: it has no network to call; use 0")
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """Draw left to right; the temperature must be 1 (counts have no logits)."""
-        self.check_budget(nfe)
-        if temperature != 1.0:
-            raise UserError(f"temperature={temperature} cannot be met by {self.title}: it draws from counts; use 1.0")
-        L, V = self.problem.length, self.problem.vocab_size
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        rng = np.random.default_rng(seed)
-        x_NL = np.zeros((n, L), dtype=np.int64)
-        for i in range(L):
-            todo = np.ones(n, dtype=bool)
-            word = rng.integers(V, size=n)
-            for length in range(min(i, self.options.order - 1), -1, -1):
-                level = self._levels[length]
-                start, count, distinct = level.look_up(self._history(x_NL, i, length))
-                use = todo & (rng.random(n) * (count + distinct) < count)
-                pick = start + (rng.random(n) * count).astype(np.int64)
-                word = np.where(use, level.pair[np.minimum(pick, len(level.pair) - 1)] % V, word)
-                todo &= ~use
-            x_NL[:, i] = word
-        return Draw(torch.from_numpy(x_NL).to(generator.device), nfe_latent=0, nfe_token=0)

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import ancestral
-from harness.diffusion.masked import step_alphas
-from harness.diffusion.schedules import token_schedule
-from harness.errors import UserError
-from harness.interface import Bound, Draw, Method, Problem, Stage
+from baselines.masked_model import MaskedModel
+from harness.interface import Bound, Problem, Stage
 from harness.tasks.base import ExactTask
 from harness.tasks.require import require_task
 
@@ -36,7 +33,7 @@ class ExactDenoiser(nn.Module):
         return self.task.conditionals(x_BL, x_BL != self.task.vocab_size)[select_BL]
 
 
-class Oracle(Method):
+class Oracle(MaskedModel):
     """No masked model that draws the positions of a step independently can know more than this one.
 
     `p(x_i | shown tokens)` minimises the expected cross-entropy of each step, so no factorised denoiser has a smaller
@@ -46,12 +43,10 @@ class Oracle(Method):
 
     Options = OracleOptions
     title = "Oracle (floor)"
-    sampler = "ancestral"
     role = "floor"
 
     def __init__(self, problem: Problem, options: OracleOptions) -> None:
         super().__init__(problem, options)
-        self.schedule = token_schedule(options.schedule)
         self.task = require_task(problem.truth, "method=oracle")
         self.network = ExactDenoiser(self.task)
 
@@ -61,23 +56,13 @@ class Oracle(Method):
     def networks(self) -> Mapping[str, nn.Module]:
         return {"token": self.network}
 
+    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
+        return self.network(x_NL, select_NL, t_N)
+
+    def accepts_temperature(self) -> bool:
+        """No: a sharpened truth is no floor of anything."""
+        return False
+
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
         """-log p(x): every order of the chain rule gives it, so it is the oracle's NELBO in the limit of many steps."""
         return Bound(-self.task.log_prob(x_BL).double(), "exact log-likelihood of the data's own law", exact=True)
-
-    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor:
-        self.check_budget(nfe)
-        return ancestral.path_nll(
-            self.network, x_BL, self.problem.vocab_size, step_alphas(self.schedule, nfe), generator
-        )  # fmt: skip
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """MDLM's sampler; the temperature must be 1 (a sharpened truth is no floor of anything)."""
-        self.check_budget(nfe)
-        if temperature != 1.0:
-            raise UserError(
-                f"temperature={temperature} cannot be met by {self.title}: it draws from the truth; use 1.0"
-            )
-        shape, alphas = (n, self.problem.length), step_alphas(self.schedule, nfe)
-        x_NL, dtype = ancestral.sample(self.network, shape, self.problem.vocab_size, alphas, generator)
-        return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -1,6 +1,7 @@
-"""What a method must offer to be measured: a loss, a bound (or a plain 'none'), and sampling at an exact budget.
+"""What is measured: methods (a loss, a bound or a plain 'none') and samplers that draw from them at an exact budget.
 
-The harness knows methods only through this file. A method is one class and one YAML under `studies/method/`.
+The harness knows both only through this file. A method is one class and one YAML under `studies/method/`, a sampler one class
+and one YAML under `studies/sampler/`.
 
 Shapes: B batch, L tokens, V vocabulary (without the mask), N sequences.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.errors import BudgetError
+from harness.errors import BudgetError, UserError
 from harness.nn.transformer import TrunkShape
 from harness.tasks.base import ExactTask
 
@@ -80,23 +81,19 @@ class Draw:
 
 
 class Method(nn.Module, ABC):
-    """A generative model of token sequences of length L over V symbols.
+    """A generative model of token sequences of length L over V symbols: what is trained, and how likely data are under it.
 
     Built as `cls(problem, options)`, where `options` is an instance of the dataclass `cls.Options`, whose fields are the
     method's configuration keys. Randomness comes only from the generators that are passed in, so that a run can
-    be repeated; every tensor is made on the generator's device.
+    be repeated; every tensor is made on the generator's device. How it is drawn from is a `Sampler`'s.
     """
 
     Options: type
-    #: What the method is called in tables, e.g. "MDLM"; and the sampler that `sample` runs, e.g. "ancestral".
+    #: What the method is called in tables, e.g. "MDLM".
     title: str = ""
-    sampler: str = ""
     #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature);
-    #: "floor" for what a perfect network would score at each budget; "probe" for a method that is given something that it
-    #: would have to model (a latent of the data): it says what a part costs, and is not compared either.
+    #: "floor" for what a perfect network would score at each budget.
     role: str = "method"
-    #: Option names that change only how samples are drawn: entries that differ in nothing else share their weights.
-    sampling_options: frozenset[str] = frozenset()
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()
@@ -142,20 +139,37 @@ class Method(nn.Module, ABC):
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """Upper bound on `-log p(x)`, or None where the method has none."""
 
-    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
-        """`-log q(x | path)` of the sampler of `nfe` calls along one random path, (B,) float64 nats; None without one.
 
-        A path says which positions are revealed in which call; it is drawn as `sample` draws it, blind to the tokens, and
-        given it the sampler's probability of x is `prod_k prod_{i in call k} p(x_i | x revealed before)`. The mean over
-        paths of `exp(-path_nll)` is the sampler's law q_K(x), so `-log mean exp(-path_nll)` over any number of paths is
-        an upper bound on `-log q_K(x)` in the mean (Burda et al. 2016). Temperature 1.
-        """
-        return None
+class Sampler(ABC):
+    """A way to draw sequences from a trained method; it has no weights, and a method has any number of them in a study.
 
-    # ---- sampling -------------------------------------------------------------------------------------------------
+    Built as `cls(method, options)` with a method of one of the classes `cls.methods`; `options` is an instance of the
+    dataclass `cls.Options`. Raises `UserError` where the options do not go together or do not fit the method.
+    """
+
+    Options: type
+    methods: type | tuple[type, ...] = Method
+    #: "probe" for one that is given something that the method would have to model (a latent of the data): it says what a part
+    #: costs, and is not compared. Empty: the method's own role.
+    role: str = ""
+    #: Whether what is drawn, in many steps, has the law that the method's bound is of.
+    bounded: bool = True
+
+    def __init__(self, method: Any, options: Any) -> None:
+        if not isinstance(method, self.methods):
+            known = self.methods if isinstance(self.methods, tuple) else (self.methods,)
+            names = " or ".join(cls.__name__ for cls in known)
+            raise UserError(f"sampler {type(self).__name__} draws from {names}, not from {type(method).__name__}")
+        self.method, self.options = method, options
+
+    @property
+    def title(self) -> str:
+        """What method and sampler are called together in tables, e.g. "SEQ, one-call latent"."""
+        return self.method.title
+
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
-        """The modules whose forward calls are counted as NFE while sampling, by name."""
+        """The modules whose forward calls are counted as NFE while drawing, by name."""
 
     def check_budget(self, nfe: int) -> None:
         """Raise `BudgetError`, in one line with the nearest budget that can be met, unless `nfe` can be met exactly."""
@@ -165,9 +179,23 @@ class Method(nn.Module, ABC):
             )
 
     def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """The budgets of a study that apply to this method: all of them, unless its cost is fixed by its nature."""
+        """The budgets of a study that apply: all of them, unless the cost is fixed by the sampler's nature."""
         return wanted
 
     @abstractmethod
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """Draw `n` sequences with exactly `nfe` calls for each; `temperature` divides the logits of x0."""
+
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
+        """Upper bound on `-log p(x)` under what is drawn; None where there is none."""
+        return self.method.bound(x_BL, generator) if self.bounded else None
+
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
+        """`-log q(x | path)` of the draw in `nfe` calls along one random path, (B,) float64 nats; None without one.
+
+        A path says which positions are revealed in which call; it is drawn as `draw` draws it, blind to the tokens, and
+        given it the probability of x is `prod_k prod_{i in call k} p(x_i | x revealed before)`. The mean over
+        paths of `exp(-path_nll)` is the sampler's law q_K(x), so `-log mean exp(-path_nll)` over any number of paths is
+        an upper bound on `-log q_K(x)` in the mean (Burda et al. 2016). Temperature 1.
+        """
+        return None

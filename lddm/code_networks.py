@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.networks import slot_positions
 from harness.nn.transformer import Stem, Trunk, TrunkShape
 from lddm.mixture import ProductMixture
+from lddm.networks import slot_positions
 
 
 class CodeNetwork(nn.Module):

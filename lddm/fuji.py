@@ -9,18 +9,17 @@ Shapes: B batch, L tokens, V symbols, S slots, D dims, N sequences, M selected p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import gaussian, masked
-from harness.diffusion.paths import Step, latent_first_path, make_path
-from harness.diffusion.schedules import LatentSchedule, stratified_times, token_schedule
+from harness.diffusion import masked
+from harness.diffusion.ancestral import Denoiser
+from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError, nearest
-from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
-from harness.nn.networks import JointNetwork
-from lddm import instruments
+from harness.interface import Bound, Loss, Problem, Stage
+from lddm import gaussian, instruments
 from lddm.bank import LatentBank
 from lddm.latent import (
     LatentEncoder,
@@ -33,10 +32,12 @@ from lddm.latent import (
     predicted_z0,
     token_times,
 )
+from lddm.latent_model import LatentModel
+from lddm.latent_schedule import LatentSchedule
+from lddm.networks import JointNetwork
+from lddm.paths import TimePath, make_path
 
 TIMES = ("path", "independent")
-LATENTS = ("diffusion", "encoder")
-TITLES = {"lead": "FUJI", "offset": "FUJI, offset", "latent_first": "FUJI, latent-first", "through": "FUJI, polyline"}
 
 
 @dataclass
@@ -44,14 +45,8 @@ class FUJIOptions(LatentOptions):
     encoder_share: float = 0.4  # of the steps, in which the encoder learns; then it is frozen and the latent loss joins
     times: str = "path"  # trains on t_z = t_x^lead; "independent": on both times apart, for every path of sampling
     full_mask: float = 0.25  # share of a batch with every token masked, where times are independent
-    bank: int = 2048  # encoded training sequences that the checkpoint keeps, for latents="encoder"
+    bank: int = 2048  # encoded training sequences that the checkpoint keeps, for the sampler "encoder"
     lead: float = 2.0  # latent time is token time to this power: above 1 the latent is resolved ahead of the tokens
-    # Of sampling alone (`lead` too, where times are independent): entries that differ in nothing else share their weights.
-    path: str = "lead"  # "offset", "latent_first" or "through"; see harness.diffusion.paths
-    offset: float = 0.3  # of path "offset": the token time from which on the latent is clean
-    latent_share: float = 0.5  # of path "latent_first": the part of a budget that moves the latent
-    corners: list[float] = field(default_factory=list)  # of path "through": token time and latent time of each in turn
-    latents: str = "diffusion"  # "encoder": clean latents of training sequences, what a perfect latent would give
 
 
 def _check(o: FUJIOptions) -> None:
@@ -61,42 +56,22 @@ def _check(o: FUJIOptions) -> None:
         raise UserError(f"encoder_share={o.encoder_share} is out of range; choose a value between 0 and 1")
     if o.bank < 2:
         raise UserError(f"bank={o.bank} is out of range; choose 2 or more")
-    for name, choices in (("times", TIMES), ("latents", LATENTS)):
-        value = getattr(o, name)
-        if value not in choices:
-            raise UserError(f"{name}='{value}' is unknown{nearest(value, choices)}")
-    if o.times == "path" and o.path in TITLES and o.path != "lead":
-        raise UserError(
-            f"path='{o.path}' needs a network that was trained on it; choose times=independent, or path=lead"
-        )
-    if o.times == "path" and o.latents == "encoder":
-        raise UserError(
-            "latents='encoder' puts clean latents beside masked tokens, which times='path' never trains; "
-            "choose times=independent"
-        )
-    if o.latents == "encoder" and o.path in TITLES and o.path != "lead":
-        raise UserError(f"latents='encoder' moves the tokens alone, on no path='{o.path}'; choose path=lead")
+    if o.times not in TIMES:
+        raise UserError(f"times='{o.times}' is unknown{nearest(o.times, TIMES)}")
 
 
-class FUJI(Method):
+class FUJI(LatentModel):
     """Joint reverse process p(x_s, z_s | x_t, z_t) along a monotone path of (t_x, t_z)."""
 
     Options = FUJIOptions
-    sampling_options = frozenset({"path", "offset", "latent_share", "corners", "latents", "eta"})
+    title = "FUJI"
+    encoder_title = "FUJI, encoder latents"
 
     def __init__(self, problem: Problem, options: FUJIOptions) -> None:
         super().__init__(problem, options)
         _check(options)
         o = options
-        self.path = make_path(o.path, o.lead, o.offset, o.latent_share, o.corners)
-        given = o.latents == "encoder"
-        self.title = "FUJI, encoder latents" if given else TITLES[o.path]
-        self.sampler = "given latents" if given else self.path.name
-        # Latents of training sequences are no model of the data: the row says what the latent channel costs.
-        self.role = "probe" if given else "method"
-        if o.times == "independent":
-            self.sampling_options = FUJI.sampling_options | {"lead"}
-        self.schedule = token_schedule(o.schedule)
+        self.path: TimePath = make_path("lead", o.lead)
         self.latent_schedule = LatentSchedule(o.latent_shift)
         self.encoder = LatentEncoder(problem, o)
         self.network = JointNetwork(problem.shape, problem.vocab_size, o.slots, o.dims, o.time)
@@ -116,9 +91,6 @@ class FUJI(Method):
     def calibrate(self, x_NL: Tensor) -> None:
         self.encoder.calibrate(x_NL)
         self.bank.refill(self.encoder.mean, x_NL)
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"joint": self.network}
 
     def _call(
         self, x_BL: Tensor, z0_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, generator: torch.Generator
@@ -159,19 +131,36 @@ class FUJI(Method):
             total, parts["match"] = total + o.match * gap, gap.detach()
         return Loss(total, parts)
 
-    # ---- likelihood -----------------------------------------------------------------------------------------------
-    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
-        """The full bound along this entry's path: each integral has its own draw of its own time and its own call.
+    # ---- tokens given a latent ------------------------------------------------------------------------------------
+    def token_network(self) -> nn.Module:
+        return self.network
 
-        Every monotone path gives a bound; where the latent comes first the two integrals separate. None for given latents.
+    def denoiser(self, latent: Tensor) -> Denoiser:
+        clean_N = torch.zeros(len(latent), device=latent.device)
+        return lambda x_NL, select_NL, t_N: self.network(x_NL, latent, t_N, clean_N, select_NL)[0]
+
+    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.bank.draw(n, self.encoder.noise, generator)
+
+    def check_encoded(self) -> None:
+        if self.options.times == "path":
+            raise UserError(
+                "sampler encoder puts clean latents beside masked tokens, which times=path never trains; "
+                "choose times=independent"
+            )
+
+    # ---- likelihood -----------------------------------------------------------------------------------------------
+    def bound(self, x_BL: Tensor, generator: torch.Generator, path: TimePath | None = None) -> Bound:
+        """The full bound along a path (t_z = t_x^lead, unless told): each integral has a draw of its time and a call.
+
+        Every monotone path gives a bound; where the latent comes first the two integrals separate.
         """
-        if self.options.latents == "encoder":
-            return None
+        path = path or self.path
         z0_BSD = self.encoder.sample(x_BL, generator)
         t_x_B = stratified_times(x_BL.shape[0], generator)
-        tokens, _, _ = self._call(x_BL, z0_BSD, t_x_B, self.path.latent_time(t_x_B), generator)
+        tokens, _, _ = self._call(x_BL, z0_BSD, t_x_B, path.latent_time(t_x_B), generator)
         t_z_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
-        _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, self.path.token_time(t_z_B), t_z_B, generator)
+        _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, path.token_time(t_z_B), t_z_B, generator)
         z0_hat = predicted_z0(out_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
         parts = {
             **latent_terms(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule, self.encoder.noise),
@@ -221,38 +210,3 @@ class FUJI(Method):
             **instruments.by_time(lambda t: at(t, 0.0 if apart else beside(t, "latent_time"))[0], "token_loss", times),
             **instruments.by_time(lambda t: at(1.0 if apart else beside(t, "token_time"), t)[1], "latent_loss", times),
         }
-
-    # ---- sampling -------------------------------------------------------------------------------------------------
-    def check_budget(self, nfe: int) -> None:
-        if self.options.path == "latent_first":
-            self._steps(nfe)
-        else:
-            super().check_budget(nfe)
-
-    def _steps(self, nfe: int) -> list[Step]:
-        """The calls of a budget; given latents are clean from the start, and only the tokens move."""
-        return latent_first_path(0, nfe) if self.options.latents == "encoder" else self.path.steps(nfe, self.title)
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """K calls along the path: each moves the latent, reveals tokens, or both; the last tokens go all at once."""
-        self.check_budget(nfe)
-        o, L, mask_id = self.options, self.problem.length, self.problem.vocab_size
-        z = gaussian_noise((n, o.slots, o.dims), generator)
-        if o.latents == "encoder":
-            z = self.bank.draw(n, self.encoder.noise, generator)
-        x_NL = torch.full((n, L), mask_id, dtype=torch.int64, device=z.device)
-        dtype, zero_N, steps = "float64", torch.zeros(n, device=z.device), self._steps(nfe)
-        for step in steps:
-            flips_NL = torch.zeros_like(x_NL, dtype=torch.bool)
-            if step.moves_tokens:
-                ends = torch.tensor([step.t_x, step.s_x], dtype=torch.float64)
-                alpha_t, alpha_s = self.schedule.alpha(ends).tolist()
-                flips_NL = masked.choose_flips(x_NL == mask_id, max(alpha_t, 0.0), alpha_s, generator)
-            logits_MV, out = self.network(x_NL, z, zero_N + step.t_x, zero_N + step.t_z, flips_NL)
-            if step.moves_tokens:
-                x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
-            if step.moves_latent:
-                z0_hat = predicted_z0(out, z, zero_N + step.t_z, self.latent_schedule, o.prediction)
-                z = gaussian.latent_step(z, z0_hat, step.t_z, step.s_z, self.latent_schedule, o.eta, generator)
-        token_calls = sum(step.moves_tokens for step in steps)
-        return Draw(x_NL, nfe_latent=nfe - token_calls, nfe_token=token_calls, draw_dtype=dtype)

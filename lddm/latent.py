@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import gaussian
 from harness.diffusion.masked import check_loss
-from harness.diffusion.schedules import LatentSchedule, stratified_times
+from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError, nearest
 from harness.interface import Problem
-from harness.nn.networks import SlotEncoder
+from lddm import gaussian
 from lddm.kernel_score import distance
+from lddm.latent_schedule import LatentSchedule
+from lddm.networks import SlotEncoder
 from lddm.pretrained import PretrainedSlots, TextReader
 
 PREDICTIONS = ("x0", "v")
@@ -44,7 +45,6 @@ class LatentOptions:
     latent_shift: float = 1.0  # time shift of the latent schedule; above 1 towards high noise
     latent_weight: float = 1.0  # of the latent's mean squared error, beside the tokens' nats per token
     prediction: str = "v"  # or "x0"; v is preconditioned, so the bound stays finite at small noise
-    eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
     time: str = "add"  # how times enter the joint network: "add" or "adaln"
 
 
@@ -57,7 +57,6 @@ RANGES = {
     "match": (0.0, 1e6),
     "latent_dropout": (0.0, 1.0),
     "latent_weight": (0.0, 1e6),
-    "eta": (0.0, 1.0),
 }
 
 

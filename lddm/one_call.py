@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.networks import slot_positions
 from harness.nn.transformer import Trunk, TrunkShape
 from lddm.kernel_score import distance
 from lddm.latent import gaussian_noise
+from lddm.networks import slot_positions
 
 
 class OneCallNetwork(nn.Module):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.diffusion import gaussian
-from harness.diffusion.schedules import LatentSchedule, stratified_times
-from harness.nn.networks import LatentNetwork
+from harness.diffusion.schedules import stratified_times
+from lddm import gaussian
 from lddm.latent import gaussian_noise, latent_mse, predicted_z0
+from lddm.latent_schedule import LatentSchedule
+from lddm.networks import LatentNetwork
 
 
 def z0_hat(

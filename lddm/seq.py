@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import gaussian, masked
-from harness.diffusion.paths import latent_first_path, split_calls
-from harness.diffusion.schedules import LatentSchedule, token_schedule
-from harness.errors import BudgetError, UserError, nearest
-from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
-from harness.nn.networks import JointNetwork, LatentNetwork
-from lddm import instruments, prior
+from harness.diffusion import masked
+from harness.diffusion.ancestral import Denoiser
+from harness.errors import UserError
+from harness.interface import Bound, Loss, Problem, Stage
+from lddm import gaussian, instruments, prior
 from lddm.bank import LatentBank
 from lddm.latent import (
     LatentEncoder,
@@ -29,9 +27,10 @@ from lddm.latent import (
     normal_gap,
     token_times,
 )
+from lddm.latent_model import LatentModel
+from lddm.latent_schedule import LatentSchedule
+from lddm.networks import JointNetwork, LatentNetwork
 from lddm.one_call import OneCallNetwork, one_call_loss
-
-LATENTS = ("diffusion", "one_call", "encoder")
 
 
 @dataclass
@@ -48,9 +47,6 @@ class SEQOptions(LatentOptions):
     bank: int = 8192
     self_conditioning: float = 0.0  # share of a batch whose latent network sees its own first estimate
     decoder_noise: float = 0.3  # the decoder trains on latents diffused to times up to this one
-    # Of sampling alone: entries that differ in nothing else share their weights.
-    latents: str = "diffusion"  # "one_call"; or "encoder": of training sequences, what a perfect prior would give
-    latent_share: float = 0.5  # of a budget K that goes to K_z, where the latents are diffused
 
 
 RANGES = {
@@ -65,7 +61,6 @@ RANGES = {
     "bank": (2, 1 << 24),
     "self_conditioning": (0.0, 1.0),
     "decoder_noise": (0.0, 1.0),
-    "latent_share": (0.0, 1.0),
 }
 
 
@@ -73,38 +68,24 @@ def _check(o: SEQOptions) -> None:
     """Raise `UserError` for values that do not go together."""
     check_options(o)
     check_ranges(o, RANGES)
-    if o.latents not in LATENTS:
-        raise UserError(f"latents='{o.latents}' is unknown{nearest(o.latents, LATENTS)}")
     if o.one_call_share + (o.prior_share if o.stages == 2 else 0.0) >= 1.0:
         raise UserError(
             f"one_call_share={o.one_call_share} and prior_share={o.prior_share} leave no step for the tokens; "
             "choose shares that sum to less than 1"
         )
-    if o.latents == "one_call" and o.one_call_share == 0.0:
-        raise UserError("latents='one_call' needs a network that learns it; choose one_call_share above 0, such as 0.3")
-    if o.latents == "diffusion" and o.stages == 2 and o.prior_share == 0.0:
-        raise UserError("latents='diffusion' needs a prior that learns; choose prior_share above 0, such as 0.3")
 
 
-class SEQ(Method):
+class SEQ(LatentModel):
     """p(z0) by Gaussian diffusion over the slots, p(x | z0) by masked diffusion with the latent beside the tokens."""
 
     Options = SEQOptions
-    sampling_options = frozenset({"latents", "latent_share", "eta"})
+    title = "SEQ"
+    encoder_title = "SEQ, encoder latents"
 
     def __init__(self, problem: Problem, options: SEQOptions) -> None:
         super().__init__(problem, options)
         _check(options)
-        self.title = {"diffusion": "SEQ", "one_call": "SEQ, one-call latent", "encoder": "SEQ, encoder latents"}[
-            options.latents
-        ]
-        self.sampler = {"diffusion": "latent-first", "one_call": "one-call latent", "encoder": "given latents"}[
-            options.latents
-        ]
-        # Latents of training sequences are no model of the data: the row says what the prior costs.
-        self.role = "probe" if options.latents == "encoder" else "method"
         o, shape = options, problem.shape
-        self.schedule = token_schedule(o.schedule)
         self.latent_schedule = LatentSchedule(o.latent_shift)
         self.encoder = LatentEncoder(problem, o)
         self.decoder = JointNetwork(shape, problem.vocab_size, o.slots, o.dims, o.time)
@@ -115,7 +96,7 @@ class SEQ(Method):
             raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
         small = replace(shape, depth=o.prior_depth, width=width)
         self.prior = LatentNetwork(small, o.slots, o.dims, problem.length)
-        self.generator = None
+        self.generator: OneCallNetwork | None = None
         if o.one_call_share > 0:
             self.generator = OneCallNetwork(small, o.slots, o.dims, problem.length, o.one_call_noise, o.one_call_signs)
         self.bank = LatentBank(o.bank, o.slots, o.dims)
@@ -192,22 +173,39 @@ class SEQ(Method):
         gap = one_call_loss(self.generator, z0_BSD, self.encoder.noise, o.one_call_window, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 
-    def _z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None) -> Tensor:
+    def z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None = None) -> Tensor:
+        """The prior's estimate of z0 from z_t, and from its own previous one where it conditions itself."""
         return prior.z0_hat(self.prior, zt_BSD, t_B, previous, self.latent_schedule, self.options.prediction)
+
+    # ---- tokens given a latent ------------------------------------------------------------------------------------
+    @property
+    def has_prior(self) -> bool:
+        """Whether the diffusion prior learns anything."""
+        return self.options.stages == 1 or self.options.prior_share > 0
+
+    def token_network(self) -> nn.Module:
+        return self.decoder
+
+    def denoiser(self, latent: Tensor) -> Denoiser:
+        clean_N = torch.zeros(len(latent), device=latent.device)
+        return lambda x_NL, select_NL, t_N: self.decoder(x_NL, latent, t_N, clean_N, select_NL)[0]
+
+    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.bank.draw(n, self.encoder.noise, generator)
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """The full bound: encoder negentropy + latent diffusion (with its end terms) + tokens given z0.
 
-        None where the latents do not come from the diffusion prior: the one-call sampler's law has no density to bound.
+        None where the prior was not trained.
         """
-        if self.options.latents != "diffusion":
+        if not self.has_prior:
             return None
         z0_BSD = self.encoder.sample(x_BL, generator)
         zero_B = torch.zeros(x_BL.shape[0], device=x_BL.device)
         t_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-        z0_hat = self._z0_hat(zt_BSD, t_B, None)
+        z0_hat = self.z0_hat(zt_BSD, t_B)
         token_t_B = token_times(x_BL.shape[0], 0.0, generator)
         parts = {
             **latent_terms(z0_BSD, z0_hat, t_B, span, self.latent_schedule, self.encoder.noise),
@@ -245,53 +243,4 @@ class SEQ(Method):
         """Mean squared error of the prior's estimate of z0 at one time, per coordinate."""
         t_B = torch.full((len(z0_BSD),), t, dtype=torch.float64, device=z0_BSD.device)
         zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-        return float((self._z0_hat(zt_BSD, t_B, None) - z0_BSD).square().mean())
-
-    # ---- sampling -------------------------------------------------------------------------------------------------
-    def networks(self) -> Mapping[str, nn.Module]:
-        one_call = self.options.latents == "one_call"
-        return {"latent": self.generator if one_call else self.prior, "token": self.decoder}
-
-    def _split(self, nfe: int) -> tuple[int, int]:
-        """(K_z, K_x): given latents cost nothing, a one-call latent one call, a diffused one its share."""
-        if self.options.latents == "diffusion":
-            return split_calls(nfe, self.options.latent_share, self.title)
-        latent_calls = 1 if self.options.latents == "one_call" else 0
-        if nfe <= latent_calls:
-            raise BudgetError(
-                f"nfe={nfe} cannot be met by {self.title}: it needs a latent call and a token call; use 2 or more"
-            )
-        return latent_calls, nfe - latent_calls
-
-    def check_budget(self, nfe: int) -> None:
-        self._split(nfe)
-
-    def _draw_latents(self, n: int, calls: int, generator: torch.Generator) -> Tensor:
-        """z0 (n, S, D) in `calls` calls of the latent network."""
-        o = self.options
-        if o.latents == "encoder":
-            return self.bank.draw(n, self.encoder.noise, generator)
-        if o.latents == "one_call":
-            return self.generator.draw(n, self.encoder.noise, generator)
-        z, previous = gaussian_noise((n, o.slots, o.dims), generator), None
-        for step in latent_first_path(calls, 0):
-            t_N = torch.full((n,), step.t_z, device=z.device)
-            z0_hat = self._z0_hat(z, t_N, previous)
-            previous = z0_hat if o.self_conditioning > 0 else None
-            z = gaussian.latent_step(z, z0_hat, step.t_z, step.s_z, self.latent_schedule, o.eta, generator)
-        return z
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """K_z calls of the latent network over S slots, then K_x calls of the decoder; both count in full."""
-        latent_calls, token_calls = self._split(nfe)
-        L, mask_id = self.problem.length, self.problem.vocab_size
-        z = self._draw_latents(n, latent_calls, generator)
-        x_NL = torch.full((n, L), mask_id, dtype=torch.int64, device=z.device)
-        dtype, zero_N = "float64", torch.zeros(n, device=z.device)
-        for step in latent_first_path(0, token_calls):
-            ends = torch.tensor([step.t_x, step.s_x], dtype=torch.float64)
-            alpha_t, alpha_s = self.schedule.alpha(ends).tolist()
-            flips_NL = masked.choose_flips(x_NL == mask_id, max(alpha_t, 0.0), alpha_s, generator)
-            logits_MV, _ = self.decoder(x_NL, z, zero_N + step.t_x, zero_N, flips_NL)
-            x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
-        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
+        return float((self.z0_hat(zt_BSD, t_B) - z0_BSD).square().mean())

@@ -17,19 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion import ancestral, masked
-from harness.diffusion.paths import split_calls
-from harness.diffusion.schedules import stratified_times, token_schedule
-from harness.errors import BudgetError, UserError, nearest
-from harness.interface import Bound, Draw, Loss, Method, Problem, Stage
+from harness.diffusion import masked
+from harness.diffusion.ancestral import Denoiser
+from harness.diffusion.schedules import stratified_times
+from harness.errors import UserError
+from harness.interface import Bound, Loss, Problem, Stage
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.code_networks import CodeDecoder, CodeNetwork
 from lddm.latent import check_ranges, token_times
+from lddm.latent_model import LatentModel
 from lddm.mixture import ProductMixture
-
-LATENTS = ("prior", "encoder")
-TITLES = {"prior": "SEQ, discrete latent", "encoder": "SEQ, encoder codes"}
 
 
 @dataclass
@@ -46,9 +44,6 @@ class SEQDiscreteOptions:
     prior_share: float = 0.25  # of the steps, after the tokens; none where there is one slot
     latent_batch: int = 128  # sequences of codes in a step of the prior, from a bank of encoded training sequences
     bank: int = 16384
-    # Of sampling alone: entries that differ in nothing else share their weights.
-    latents: str = "prior"  # or "encoder": codes of training sequences, what a perfect prior would give
-    latent_share: float = 0.2  # of a budget K that goes to the codes, one call at least and S at most
 
 
 RANGES = {
@@ -61,7 +56,6 @@ RANGES = {
     "prior_share": (0.01, 0.99),
     "latent_batch": (2, 1 << 20),
     "bank": (2, 1 << 24),
-    "latent_share": (0.0, 1.0),
 }
 #: Entries of the mixture's tables: 2 GiB of float32, and there are a few of them.
 _MOST_ENTRIES = 1 << 29
@@ -71,8 +65,6 @@ def _segment(o: SEQDiscreteOptions, problem: Problem) -> int:
     """Tokens of a segment; raises `UserError` for options that do not go together or with the problem."""
     check_ranges(o, RANGES)
     masked.check_loss(o.loss)
-    if o.latents not in LATENTS:
-        raise UserError(f"latents='{o.latents}' is unknown{nearest(o.latents, LATENTS)}")
     if problem.length % o.slots:
         divisors = [s for s in range(1, problem.length + 1) if problem.length % s == 0]
         near = min(divisors, key=lambda s: abs(s - o.slots))
@@ -87,20 +79,16 @@ def _segment(o: SEQDiscreteOptions, problem: Problem) -> int:
     return segment
 
 
-class SEQDiscrete(Method):
+class SEQDiscrete(LatentModel):
     """p(c) by masked diffusion over S codes, p(x | c) by masked diffusion over L tokens beside them."""
 
     Options = SEQDiscreteOptions
-    sampling_options = frozenset({"latents", "latent_share"})
+    title = "SEQ, discrete latent"
+    encoder_title = "SEQ, encoder codes"
 
     def __init__(self, problem: Problem, options: SEQDiscreteOptions) -> None:
         super().__init__(problem, options)
         o, segment = options, _segment(options, problem)
-        self.title = TITLES[o.latents]
-        self.sampler = "given latents" if o.latents == "encoder" else "latent-first"
-        # Codes of training sequences are no model of the data: the row says what the prior costs.
-        self.role = "probe" if o.latents == "encoder" else "method"
-        self.schedule = token_schedule(o.schedule)
         self.mixture = ProductMixture(o.codes, segment, problem.vocab_size)
         features = segment * problem.vocab_size
         self.decoder = CodeDecoder(problem.shape, problem.vocab_size, features, segment)
@@ -178,11 +166,19 @@ class SEQDiscrete(Method):
         mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
         return Loss(terms.loss(o.loss, length), {name: mean.detach()})
 
+    # ---- tokens given codes ---------------------------------------------------------------------------------------
+    def token_network(self) -> nn.Module:
+        return self.decoder
+
+    def denoiser(self, latent: Tensor) -> Denoiser:
+        return lambda x_NL, select_NL, t_N: self.decoder(x_NL, latent, self.mixture, select_NL)
+
+    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.bank.draw(n, generator)
+
     # ---- likelihood -----------------------------------------------------------------------------------------------
-    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
-        """E_q[log q(c | x) - log p(c) - log p(x | c)], both logarithms by their masked NELBO; None for given codes."""
-        if self.options.latents == "encoder":
-            return None
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
+        """E_q[log q(c | x) - log p(c) - log p(x | c)], both logarithms by their masked NELBO."""
         c_BS, log_q_B = self.encode(x_BL, generator)
         codes = self._code_terms(c_BS, stratified_times(len(c_BS), generator), generator)
         tokens = self._token_terms(x_BL, c_BS, token_times(len(x_BL), 0.0, generator), generator)
@@ -226,39 +222,3 @@ class SEQDiscrete(Method):
         m = self.mixture
         marginal_F = torch.logsumexp(m.log_table_MF + m.log_weight_M[:, None], 0)
         return -float((m.one_hot(x_BL.reshape(-1, m.segment)) @ marginal_F).sum()) / len(x_BL)
-
-    # ---- sampling -------------------------------------------------------------------------------------------------
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"latent": self.prior, "token": self.decoder}
-
-    def _split(self, nfe: int) -> tuple[int, int]:
-        """(K_z, K_x): given codes cost nothing; more calls than codes would reveal none."""
-        if self.options.latents == "encoder":
-            if nfe < 1:
-                raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: it needs a token call; use 1")
-            return 0, nfe
-        latent, _ = split_calls(nfe, self.options.latent_share, self.title)
-        latent = min(latent, self.options.slots)
-        return latent, nfe - latent
-
-    def check_budget(self, nfe: int) -> None:
-        self._split(nfe)
-
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        """K_z calls of the prior over S codes, then K_x calls of the decoder; `temperature` is that of both draws."""
-        latent_calls, token_calls = self._split(nfe)
-        o, mask_id = self.options, self.problem.vocab_size
-        if latent_calls:
-            alphas = masked.step_alphas(self.schedule, latent_calls)
-            c_NS, _ = ancestral.sample(
-                lambda c_NS, flips_NS, t_N: self.prior(c_NS, self.mixture, flips_NS),
-                (n, o.slots), o.codes, alphas, generator, temperature,
-            )  # fmt: skip
-        else:
-            c_NS = self.bank.draw(n, generator)
-        alphas = masked.step_alphas(self.schedule, token_calls)
-        x_NL, dtype = ancestral.sample(
-            lambda x_NL, flips_NL, t_N: self.decoder(x_NL, c_NS, self.mixture, flips_NL),
-            (n, self.problem.length), mask_id, alphas, generator, temperature,
-        )  # fmt: skip
-        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)

@@ -77,9 +77,9 @@ def write_files(folder: Path) -> Path:
     text = text.replace("steps: 30", f"steps: {STEPS}").replace("lr: 0.1", "lr: 0.01")
     files = {
         "study/match": text.replace("name: toy", "name: match"),
-        "method/wide": "_target_: baselines.mdlm.MDLM\nwidth_factor: 3\n",
-        "method/staged": "_target_: tests.match_kit.Staged\n",
-        "method/fitted": "_target_: tests.match_kit.Fitted\n",
+        "method/wide": "_target_: baselines.mdlm.MDLM\nwidth_factor: 3\nsamplers: {ancestral: {}}\n",
+        "method/staged": "_target_: tests.match_kit.Staged\nsamplers: {ancestral: {}}\n",
+        "method/fitted": "_target_: tests.match_kit.Fitted\nsamplers: {ancestral: {}}\n",
         "tune/width": "# How wide\ncandidates: [mdlm]\nspace:\n  '{method}.width_factor': {low: 1, high: 4}\n"
         "objectives:\n  quality: {nfe: 2}\nsamples: 16\n",
     }

@@ -1,4 +1,4 @@
-"""What somebody may add to the harness: a method, data, a judge and a metric, each one class; and methods that go wrong.
+"""What somebody may add to the harness, each one class: a method, a sampler, data, a judge, a metric; and some that go wrong.
 
 Nothing in the harness knows of this file: the tests name its classes in YAML files of a folder of their own.
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import harness.store
 from harness.data.base import DataSource, TokenData
 from harness.diffusion.masked import draw_tokens
-from harness.interface import Bound, Draw, Loss, Method, Problem
+from harness.interface import Bound, Draw, Loss, Method, Problem, Sampler
 from harness.judges.base import Judge, TextScores
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 
@@ -36,22 +36,18 @@ class Positions(Method):
 
     Options = PositionsOptions
     title = "Positions"
-    sampler = "independent"
 
     def __init__(self, problem: Problem, options: PositionsOptions) -> None:
         super().__init__(problem, options)
         self.table = nn.Embedding(problem.length, problem.vocab_size)
         self.steps = 0
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"token": self.table}
-
-    def _logits(self, n: int) -> Tensor:
+    def logits(self, n: int) -> Tensor:
         positions_L = torch.arange(self.problem.length, device=self.table.weight.device)
         return self.table(positions_L.expand(n, -1))
 
     def _nll(self, x_BL: Tensor) -> Tensor:
-        logp_BLV = self._logits(len(x_BL)).log_softmax(-1)
+        logp_BLV = self.logits(len(x_BL)).log_softmax(-1)
         return -logp_BLV.gather(-1, x_BL[..., None])[..., 0].sum(1)
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
@@ -64,21 +60,39 @@ class Positions(Method):
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
         return Bound(self._nll(x_BL).double(), "exact log-likelihood", exact=True)
 
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+
+@dataclass
+class IndependentOptions:
+    pass
+
+
+class Independent(Sampler):
+    """Draws each position by itself."""
+
+    Options = IndependentOptions
+    methods = Positions
+    method: Positions
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"token": self.method.table}
+
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         for _ in range(nfe):
-            logits_NLV = self._logits(n)
+            logits_NLV = self.method.logits(n)
         x_T, dtype = draw_tokens(logits_NLV.flatten(0, 1), generator, temperature)
         return Draw(x_T.view(n, -1), nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)
 
 
-class Liar(Positions):
+class Liar(Independent):
     """Says that it kept to its budget and calls its network once more."""
 
-    title = "Liar"
+    @property
+    def title(self) -> str:
+        return "Liar"
 
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        self._logits(n)
-        return super().sample(n, nfe, generator, temperature)
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        self.method.logits(n)
+        return super().draw(n, nfe, generator, temperature)
 
 
 class FullDisk(Positions):
@@ -214,9 +228,10 @@ train: {validations: 3}
 compute: {device: cpu, precision: float32, workers: 1, compile: "false"}
 tracking: {enabled: false}
 """,
-    "method/positions": "# A law for each position\n_target_: tests.study_plugins.Positions\n",
-    "method/liar": "_target_: tests.study_plugins.Liar\n",
-    "method/full_disk": "_target_: tests.study_plugins.FullDisk\n",
+    "method/positions": "# A law for each position\n_target_: tests.study_plugins.Positions\nsamplers: {independent: {}}\n",
+    "method/full_disk": "_target_: tests.study_plugins.FullDisk\nsamplers: {independent: {}}\n",
+    "sampler/independent": "# Each position by itself\n_target_: tests.study_plugins.Independent\n",
+    "sampler/liar": "# One call too many\n_target_: tests.study_plugins.Liar\n",
     "data/alternating": "# Letters in turn\n_target_: tests.study_plugins.Alternating\nnoise: 0.2\n",
     "judge/letters": "# Bigram counts\n_target_: tests.study_plugins.LetterJudge\n",
     "metric/repeats": "# Repeated tokens\n_target_: tests.study_plugins.Repeats\n",

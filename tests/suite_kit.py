@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import BudgetError
-from tests.study_plugins import YAML, Positions, write_configs
+from tests.study_plugins import YAML, Independent, Positions, write_configs
 
 
 class Perfect(Positions):
@@ -18,10 +18,12 @@ class Perfect(Positions):
         return ()
 
 
-class Choosy(Positions):
+class Choosy(Independent):
     """Two calls before anything can be drawn."""
 
-    title = "Choosy"
+    @property
+    def title(self) -> str:
+        return "Choosy"
 
     def check_budget(self, nfe: int) -> None:
         super().check_budget(nfe)
@@ -35,8 +37,9 @@ STUDY = YAML["study/toy"].replace(
 )
 FILES = {
     "study/toys": STUDY,
-    "method/perfect": "# The floor\n_target_: tests.suite_kit.Perfect\n",
-    "method/choosy": "# Refuses a budget\n_target_: tests.suite_kit.Choosy\n",
+    "method/perfect": "# The floor\n_target_: tests.suite_kit.Perfect\nsamplers: {independent: {}}\n",
+    "method/choosy": "# Refuses a budget\n_target_: tests.study_plugins.Positions\nsamplers: {choosy: {}}\n",
+    "sampler/choosy": "# Refuses a budget\n_target_: tests.suite_kit.Choosy\n",
 }
 FLOOR = "+method@methods.perfect=perfect"
 

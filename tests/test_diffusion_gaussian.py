@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import integrate
 
-from harness.diffusion import gaussian
-from harness.diffusion.schedules import LatentSchedule
+from lddm import gaussian
+from lddm.latent_schedule import LatentSchedule
 from tests.toys import generator_of, monte_carlo, one_thread  # noqa: F401
 from tests.toys_latent import GaussianPrior
 

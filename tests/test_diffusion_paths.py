@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from harness.diffusion.paths import (
+from harness.errors import BudgetError, UserError
+from lddm.paths import (
     KINDS,
     Step,
     joint_path,
@@ -15,7 +16,6 @@ from harness.diffusion.paths import (
     split_calls,
     through,
 )
-from harness.errors import BudgetError, UserError
 
 CORNERS = [0.7, 0.2, 0.7, 0.1, 0.3, 0.1]
 PATHS = [

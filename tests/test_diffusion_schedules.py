@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from harness.diffusion.schedules import LatentSchedule, stratified_times, token_schedule
+from harness.diffusion.schedules import stratified_times, token_schedule
 from harness.errors import UserError
+from lddm.latent_schedule import LatentSchedule
 from tests.toys import generator_of, one_thread  # noqa: F401
 
 NAMES = ["linear", "log_linear", "cosine", "quadratic"]

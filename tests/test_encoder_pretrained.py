@@ -22,7 +22,7 @@ from lddm.fuji import FUJI, FUJIOptions
 from lddm.pretrained import PretrainedSlots, TextReader, _shares
 from lddm.seq import SEQ, SEQOptions
 from tests.study_kit import command, write_corpus
-from tests.toys import generator_of, job_of, one_thread, scramble, tiny_problem, token_data  # noqa: F401
+from tests.toys import generator_of, job_of, one_thread, sampler_of, scramble, tiny_problem, token_data  # noqa: F401
 
 LETTERS = "abcdefg "
 IDS = {letter: i + 3 for i, letter in enumerate(LETTERS)}
@@ -171,7 +171,7 @@ def test_a_checkpoint_holds_no_frozen_weights_and_gives_the_same_latents(name, f
 @every
 def test_sampling_needs_no_text_model(name, folder):
     method = BUILDS[name](folder).eval()
-    assert method.sample(3, 4, generator_of(6)).x_NL.shape == (3, 8)
+    assert sampler_of(method).draw(3, 4, generator_of(6)).x_NL.shape == (3, 8)
     assert not method.encoder.body.reader.loaded
 
 

@@ -69,17 +69,16 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
     """With one worker cells are trained first, then the judge, then all is sampled, then scored; a kill in each."""
     rng = np.random.default_rng(2024)
     runs, cache, log = tmp_path / "runs", tmp_path / "cache", tmp_path / "log"
-    cells = runs / "smoke" / "cells"
     arguments = command(finished.corpus, runs, cache, "train.checkpoint_seconds=0.05", "only=[bigram,mdlm,fuji,seq]")
 
     def some(pattern: str, of: int) -> Callable[[], bool]:
-        return lambda: 0 < len(list(cells.glob(pattern))) < of
+        return lambda: 0 < len(list((runs / "smoke").glob(pattern))) < of
 
     moments = (
-        (some("*/train.safetensors", of=2), 0.02),
+        (some("weights/*/train.safetensors", of=2), 0.02),
         (lambda: any(cache.glob("judges/*.part/fit.safetensors")), 0.2),
-        (some("*/samples-*", of=7), 0.02),
-        (some("*/scores-*", of=8), 0.05),
+        (some("cells/*/samples-*", of=7), 0.02),
+        (some("cells/*/scores-*", of=8), 0.05),
     )
     for under_way, latest in moments:
         process = _start(arguments, log)
@@ -98,14 +97,14 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
     assert process.wait(_PATIENCE) == 0, log.read_text()
     assert log.read_text().count("worker process ended with exit code -9; trying again") == 1
     _same(runs / "smoke", finished.folder)
-    assert not list(runs.rglob("*.part")) and not list(cells.glob("*/train.safetensors"))
+    assert not list(runs.rglob("*.part")) and not list((runs / "smoke").rglob("train.safetensors"))
 
 
 def test_interrupt_is_answered_in_one_line(finished, tmp_path):
     """Ctrl-C goes to the parent and to the workers; the exit code is that of a shell."""
     runs, log = tmp_path / "runs", tmp_path / "log"
     process = _start(command(finished.corpus, runs, finished.cache, "only=[mdlm]"), log)
-    _wait_for(lambda: any(runs.glob("smoke/cells/*/curves.jsonl")), process, log)
+    _wait_for(lambda: any(runs.glob("smoke/weights/*/curves.jsonl")), process, log)
     workers = _workers(process)
     for each in (*workers, psutil.Process(process.pid)):
         each.send_signal(signal.SIGINT)

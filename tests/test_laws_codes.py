@@ -6,6 +6,7 @@ import torch
 
 from harness.errors import UserError
 from lddm.mixture import ProductMixture
+from lddm.samplers.encoder import Encoder
 from lddm.seq_discrete import SEQDiscrete, SEQDiscreteOptions
 from tests.toys import (
     all_sequences,
@@ -14,6 +15,7 @@ from tests.toys import (
     counts_of,
     generator_of,
     one_thread,  # noqa: F401
+    sampler_of,
     scramble,
     tiny_problem,
 )
@@ -119,7 +121,7 @@ def two_call_law(method: SEQDiscrete) -> np.ndarray:
 
 def test_two_calls_have_the_law_of_their_definition():
     method = scramble(fitted(), std=0.08)
-    drawn = method.sample(60_000, 2, generator_of(3))
+    drawn = sampler_of(method).draw(60_000, 2, generator_of(3))
     assert (drawn.nfe_latent, drawn.nfe_token) == (1, 1)
     assert chi_square_p(counts_of(drawn.x_NL, V), two_call_law(method)) > 1e-3
 
@@ -128,7 +130,7 @@ def test_two_calls_have_the_law_of_their_definition():
 def test_fresh_networks_sample_the_mixture_at_every_budget(nfe):
     method = fitted()
     law_X = mixture_law(method.mixture, X.view(-1, 2)).view(-1, S).prod(1).numpy()
-    assert chi_square_p(counts_of(method.sample(40_000, nfe, generator_of(nfe)).x_NL, V), law_X) > 1e-3
+    assert chi_square_p(counts_of(sampler_of(method).draw(40_000, nfe, generator_of(nfe)).x_NL, V), law_X) > 1e-3
 
 
 def test_one_code_keeps_the_weights_that_em_gave_it():
@@ -138,18 +140,18 @@ def test_one_code_keeps_the_weights_that_em_gave_it():
     method.set_stage("tokens")
     assert not any(p.requires_grad for p in method.prior.parameters())
     law_X = mixture_law(method.mixture, X).numpy()
-    assert chi_square_p(counts_of(method.sample(60_000, 2, generator_of(7)).x_NL, V), law_X) > 1e-3
+    assert chi_square_p(counts_of(sampler_of(method).draw(60_000, 2, generator_of(7)).x_NL, V), law_X) > 1e-3
 
 
 def test_given_codes_have_the_law_of_the_posterior_and_cost_no_call():
-    method = fitted(latents="encoder", bank=4000)
+    method = fitted(bank=4000)
     x_NL = torch.from_numpy(rows(4000))
     method.calibrate(x_NL)
     post_NSM = method._posterior(x_NL).double().exp()
     expected_M = post_NSM.sum((0, 1)).numpy()
     counts = torch.bincount(method.bank.code_MS.flatten(), minlength=M).numpy()
     assert np.abs(counts - expected_M).max() < 4 * np.sqrt(expected_M.max())
-    drawn = method.sample(10, 3, generator_of(0))
+    drawn = sampler_of(method, Encoder).draw(10, 3, generator_of(0))
     assert (drawn.nfe_latent, drawn.nfe_token) == (0, 3)
 
 
@@ -159,7 +161,6 @@ def test_given_codes_have_the_law_of_the_posterior_and_cost_no_call():
     [
         ({"slots": 3}, ("slots=3", "4 tokens", "choose 2")),
         ({"codes": 1}, ("codes=1", "choose 2 to")),
-        ({"latents": "encodr"}, ("latents='encodr'", "encoder")),
         ({"loss": "nelb"}, ("loss='nelb'", "nelbo")),
         ({"slots": 1, "codes": 1 << 20}, None),
     ],

@@ -15,6 +15,7 @@ from tests.toys import (
     counts_of,
     generator_of,
     one_thread,  # noqa: F401
+    sampler_of,
     scramble,
     tiny_problem,
 )
@@ -90,7 +91,7 @@ def test_counts_do_not_run_over_the_end_of_a_sequence():
 def test_samples_follow_the_law(order):
     method = ngram(order, text_of(6, length=3, seed=2))
     law_X = torch.exp(-method.bound(all_sequences(V, 3), GENERATOR).total_B).numpy()
-    draw = method.sample(60_000, 0, generator_of(1))
+    draw = sampler_of(method).draw(60_000, 0, generator_of(1))
     assert chi_square_p(counts_of(draw.x_NL, V), law_X) > 1e-3
     assert draw.nfe == 0
 
@@ -108,7 +109,7 @@ def test_an_order_longer_than_the_sequences_is_counted_as_far_as_they_go():
     long, short = ngram(5, train_NL), ngram(2, train_NL)
     x_XL = all_sequences(V, 2)
     assert torch.equal(long.bound(x_XL, GENERATOR).total_B, short.bound(x_XL, GENERATOR).total_B)
-    assert long.sample(8, 0, generator_of(0)).x_NL.shape == (8, 2)
+    assert sampler_of(long).draw(8, 0, generator_of(0)).x_NL.shape == (8, 2)
 
 
 def test_refusals_are_one_line_with_a_valid_choice():
@@ -118,9 +119,9 @@ def test_refusals_are_one_line_with_a_valid_choice():
         NGram(tiny_problem(), NGramOptions(order=0))
     method = ngram(1, text_of(4))
     with pytest.raises(BudgetError, match="use 0$"):
-        method.sample(1, 4, GENERATOR)
+        sampler_of(method).draw(1, 4, GENERATOR)
     with pytest.raises(UserError, match="temperature=0.5"):
-        method.sample(1, 0, GENERATOR, temperature=0.5)
+        sampler_of(method).draw(1, 0, GENERATOR, temperature=0.5)
 
 
 # ---- the autoregressive model ---------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_bound_is_the_chain_rule_over_prefixes(ar):
 @torch.no_grad()
 def test_autoregressive_samples_follow_the_bound(ar):
     law_X = torch.exp(-ar.bound(all_sequences(V, 3), GENERATOR).total_B).numpy()
-    draw = ar.sample(60_000, 3, generator_of(4))
+    draw = sampler_of(ar).draw(60_000, 3, generator_of(4))
     assert (draw.nfe, draw.draw_dtype) == (3, "float64")
     assert chi_square_p(counts_of(draw.x_NL, V), law_X) > 1e-3
 
@@ -159,7 +160,7 @@ def test_autoregressive_temperature_sharpens_each_factor(ar):
     x_XL = all_sequences(V, 3)
     start = torch.cat((torch.full((len(x_XL), 1), V), x_XL[:, :-1]), dim=1)
     log_p = (ar.network(start).double() / 0.6).log_softmax(-1).gather(2, x_XL[:, :, None]).sum((1, 2))
-    draw = ar.sample(60_000, 3, generator_of(5), temperature=0.6)
+    draw = sampler_of(ar).draw(60_000, 3, generator_of(5), temperature=0.6)
     assert chi_square_p(counts_of(draw.x_NL, V), log_p.exp().numpy()) > 1e-3
 
 

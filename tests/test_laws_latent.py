@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy import integrate
 
-from harness.diffusion import gaussian
 from harness.diffusion.masked import step_alphas
-from harness.diffusion.schedules import LatentSchedule, token_schedule
+from harness.diffusion.schedules import token_schedule
+from lddm import gaussian
 from lddm.fuji import FUJI, FUJIOptions
+from lddm.latent_schedule import LatentSchedule
 from lddm.seq import SEQ, SEQOptions
 from tests.toys import (
     TableNetwork,
@@ -28,6 +29,7 @@ from tests.toys import (
     one_thread,  # noqa: F401
     random_joint,
     sampler_law,
+    sampler_of,
     tiny_problem,
 )
 from tests.toys_latent import GaussianPrior, LatentWorld, LinearDecoder, WorldEncoder, WorldJoint, WorldPrior
@@ -117,7 +119,7 @@ def test_parts_of_the_bound_sum_to_it_and_have_their_known_values(world, build):
 def test_fuji_calls_its_network_on_its_path_only(world, lead):
     method = fuji_in(world, lead=lead)
     method.bound(world.x_XL, generator_of(3))
-    method.sample(5, 4, generator_of(4))
+    sampler_of(method).draw(5, 4, generator_of(4))
     assert len(method.network.seen) == 2 + 4
     for t_x, t_z in method.network.seen:
         assert torch.allclose(t_z.double(), t_x.double() ** lead, atol=1e-6)
@@ -168,7 +170,7 @@ class AsV(torch.nn.Module):
 def test_one_fuji_call_draws_the_product_of_marginals(world):
     joint_VV = world.joint_X.numpy().reshape(V, V)
     product_X = np.outer(joint_VV.sum(1), joint_VV.sum(0)).ravel()
-    draw = fuji_in(world).sample(60_000, 1, generator_of(6))
+    draw = sampler_of(fuji_in(world)).draw(60_000, 1, generator_of(6))
     assert chi_square_p(counts_of(draw.x_NL, V), product_X) > 1e-3
 
 
@@ -176,7 +178,7 @@ def test_one_fuji_call_draws_the_product_of_marginals(world):
 @pytest.mark.parametrize(("build", "nfe"), [(fuji_in, 192), (seq_in, 192)])
 def test_many_perfect_steps_draw_the_law(world, build, nfe, eta):
     """Total variation from the law below 0.02: what is left is the discretisation and 20,000 draws' noise (0.008)."""
-    draw = build(world, eta=eta, latent_shift=1.0).sample(20_000, nfe, generator_of(7))
+    draw = sampler_of(build(world, latent_shift=1.0), eta=eta).draw(20_000, nfe, generator_of(7))
     frequencies = counts_of(draw.x_NL, V) / 20_000
     assert 0.5 * np.abs(frequencies - world.joint_X.numpy()).sum() < 0.02
     assert draw.nfe == nfe
@@ -190,7 +192,7 @@ def test_the_last_step_ends_at_exactly_alpha_1(world, build, schedule, monkeypat
 
     ends, choose = [], masked.choose_flips
     monkeypatch.setattr(masked, "choose_flips", lambda m, a_t, a_s, g: (ends.append(a_s), choose(m, a_t, a_s, g))[1])
-    build(world, schedule=schedule).sample(4, 6, generator_of(8))
+    sampler_of(build(world, schedule=schedule)).draw(4, 6, generator_of(8))
     assert ends[-1] == 1.0
 
 
@@ -199,7 +201,7 @@ def test_a_network_blind_to_the_latent_is_mdlm(world, build):
     """The token channel alone must follow the factorised sampler's law: FUJI's K steps, or the K_x steps of SEQ."""
     table: TableNetwork = exact_table(world.joint_X.numpy(), V, L)
     method = build(world, blind=True)
-    draw = method.sample(60_000, 4, generator_of(9))
+    draw = sampler_of(method).draw(60_000, 4, generator_of(9))
     law_X = sampler_law(table, step_alphas(token_schedule("linear"), draw.nfe_token), V, L)
     assert chi_square_p(counts_of(draw.x_NL, V), law_X) > 1e-3
     assert (draw.nfe_latent, draw.nfe_token) == ((0, 4) if build is fuji_in else (2, 2))
@@ -209,8 +211,8 @@ def test_one_latent_call_cannot_help_and_several_can(world):
     """With K_z = 1 the latent is the mean of z0, whatever the tokens do (one token call): worse than K_z = 63."""
     distances = {}
     for latent_calls in (1, 63):
-        method = seq_in(world, latent_share=latent_calls / (latent_calls + 1))
-        draw = method.sample(20_000, latent_calls + 1, generator_of(10))
+        sampler = sampler_of(seq_in(world), latent_share=latent_calls / (latent_calls + 1))
+        draw = sampler.draw(20_000, latent_calls + 1, generator_of(10))
         assert (draw.nfe_latent, draw.nfe_token) == (latent_calls, 1)
         frequencies = counts_of(draw.x_NL, V) / 20_000
         distances[latent_calls] = 0.5 * np.abs(frequencies - world.joint_X.numpy()).sum()
@@ -221,7 +223,7 @@ def test_one_latent_call_cannot_help_and_several_can(world):
 def test_self_conditioning_passes_the_last_estimate_on_only_where_it_was_trained(world, share):
     method, calls = seq_in(world, self_conditioning=share), []
     method.prior.register_forward_hook(lambda module, inputs, out: calls.append((inputs[2], out)))
-    method.sample(3, 8, generator_of(20))
+    sampler_of(method).draw(3, 8, generator_of(20))
     assert len(calls) == 4 and calls[0][0] is None
     for (previous, _), (_, last) in zip(calls[1:], calls, strict=False):
         assert (previous is None) if share == 0.0 else torch.equal(previous, last)

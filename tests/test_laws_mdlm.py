@@ -20,6 +20,7 @@ from tests.toys import (
     random_joint,
     random_table,
     sampler_law,
+    sampler_of,
     tiny_problem,
 )
 
@@ -85,7 +86,7 @@ def test_samples_follow_the_law_of_the_factorised_sampler(schedule, nfe):
     table, length = random_table(V, 2, seed=5), 2
     law_X = sampler_law(table, step_alphas(token_schedule(schedule), nfe), V, length)
     assert law_X.sum() == pytest.approx(1.0)
-    draw = mdlm_with(table, length, schedule).sample(60_000, nfe, generator_of(6))
+    draw = sampler_of(mdlm_with(table, length, schedule)).draw(60_000, nfe, generator_of(6))
     assert chi_square_p(counts_of(draw.x_NL, V), law_X) > 1e-3
 
 
@@ -100,7 +101,7 @@ def test_many_steps_of_an_exact_denoiser_approach_the_data_and_one_draws_the_mar
     ]  # fmt: skip
     assert all(a > 1.5 * b for a, b in zip(distances, distances[1:], strict=False))
     assert distances[-1] < 0.02
-    draw = mdlm_with(table, 2).sample(60_000, 1, generator_of(8))
+    draw = sampler_of(mdlm_with(table, 2)).draw(60_000, 1, generator_of(8))
     assert chi_square_p(counts_of(draw.x_NL, V), product_X) > 1e-3
     assert chi_square_p(counts_of(draw.x_NL, V), joint_X) < 1e-6
 
@@ -109,7 +110,7 @@ def test_temperature_sharpens_every_conditional():
     table, nfe = random_table(V, 2, seed=9), 3
     sharp = type(table)(table.logits_PLV / 0.5)
     law_X = sampler_law(sharp, step_alphas(token_schedule("linear"), nfe), V, 2)
-    draw = mdlm_with(table, 2).sample(60_000, nfe, generator_of(10), temperature=0.5)
+    draw = sampler_of(mdlm_with(table, 2)).draw(60_000, nfe, generator_of(10), temperature=0.5)
     assert chi_square_p(counts_of(draw.x_NL, V), law_X) > 1e-3
 
 
@@ -117,7 +118,7 @@ def test_steps_that_reveal_nothing_are_calls_all_the_same():
     table = random_table(V, 2, seed=11)
     calls = []
     table.register_forward_pre_hook(lambda module, inputs: calls.append(int(inputs[1].sum())))
-    draw = mdlm_with(table, 2).sample(1, 64, generator_of(12))
+    draw = sampler_of(mdlm_with(table, 2)).draw(1, 64, generator_of(12))
     assert (len(calls), sum(calls), draw.nfe) == (64, 2, 64)
     assert int(draw.x_NL.max()) < V
 

@@ -10,8 +10,11 @@ from lddm import instruments
 from lddm.bank import LatentBank
 from lddm.kernel_score import distance
 from lddm.one_call import OneCallNetwork, one_call_loss
+from lddm.samplers.diffusion import Diffusion
+from lddm.samplers.encoder import Encoder
+from lddm.samplers.one_call import OneCall
 from lddm.seq import SEQ, SEQOptions
-from tests.toys import generator_of, scramble, tiny_problem
+from tests.toys import generator_of, sampler_of, scramble, tiny_problem
 
 SMALL = {"slots": 2, "dims": 3, "encoder_depth": 1, "prior_depth": 1, "bank": 64, "latent_batch": 32}
 X = torch.randint(7, (48, 8), generator=generator_of(1))
@@ -129,28 +132,28 @@ def test_shares_of_the_loss_sum_to_one():
                      "loss_share_t1": pytest.approx(2 / 3)}  # fmt: skip
 
 
-@pytest.mark.parametrize(("latents", "split"), [("one_call", (1, 3)), ("encoder", (0, 4)), ("diffusion", (2, 2))])
-def test_where_latents_come_from_changes_the_split_and_the_name_alone(latents, split):
-    method = _seq(latents=latents, one_call_share=0.3)
-    draw = method.sample(6, 4, generator_of(11))
+@pytest.mark.parametrize(("cls", "split"), [(OneCall, (1, 3)), (Encoder, (0, 4)), (Diffusion, (2, 2))])
+def test_where_latents_come_from_changes_the_split_and_the_name_alone(cls, split):
+    method = _seq(one_call_share=0.3)
+    sampler = sampler_of(method, cls)
+    draw = sampler.draw(6, 4, generator_of(11))
     assert (draw.nfe_latent, draw.nfe_token) == split
-    weights = _seq(latents="diffusion", one_call_share=0.3).state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in method.state_dict().items())
-    assert "latents" in method.sampling_options
-    assert (method.bound(X, generator_of(12)) is None) == (latents != "diffusion")
-    assert method.role == ("probe" if latents == "encoder" else "method")
+    assert (sampler.bound(X, generator_of(12)) is None) == (cls is not Diffusion)
+    assert sampler.role == ("probe" if cls is Encoder else "")
 
 
 def test_one_call_refuses_a_single_call_and_options_that_leave_it_untrained():
     with pytest.raises(BudgetError, match="use 2 or more"):
-        _seq(latents="one_call", one_call_share=0.3).check_budget(1)
-    _seq(latents="encoder").check_budget(1)
-    for options in ({"latents": "one_call"}, {"prior_share": 0.0}, {"one_call_share": 0.8, "prior_share": 0.3}):
+        sampler_of(_seq(one_call_share=0.3), OneCall).check_budget(1)
+    sampler_of(_seq(), Encoder).check_budget(1)
+    for cls, options in (
+        (OneCall, {}),
+        (Diffusion, {"prior_share": 0.0}),
+        (None, {"one_call_share": 0.8, "prior_share": 0.3}),
+    ):
         with pytest.raises(UserError) as caught:
-            SEQ(tiny_problem(), SEQOptions(**(SMALL | options)))
+            sampler_of(SEQ(tiny_problem(), SEQOptions(**(SMALL | options))), cls)
         assert "choose" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="did you mean 'one_call'"):
-        SEQ(tiny_problem(), SEQOptions(**(SMALL | {"latents": "onecall"})))
 
 
 def test_stages_train_what_they_name_and_nothing_else():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from harness.nn.networks import JointNetwork, LatentNetwork, SlotEncoder, TokenNetwork, slot_positions
+from harness.nn.networks import TokenNetwork
 from harness.nn.transformer import (
     Block,
     Stem,
@@ -19,6 +19,7 @@ from harness.nn.transformer import (
     squared_relu,
     time_features,
 )
+from lddm.networks import JointNetwork, LatentNetwork, SlotEncoder, slot_positions
 from tests.toys import generator_of, one_thread, scramble  # noqa: F401
 
 SHAPE, V, L, S, D = TrunkShape(width=16, depth=2, heads=2, mlp_ratio=2.0), 7, 6, 3, 4

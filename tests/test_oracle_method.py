@@ -12,7 +12,7 @@ from harness.diffusion.masked import step_alphas
 from harness.diffusion.schedules import token_schedule
 from harness.errors import BudgetError, UserError
 from harness.study.cells import Part
-from harness.study.sampling import checked_sample
+from harness.study.sampling import checked_draw
 from harness.tasks.permutation import Permutation
 from tests.toys import (
     TableNetwork,
@@ -23,6 +23,7 @@ from tests.toys import (
     one_thread,  # noqa: F401
     random_table,
     sampler_law,
+    sampler_of,
     scramble,
     tiny_problem,
 )
@@ -51,9 +52,9 @@ def test_it_is_not_trained_and_not_swept():
     oracle = oracle_of(table_task(V, L))
     assert oracle.stages() == () and oracle.role == "floor" and not list(oracle.parameters())
     with pytest.raises(UserError, match="temperature=0.5 .* use 1.0"):
-        oracle.sample(2, 2, generator_of(0), temperature=0.5)
+        sampler_of(oracle).draw(2, 2, generator_of(0), temperature=0.5)
     with pytest.raises(BudgetError):
-        oracle.path_nll(all_sequences(V, L), 0, generator_of(0))
+        sampler_of(oracle).path_nll(all_sequences(V, L), 0, generator_of(0))
 
 
 def test_one_step_draws_the_product_of_the_marginals_and_many_approach_the_data():
@@ -61,8 +62,8 @@ def test_one_step_draws_the_product_of_the_marginals_and_many_approach_the_data(
     oracle = oracle_of(task)
     product_X = torch.einsum("a,b,c,d->abcd", *task.marginal_LV).flatten().numpy()
     with torch.inference_mode():
-        one = counts_of(oracle.sample(40_000, 1, generator_of(1)).x_NL, V)
-        many = counts_of(oracle.sample(4_000, 80, generator_of(2)).x_NL, V)
+        one = counts_of(sampler_of(oracle).draw(40_000, 1, generator_of(1)).x_NL, V)
+        many = counts_of(sampler_of(oracle).draw(4_000, 80, generator_of(2)).x_NL, V)
     assert chi_square_p(one, product_X) > 1e-3
     assert chi_square_p(one, task.joint_X.numpy()) < 1e-6
     enough = task.joint_X.numpy() * many.sum() > 5
@@ -80,7 +81,7 @@ def test_samples_follow_the_law_that_its_paths_give(schedule, nfe):
     table = TableNetwork(task.conditionals(patterns_PL, patterns_PL != V).clamp(min=-80))
     assert sampler_law(table, alphas, V, L) == pytest.approx(law_X, abs=1e-9)
     with torch.inference_mode():
-        drawn = checked_sample(oracle_of(task, schedule), 40_000, Part(nfe, 1.0), generator_of(3))
+        drawn = checked_draw(sampler_of(oracle_of(task, schedule)), 40_000, Part(nfe, 1.0), generator_of(3))
     assert chi_square_p(counts_of(drawn.x_NL, V), law_X) > 1e-3
 
 
@@ -95,7 +96,7 @@ def test_prefixes_that_cannot_be_are_survived():
     oracle = oracle_of(Permutation(6))
     for nfe in (1, 2, 6):
         with torch.inference_mode():
-            drawn = checked_sample(oracle, 500, Part(nfe, 1.0), generator_of(nfe))
+            drawn = checked_draw(sampler_of(oracle), 500, Part(nfe, 1.0), generator_of(nfe))
         valid = oracle.task.valid(drawn.x_NL).double().mean()
         assert 0 <= valid < 0.05 if nfe == 1 else 0.05 < valid < 1
 
@@ -103,7 +104,7 @@ def test_prefixes_that_cannot_be_are_survived():
 # ---- paths ----------------------------------------------------------------------------------------------------------
 def test_one_step_has_one_path_and_its_excess_is_the_total_correlation():
     task = table_task(V, 4, seed=4)
-    nll_X = oracle_of(task).path_nll(task.x_XL, 1, generator_of(0))
+    nll_X = sampler_of(oracle_of(task)).path_nll(task.x_XL, 1, generator_of(0))
     gap = (task.joint_X * (nll_X + task.log_prob(task.x_XL))).sum().item()
     assert nll_X.dtype == torch.float64 and gap == pytest.approx(task.exact.total_correlation, abs=1e-12)
 
@@ -122,7 +123,7 @@ def test_paths_are_those_of_the_enumeration_with_their_probabilities(method, sch
         model.network = table
     x_XL, copies = all_sequences(V, L)[::4], 4000
     with torch.inference_mode():
-        nll_CX = model.path_nll(x_XL.repeat(copies, 1), 2, generator_of(6)).view(copies, -1)
+        nll_CX = sampler_of(model).path_nll(x_XL.repeat(copies, 1), 2, generator_of(6)).view(copies, -1)
     for x_L, nll_C in zip(x_XL, nll_CX.T, strict=True):
         probability, values = enumerated_paths(conditionals, x_L, alphas)
         nearest = np.abs(nll_C.numpy()[:, None] - values).min(1)
@@ -150,7 +151,7 @@ def test_more_paths_tighten_the_bound_towards_the_sampler_s_law():
     oracle, p_X = oracle_of(task), task.joint_X.numpy()
     exact = -p_X @ np.log(law_by_paths(task.conditionals, task.x_XL, step_alphas(LINEAR, 2)))
     nll_MRX = torch.stack([
-        oracle.path_nll(task.x_XL.repeat(300, 1), 2, generator_of(100 + m)).view(300, -1) for m in range(16)
+        sampler_of(oracle).path_nll(task.x_XL.repeat(300, 1), 2, generator_of(100 + m)).view(300, -1) for m in range(16)
     ])  # fmt: skip
     bounds = {m: (importance_nll(nll_MRX[:m]).numpy() @ p_X) for m in (1, 4, 16)}
     mean = {m: v.mean() for m, v in bounds.items()}
@@ -167,7 +168,7 @@ def test_mdlm_draws_what_its_steps_written_out_draw(nfe):
     method = scramble(MDLM(tiny_problem(), MDLMOptions(time_conditioning=True)))
     ours, theirs = generator_of(nfe), generator_of(nfe)
     with torch.inference_mode():
-        drawn = method.sample(20, nfe, ours, 0.8)
+        drawn = sampler_of(method).draw(20, nfe, ours, 0.8)
         x_NL, alphas = torch.full((20, 8), 7), step_alphas(LINEAR, nfe)
         for k in range(nfe):
             flips_NL = masked.choose_flips(x_NL == 7, alphas[k], alphas[k + 1], theirs)

@@ -12,8 +12,10 @@ from harness.errors import BudgetError, UserError
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.kernel_score import distance
 from lddm.latent import gaussian_noise, normal_gap
+from lddm.samplers.encoder import Encoder
+from lddm.samplers.path import AlongPath
 from tests.test_laws_latent import END_GAP, NOISE, L, V, entropy_of, fuji_in, mean_over_law, world  # noqa: F401
-from tests.toys import bound_by_x, counts_of, generator_of, index_of, one_thread, scramble, tiny_problem  # noqa: F401
+from tests.toys import bound_by_x, counts_of, generator_of, index_of, one_thread, sampler_of, scramble, tiny_problem  # noqa: F401
 from tests.toys_latent import LatentWorld, WorldEncoder
 
 CORNERS = [0.9, 0.4, 0.6, 0.4, 0.2, 0.0]
@@ -27,13 +29,18 @@ PATHS = [
 ids = pytest.mark.parametrize("options", PATHS, ids=lambda o: o["path"])
 
 
+def along(world, blind: bool = False, **options) -> AlongPath:  # noqa: F811
+    """A sampler along a path, on a network that knows the world at all pairs of times; the method's options come along."""
+    trained = {k: options.pop(k) for k in ("schedule", "latent_shift") if k in options}
+    return sampler_of(fuji_in(world, blind, times="independent", **trained), **options)
+
+
 # ---- bounds ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "options", [*PATHS, {"path": "offset", "schedule": "cosine", "latent_shift": 3.0}], ids=lambda o: o["path"]
 )
 def test_on_every_path_a_perfect_network_makes_the_bound_the_log_likelihood(world, options):  # noqa: F811
-    method = fuji_in(world, times="independent", **options)
-    mean_X, se_X = bound_by_x(method, world.x_XL, copies=300, repeats=40)
+    mean_X, se_X = bound_by_x(along(world, **options), world.x_XL, copies=300, repeats=40)
     excess_X = mean_X + world.joint_X.log().numpy()
     # For one x the price of the end can have either sign (a narrow true posterior of z0, a wide stated one).
     assert (np.abs(excess_X) < 4 * se_X + 0.02).all()
@@ -45,11 +52,11 @@ def test_on_every_path_a_perfect_network_makes_the_bound_the_log_likelihood(worl
 @ids
 def test_on_every_path_the_gap_is_the_kl_of_the_encoder(world, options):  # noqa: F811
     """The network knows a law in which z0 given x has other means: the bound pays KL(q || posterior), in closed form."""
-    method = fuji_in(world, times="independent", **options)
+    sampler = along(world, **options)
     means_X = world.mean_X.numpy() + np.linspace(-0.6, 0.7, V**L)
     elsewhere = LatentWorld(world.joint_X.numpy(), means_X, NOISE, V, L)
-    method.encoder = WorldEncoder(elsewhere)
-    mean_X, se_X = bound_by_x(method, world.x_XL, copies=300, repeats=40)
+    sampler.method.encoder = WorldEncoder(elsewhere)
+    mean_X, se_X = bound_by_x(sampler, world.x_XL, copies=300, repeats=40)
     kl_X = 0.5 * ((means_X - world.mean_X.numpy()) / NOISE) ** 2
     exact_X = -world.joint_X.log().numpy() + kl_X
     assert (mean_X > -world.joint_X.log().numpy() - 4 * se_X - 0.02).all()
@@ -59,7 +66,7 @@ def test_on_every_path_the_gap_is_the_kl_of_the_encoder(world, options):  # noqa
 
 @pytest.mark.parametrize("options", PATHS[:-1], ids=lambda o: o["path"])
 def test_a_bound_sees_a_token_half_that_ignores_the_latent(world, options):  # noqa: F811
-    mean_X, se_X = bound_by_x(fuji_in(world, True, times="independent", **options), world.x_XL, copies=200, repeats=20)
+    mean_X, se_X = bound_by_x(along(world, True, **options), world.x_XL, copies=200, repeats=20)
     total, se = mean_over_law(world, mean_X, se_X)
     assert total > entropy_of(world) + 0.05 + 4 * se
 
@@ -68,7 +75,7 @@ def test_a_bound_sees_a_token_half_that_ignores_the_latent(world, options):  # n
 @pytest.mark.parametrize("options", PATHS[1:], ids=lambda o: o["path"])
 def test_on_every_path_many_perfect_steps_draw_the_law(world, options):  # noqa: F811
     """Total variation below 0.03: what is left is the discretisation and the noise of 10,000 draws (0.01)."""
-    draw = fuji_in(world, times="independent", **options).sample(10_000, 128, generator_of(7))
+    draw = along(world, **options).draw(10_000, 128, generator_of(7))
     frequencies = counts_of(draw.x_NL, V) / 10_000
     assert 0.5 * np.abs(frequencies - world.joint_X.numpy()).sum() < 0.03
     assert draw.nfe == 128
@@ -76,35 +83,37 @@ def test_on_every_path_many_perfect_steps_draw_the_law(world, options):  # noqa:
 
 @ids
 def test_the_network_is_called_on_the_path_only(world, options):  # noqa: F811
-    method = fuji_in(world, times="independent", **options)
-    method.bound(world.x_XL, generator_of(3))
+    sampler = along(world, **options)
+    method, path = sampler.method, sampler.path
+    sampler.bound(world.x_XL, generator_of(3))
     (t_x, t_z), (u_x, u_z) = method.network.seen
-    assert torch.allclose(t_z.double(), method.path.latent_time(t_x.double()), atol=1e-6)
-    assert torch.allclose(u_x.double(), method.path.token_time(u_z.double()), atol=1e-6)
+    assert torch.allclose(t_z.double(), path.latent_time(t_x.double()), atol=1e-6)
+    assert torch.allclose(u_x.double(), path.token_time(u_z.double()), atol=1e-6)
     method.network.seen.clear()
-    method.sample(5, 6, generator_of(4))
+    sampler.draw(5, 6, generator_of(4))
     called = [(float(x[0]), float(z[0])) for x, z in method.network.seen]
-    expected = [(step.t_x, step.t_z) for step in method.path.steps(6, "")]
+    expected = [(step.t_x, step.t_z) for step in path.steps(6, "")]
     assert np.array(called) == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def test_latent_first_draws_no_token_before_the_latent_is_clean(world):  # noqa: F811
-    method, shown = fuji_in(world, times="independent", path="latent_first", latent_share=0.75), []
-    method.network.register_forward_pre_hook(lambda module, inputs: shown.append((inputs[0] < V).any().item()))
-    draw = method.sample(50, 8, generator_of(5))
+    sampler, shown = along(world, path="latent_first", latent_share=0.75), []
+    sampler.method.network.register_forward_pre_hook(lambda module, inputs: shown.append((inputs[0] < V).any().item()))
+    draw = sampler.draw(50, 8, generator_of(5))
     assert (draw.nfe_latent, draw.nfe_token) == (6, 2)
     assert shown == [False] * 7 + [True]
     with pytest.raises(BudgetError, match="use 2 or more"):
-        method.check_budget(1)
+        sampler.check_budget(1)
 
 
 # ---- given latents --------------------------------------------------------------------------------------------------
 def test_encoder_latents_give_tokens_of_the_bank_in_one_call(world):  # noqa: F811
     """One token call given z0 of one training sequence: the product of p(x_i | z0), whatever is in the rest of the bank."""
-    method = fuji_in(world, times="independent", latents="encoder")
-    assert method.role == "probe" and method.bound(world.x_XL, generator_of(0)) is None
+    method = fuji_in(world, times="independent")
+    sampler = sampler_of(method, Encoder)
+    assert sampler.role == "probe" and sampler.bound(world.x_XL, generator_of(0)) is None
     method.bank.put(torch.full((1, 1, 1), 1.2))
-    draw = method.sample(20_000, 1, generator_of(9))
+    draw = sampler.draw(20_000, 1, generator_of(9))
     assert (draw.nfe_latent, draw.nfe_token) == (0, 1)
     z_B = 1.2 + NOISE * torch.randn(20_000, generator=generator_of(10), dtype=torch.float64)
     hidden_BL, one_B = torch.full((20_000, L), V), torch.ones(20_000, dtype=torch.float64)
@@ -115,13 +124,13 @@ def test_encoder_latents_give_tokens_of_the_bank_in_one_call(world):  # noqa: F8
 
 
 def test_the_bank_is_filled_by_calibration_and_kept_with_the_weights():
-    options = FUJIOptions(slots=2, dims=3, times="independent", latents="encoder")
+    options = FUJIOptions(slots=2, dims=3, times="independent")
     method = scramble(FUJI(tiny_problem(), options)).eval()
     x_NL = torch.randint(7, (300, 8), generator=generator_of(11))
     method.calibrate(x_NL)
     assert int(method.bank.count) == 300
     assert torch.allclose(method.bank.mean_MSD[:300], method.encoder.mean(x_NL), atol=1e-5)
-    other = FUJI(tiny_problem(), dataclasses.replace(options, latents="diffusion", path="offset"))
+    other = FUJI(tiny_problem(), options)
     other.load_state_dict(method.state_dict())
     assert torch.equal(other.bank.mean_MSD, method.bank.mean_MSD)
 
@@ -229,55 +238,39 @@ def test_instruments_see_what_the_latent_is_worth(world):  # noqa: F811
     assert saved[True] == pytest.approx(0.0, abs=1e-9) and saved[False] > 0.1
 
 
-def test_titles_and_samplers_name_the_path():
-    def names(**options) -> tuple[str, str]:
-        method = FUJI(tiny_problem(), FUJIOptions(slots=1, dims=1, **options))
-        return method.title, method.sampler
+def test_titles_name_the_path():
+    method = FUJI(tiny_problem(), FUJIOptions(slots=1, dims=1, times="independent"))
 
-    assert names() == ("FUJI", "joint, lead 2")
-    assert names(times="independent", path="offset") == ("FUJI, offset", "joint, offset 0.3")
-    assert names(times="independent", path="latent_first") == ("FUJI, latent-first", "latent-first")
-    assert names(times="independent", path="through", corners=[0.5, 0]) == ("FUJI, polyline", "through (0.5, 0)")
-    assert names(times="independent", latents="encoder") == ("FUJI, encoder latents", "given latents")
+    def title(cls=None, **options) -> str:
+        return sampler_of(method, cls, **options).title
 
-
-def test_what_changes_sampling_alone_depends_on_what_was_trained():
-    built = {t: FUJI(tiny_problem(), FUJIOptions(slots=1, dims=1, times=t)) for t in ("path", "independent")}
-    assert "lead" not in built["path"].sampling_options
-    assert built["independent"].sampling_options - built["path"].sampling_options == {"lead"}
-    fields = {f.name for f in dataclasses.fields(FUJIOptions)}
-    assert built["independent"].sampling_options <= fields
-    changed = {"path": "offset", "offset": 0.9, "lead": 7.0, "latent_share": 0.1, "corners": [0.5, 0.0], "eta": 0.0}
-    assert set(changed) | {"latents"} == built["independent"].sampling_options
-    x_BL = torch.randint(7, (16, 8), generator=generator_of(19))
-    torch.manual_seed(0)
-    other = FUJI(tiny_problem(), FUJIOptions(slots=1, dims=1, times="independent", **changed))
-    other.load_state_dict(built["independent"].state_dict())
-    for stage in ("encoder", "joint"):
-        losses = []
-        for method in (built["independent"], other):
-            method.eval().set_stage(stage)
-            losses.append(method.loss(x_BL, generator_of(20)).total)
-        assert torch.equal(*losses)
+    assert title() == "FUJI" and sampler_of(method).path.name == "joint, lead 2"
+    assert title(path="offset") == "FUJI, offset"
+    assert title(path="latent_first") == "FUJI, latent-first"
+    assert title(path="through", corners=[0.5, 0]) == "FUJI, polyline"
+    assert title(Encoder) == "FUJI, encoder latents"
 
 
 REFUSALS = [
-    ({"path": "offset"}, "choose times=independent"),
-    ({"path": "latent_first"}, "choose times=independent"),
-    ({"latents": "encoder"}, "choose times=independent"),
-    ({"times": "independant"}, "did you mean 'independent'"),
-    ({"times": "independent", "path": "latentfirst"}, "did you mean 'latent_first'"),
-    ({"times": "independent", "latents": "encoder", "path": "offset"}, "choose path=lead"),
-    ({"times": "independent", "latents": "one_call"}, "latents='one_call' is unknown"),
-    ({"times": "independent", "path": "offset", "offset": 1.0}, "offset=1.0 is out of range"),
-    ({"lead": -1.0}, "lead=-1.0 is out of range"),
-    ({"bank": 1}, "bank=1 is out of range"),
-    ({"encoder_share": 1.0}, "encoder_share=1.0 is out of range"),
+    ({}, {"path": "offset"}, "choose times=independent"),
+    ({}, {"path": "latent_first"}, "choose times=independent"),
+    ({}, {"lead": 3.0}, "choose times=independent"),
+    ({"times": "independant"}, {}, "did you mean 'independent'"),
+    ({"times": "independent"}, {"path": "latentfirst"}, "did you mean 'latent_first'"),
+    ({"times": "independent"}, {"path": "offset", "offset": 1.0}, "offset=1.0 is out of range"),
+    ({"lead": -1.0}, {}, "lead=-1.0 is out of range"),
+    ({"bank": 1}, {}, "bank=1 is out of range"),
+    ({"encoder_share": 1.0}, {}, "encoder_share=1.0 is out of range"),
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), REFUSALS)
-def test_options_that_do_not_go_together_are_refused_in_one_line(options, words):
+@pytest.mark.parametrize(("trained", "options", "words"), REFUSALS)
+def test_options_that_do_not_go_together_are_refused_in_one_line(trained, options, words):
     with pytest.raises(UserError, match=words) as caught:
-        FUJI(tiny_problem(), FUJIOptions(**options))
+        sampler_of(FUJI(tiny_problem(), FUJIOptions(**trained)), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_clean_latents_are_refused_where_only_the_path_was_trained():
+    with pytest.raises(UserError, match="choose times=independent"):
+        sampler_of(FUJI(tiny_problem(), FUJIOptions(slots=1, dims=1)), Encoder)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from harness.store import ResultsTable, read_json
-from tests.study_kit import command, invoke, snapshot
+from tests.study_kit import METHODS, ROWS, command, invoke, snapshot
 from tests.study_plugins import write_configs
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -27,7 +27,7 @@ def _frame(folder: Path) -> pd.DataFrame:
 
 
 def _models(folder: Path) -> dict[str, int]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("cells/*/model.safetensors")}
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("weights/*/model.safetensors")}
 
 
 # ---- one's own classes ------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_own_method_data_judge_and_metric_run_without_a_change_to_the_harness(to
         assert title in said.out
     report = (folder / "report.md").read_text()
     assert "share of tokens equal to the one three before" in report and "Judge: `letters-1.0`" in report
-    path = folder / "samples" / "positions-seed0-nfe0002-T1.jsonl"
+    path = folder / "samples" / "positions-independent-seed0-nfe0002-T1.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     x_NL = np.array([record["ids"] for record in records])
     assert (x_NL[:, 3:] == x_NL[:, :-3]).mean() == pytest.approx(rows.loc[("positions", 2), "repeats"])
@@ -69,7 +69,7 @@ def test_another_configuration_puts_results_aside_and_trains_only_what_is_new(to
     said = invoke([*toy, "study.samples=24", "study.seeds=[0,1]"])
     assert said.code == 0 and f"its results are in {folder / 'earlier' / key}" in said.err
     earlier = snapshot(folder / "earlier" / key)
-    results = {n: h for n, h in first.items() if n.split("/")[0] not in ("cells", "state.json", ".lock")}
+    results = {n: h for n, h in first.items() if n.split("/")[0] not in ("cells", "weights", "state.json", ".lock")}
     assert earlier == results
     assert models.items() <= _models(folder).items() and len(_models(folder)) == 2
     frame = _frame(folder)
@@ -82,7 +82,10 @@ def test_going_back_to_a_configuration_brings_all_of_its_results_back(toy, tmp_p
     assert invoke(wide).code == 0
     results, samples = _frame(folder), snapshot(folder / "samples")
     assert invoke([*wide, "study.nfe=[2]"]).code == 0
-    assert set(snapshot(folder / "samples")) == {"data-seed0-nfe0000-T1.jsonl", "positions-seed0-nfe0002-T1.jsonl"}
+    assert set(snapshot(folder / "samples")) == {
+        "data-nfe0000-T1.jsonl",
+        "positions-independent-seed0-nfe0002-T1.jsonl",
+    }
     assert invoke(wide).code == 0
     assert snapshot(folder / "samples") == samples
     columns = [c for c in results.columns if c != "git_sha"]
@@ -90,8 +93,9 @@ def test_going_back_to_a_configuration_brings_all_of_its_results_back(toy, tmp_p
 
 
 def test_only_runs_what_it_names(finished, tmp_path):
-    shutil.copytree(finished.folder / "cells", tmp_path / "runs" / "smoke" / "cells")
     folder = tmp_path / "runs" / "smoke"
+    for name in ("cells", "weights"):
+        shutil.copytree(finished.folder / name, folder / name)
     models = _models(folder)
     said = invoke(command(finished.corpus, tmp_path / "runs", finished.cache, "only=[seq,bigram]"))
     assert said.code == 0, said.err
@@ -132,18 +136,18 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
         for line in said.out.splitlines()
         if line.startswith("| ") and "seed" in line
     ]
-    trained = ("ar", "mdlm", "fuji", "seq", "seq_discrete", "seq_discrete_encoder")
     assert [row[0] for row in table] == [
-        *("unigram/seed0", "bigram/seed0"),
-        *(f"{name}/seed{seed}" for name in trained for seed in (0, 1)),
+        *(f"{name}/counts/seed0" for name in ("unigram", "bigram")),
+        *(f"{name}/{label}/seed{seed}" for name, label in ROWS if label != "counts" for seed in (0, 1)),
     ]
+    first = {name: f"{name}/{label}/seed0" for name, label in reversed(ROWS)}
     by_cell = {row[0]: row[1:] for row in table}
     params = _frame(finished.folder).set_index("method")["params"]
     for name in ("mdlm", "fuji", "seq", "ar"):
-        assert by_cell[f"{name}/seed0"][0] == str(params[name].max() if name != "ar" else params[name])
-    steps = {name: int(by_cell[f"{name}/seed0"][1]) for name in trained}
+        assert by_cell[first[name]][0] == str(params[name].max() if name != "ar" else params[name])
+    steps = {name: int(by_cell[first[name]][1]) for name in METHODS[2:]}
     assert steps["seq"] < steps["fuji"] < steps["mdlm"] == 60 < steps["ar"], "what 60 steps of MDLM cost"
-    assert by_cell["mdlm/seed0"][2] == "2, 4" and by_cell["ar/seed0"][2] == "32" and by_cell["bigram/seed0"][2] == "0"
+    assert [by_cell[first[name]][2] for name in ("mdlm", "ar", "bigram")] == ["2, 4", "32", "0"]
     assert all(":" in row[4] and ":" in row[5] and row[6] == "" for row in table)
     assert "about " in said.out and str(tmp_path / "runs" / "smoke") in said.out
 
@@ -155,4 +159,5 @@ def test_plan_knows_what_is_done(finished):
     done = {
         line.split("|")[1].strip(): line.split("|")[7].strip() for line in said.out.splitlines() if "/seed0" in line
     }
-    assert done["mdlm/seed0"] == "trained" and done["ar/seed0"] == done["bigram/seed0"] == "all"
+    assert done["mdlm/ancestral/seed0"] == "trained"
+    assert done["ar/left_to_right/seed0"] == done["bigram/counts/seed0"] == "all"

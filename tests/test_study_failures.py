@@ -25,13 +25,14 @@ def toy(tmp_path) -> list[str]:
 
 
 def test_a_cell_that_fails_stops_alone_and_is_named(toy, tmp_path):
-    bad = ["+method@methods.poisoned=positions", "methods.poisoned.poison_from=12", "+method@methods.liar=liar"]
+    bad = ["+method@methods.poisoned=positions", "methods.poisoned.poison_from=12"]
+    bad += ["methods.positions.samplers.liar={}"]
     said = invoke([*toy, *bad])
     assert said.code == 1
     why = "the loss is nan at step 13; a smaller scale.lr (now 0.1) may help"
     lie = "Liar reports 2 calls at NFE 2; its networks saw 3"
     assert f"failed: poisoned/seed0: {why}" in said.err.splitlines()
-    (lying,) = [line for line in said.err.splitlines() if line.startswith("failed: liar")]
+    (lying,) = [line for line in said.err.splitlines() if line.startswith("failed: positions/liar/seed0")]
     assert lying.endswith(lie)
     frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
     assert set(frame["method"]) == {"data", "positions"} and len(frame) == 3
@@ -41,13 +42,15 @@ def test_a_cell_that_fails_stops_alone_and_is_named(toy, tmp_path):
 
     again = invoke([*toy, *bad])
     assert again.code == 1 and f"failed: poisoned/seed0: {why}" in again.err.splitlines()
-    assert not list((tmp_path / "runs" / "toy" / "cells").glob("poisoned*/model.safetensors"))
+    assert len(list((tmp_path / "runs" / "toy" / "weights").glob("*/model.safetensors"))) == 1, (
+        "that of the healthy one"
+    )
 
 
 def test_a_metric_that_fails_is_a_failure_too(toy):
     said = invoke([*toy, "+metric@metrics.broken=broken"])
     assert said.code == 1
-    assert "failed: positions/seed0: ArithmeticError: no logarithm of nothing" in said.err.splitlines()
+    assert "failed: positions/independent/seed0: ArithmeticError: no logarithm of nothing" in said.err.splitlines()
     assert "Held-out data" in said.out
 
 
@@ -84,8 +87,9 @@ def _copy_without(finished, tmp_path, name: str, *patterns: str):
     cell = next(c for c in make_cells(Session(load(arguments).tree)) if c.method == name)
     assert cell.folder.is_dir()
     for pattern in patterns:
-        for path in cell.folder.glob(pattern):
-            path.unlink()
+        for folder in (cell.folder, cell.weights.folder):
+            for path in folder.glob(pattern):
+                path.unlink()
     return cell, arguments
 
 
@@ -96,13 +100,13 @@ def _half(path) -> None:
 
 def test_model_that_is_cut_short(finished, tmp_path):
     cell, arguments = _copy_without(finished, tmp_path, "mdlm", "samples-*")
-    _half(cell.model)
+    _half(cell.weights.model)
     before = snapshot(cell.folder.parent)
     said = invoke(arguments)
-    assert said.code == 2 and said.error.startswith(f"error: checkpoint {cell.model} cannot be read")
+    assert said.code == 2 and said.error.startswith(f"error: checkpoint {cell.weights.model} cannot be read")
     assert "delete this file" in said.error and "Traceback" not in said.err
     assert snapshot(cell.folder.parent) == before
-    cell.model.unlink()
+    cell.weights.model.unlink()
     assert invoke(arguments).code == 0
     again = ResultsTable.read(tmp_path / "runs" / "smoke" / "results.parquet")
     former = ResultsTable.read(finished.folder / "results.parquet")
@@ -110,17 +114,17 @@ def test_model_that_is_cut_short(finished, tmp_path):
 
 
 def test_training_checkpoint_that_is_cut_short(finished, tmp_path):
-    cell, arguments = _copy_without(finished, tmp_path, "mdlm", "facts-*")
-    cell.model.rename(cell.folder / "train.safetensors")
-    _half(cell.folder / "train.safetensors")
+    cell, arguments = _copy_without(finished, tmp_path, "mdlm", "cost.json")
+    cell.weights.model.rename(cell.weights.checkpoint)
+    _half(cell.weights.checkpoint)
     said = invoke(arguments)
     assert said.code == 2 and "train.safetensors cannot be read" in said.error and "delete this file" in said.error
 
 
 def test_model_of_another_shape_is_not_loaded(finished, tmp_path):
     cell, arguments = _copy_without(finished, tmp_path, "mdlm", "samples-*")
-    other = next(cell.folder.parent.glob("ar-*")) / "model.safetensors"
-    shutil.copy(other, cell.model)
+    other = next(cell.weights.folder.parent.glob("autoregressive-*")) / "model.safetensors"
+    shutil.copy(other, cell.weights.model)
     said = invoke(arguments)
     # The two networks have the same names; what differs must be found, or garbled samples would follow.
     assert said.code == 2 and "is of another model" in said.error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,16 @@ import torch
 
 from harness.config.load import load
 from harness.errors import UserError
-from harness.provenance import short_hash
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
 from harness.search.trial import TrialRunner
 from harness.store import read_json, read_jsonl
-from harness.study import match, plan, work
+from harness.study import match, plan
+from harness.study import steps as work
 from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
 from harness.training import checkpoint
+from harness.training.loop import batch_rows
 from tests.match_kit import BATCH, EVENTS, FITTED, LENGTH, STEPS, write_files
 from tests.test_training_resume import Killed, killed_at
 from tests.toys import one_thread  # noqa: F401
@@ -50,7 +50,7 @@ def quiet(text: str, done: int, total: int) -> None:
 
 def plan_of(cell: Cell) -> dict:
     """What was settled; how long the fit took is no part of it."""
-    return {k: v for k, v in read_json(cell.home / "plan.json").items() if k != "fit_seconds"}
+    return {k: v for k, v in read_json(cell.weights.plan).items() if k != "fit_seconds"}
 
 
 # ---- as many steps as the budget allows --------------------------------------------------------------------------------
@@ -60,14 +60,14 @@ def test_methods_of_different_cost_train_for_the_same_flops(start):
     facts, steps = {}, {}
     for name, cell in cells.items():
         work.train_cell(session, cell, quiet)
-        facts[name], known = read_json(cell.facts(session)), plan_of(cell)
+        facts[name], known = read_json(cell.weights.cost), plan_of(cell)
         steps[name] = known["steps"]
         assert known["budget_flops"] == plan_of(cells["mdlm"])["budget_flops"]
         assert abs(facts[name]["train_flops"] - known["budget_flops"]) <= max(
             0.02 * known["budget_flops"], known["step_flops"]
         )
         assert facts[name]["train_tokens"] == steps[name] * BATCH * LENGTH
-        assert read_jsonl(cell.curves)[-1]["step"] == steps[name], "training itself took them"
+        assert read_jsonl(cell.weights.curves)[-1]["step"] == steps[name], "training itself took them"
     assert steps["mdlm"] == STEPS and facts["mdlm"]["train_flops"] == plan_of(cells["mdlm"])["budget_flops"]
     assert 1 < steps["wide"] < steps["staged"] < steps["fitted"] < STEPS
     assert plan_of(cells["fitted"])["fit_flops"] == 12 * 2 * 64**3
@@ -80,7 +80,7 @@ def test_the_budget_is_that_of_the_study_and_not_of_a_seed(start):
     session, cells = start("scale.match=flops", "only=[wide]")
     one, two = (match.settle(session, "wide", session.build("wide", seed)) for seed in (0, 7))
     assert one == two == match.settle(session, "wide", session.build("wide"))
-    assert not (cells["wide"].home / "plan.json").exists()
+    assert not (cells["wide"].weights.plan).exists()
 
 
 def test_without_matching_every_method_trains_the_steps_of_the_study(start):
@@ -88,20 +88,15 @@ def test_without_matching_every_method_trains_the_steps_of_the_study(start):
     for cell in cells.values():
         work.train_cell(session, cell, quiet)
         assert plan_of(cell)["steps"] == 10 and plan_of(cell)["fit_flops"] == 0
-        facts = read_json(cell.facts(session))
+        facts = read_json(cell.weights.cost)
         assert facts["train_tokens"] == 10 * BATCH * LENGTH
-    before = read_json(cells["wide"].facts(session))
-    cells["wide"].facts(session).unlink()
-    (cells["wide"].home / "plan.json").unlink()
-    work.train_cell(session, cells["wide"], quiet)
-    assert read_json(cells["wide"].facts(session)) == before, "a model from before there were plans costs the same"
 
 
 def test_what_is_planned_is_what_is_trained(start):
     session, cells = start("scale.match=flops", "only=[mdlm,wide]")
     steps = match.settle(session, "wide", session.build("wide")).steps
     text, _, total = plan.estimate(session)
-    assert f"| wide/seed0 | {sum(p.numel() for p in session.build('wide').parameters())} | {steps} |" in text
+    assert f"| wide/ancestral/seed0 | {sum(p.numel() for p in session.build('wide').parameters())} | {steps} |" in text
     assert total == STEPS + steps and f"as {STEPS} of the plain masked denoiser" in text
 
 
@@ -117,9 +112,9 @@ class _Second:
 def test_all_processes_train_as_long_as_the_first_says(start):
     session, cells = start("scale.match=flops", "only=[fitted]")
     method = session.build("fitted")
-    assert match.begin(session, cells["fitted"], method, quiet, _Second()).steps == 17
+    assert match.begin(session, cells["fitted"].weights, method, quiet, _Second()).steps == 17
     assert EVENTS[0] == "fit" and method.count_V.sum() > 0, "each process fits"
-    assert not (cells["fitted"].home / "plan.json").exists(), "and the first one writes"
+    assert not (cells["fitted"].weights.plan).exists(), "and the first one writes"
 
 
 # ---- fit -----------------------------------------------------------------------------------------------------------------
@@ -136,13 +131,13 @@ def test_a_fit_comes_once_before_the_first_step_and_costs_what_it_costs(start, s
     if rows == len(train_NL):
         np.testing.assert_array_equal(FITTED[0], train_NL)
     else:
-        seen = np.sort(np.concatenate([work.loop.batch_rows(200, BATCH, step, 0) for step in range(steps)]))
+        seen = np.sort(np.concatenate([batch_rows(200, BATCH, step, 0) for step in range(steps)]))
         np.testing.assert_array_equal(FITTED[0], train_NL[seen])
     _, plain = start("only=[mdlm]", f"scale.steps={steps}")
     work.train_cell(session, plain["mdlm"], quiet)
-    costs = [read_json(c.facts(session))["train_flops"] for c in (cell, plain["mdlm"])]
+    costs = [read_json(c.weights.cost)["train_flops"] for c in (cell, plain["mdlm"])]
     assert costs[0] - costs[1] == 12 * 2 * 64**3
-    loaded = work.load_method(session, cell)
+    loaded = work.load_method(session, cell.weights)
     assert loaded.count_V.sum() == rows * LENGTH and EVENTS.count("fit") == 1, "a model that is loaded has it"
 
 
@@ -151,43 +146,21 @@ def test_a_killed_run_ends_with_the_same_weights(start, every, fits):
     """Every 1e9 seconds: no checkpoint was written, and what was fitted is fitted again."""
     more = ("scale.match=flops", "only=[fitted]", f"train.checkpoint_seconds={every}")
     session, cells = start(*more, runs="whole")
-    work.train_weights(session, cells["fitted"], quiet)
+    work.train_weights(session, cells["fitted"].weights, quiet)
     EVENTS.clear()
     cut, others = start(*more, runs="killed")
     with pytest.raises(Killed):
-        work.train_weights(cut, others["fitted"], killed_at(20))
+        work.train_weights(cut, others["fitted"].weights, killed_at(20))
     first = plan_of(others["fitted"])
-    assert (others["fitted"].home / "train.safetensors").exists() == (every < 0)
-    work.train_weights(cut, others["fitted"], quiet)
+    assert (others["fitted"].weights.checkpoint).exists() == (every < 0)
+    work.train_weights(cut, others["fitted"].weights, quiet)
     assert EVENTS.count("fit") == fits
     assert first == plan_of(others["fitted"]) == plan_of(cells["fitted"])
-    (whole, _), (resumed, _) = (checkpoint.load_tensors(c["fitted"].model) for c in (cells, others))
+    (whole, _), (resumed, _) = (checkpoint.load_tensors(c["fitted"].weights.model) for c in (cells, others))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
 # ---- identities and bad values -----------------------------------------------------------------------------------------
-def test_fields_that_came_later_leave_old_identities_alone(start):
-    session, cells = start("only=[mdlm]")
-    cfg = session.cfg
-    train = dataclasses.asdict(cfg.train)
-    for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
-        train.pop(irrelevant)
-    names = ("width", "depth", "heads", "mlp_ratio", "length", "steps", "batch", "lr")
-    parts = {
-        "method": session.tree["methods"]["mdlm"],
-        "scale": {name: getattr(cfg.scale, name) for name in names},
-        "train": train,
-        "data": session.data.fingerprint,
-        "seed": 0,
-        "device": "cpu",
-        "precision": "float32",
-        "threads": cfg.compute.threads,
-    }
-    assert cells["mdlm"].key == short_hash(parts, 12)
-    others = [start("only=[mdlm]", word)[1]["mdlm"].key for word in ("scale.match=flops", "scale.stem=3")]
-    assert len({cells["mdlm"].key, *others}) == 3
-
-
 def test_a_stem_is_part_of_every_shape(start):
     session, _ = start("scale.stem=5", "only=[mdlm]")
     assert session.problem.shape.stem == 5
@@ -213,14 +186,14 @@ def test_a_fit_beyond_the_budget_is_refused_before_a_step(start):
     with pytest.raises(
         UserError, match=r"the fit of fitted alone takes 5.24e\+07 FLOPs.*use scale.match=tokens"
     ) as caught:
-        work.train_weights(session, cells["fitted"], quiet)
-    assert "\n" not in str(caught.value) and [p.name for p in cells["fitted"].home.iterdir()] == [".lock"]
+        work.train_weights(session, cells["fitted"].weights, quiet)
+    assert "\n" not in str(caught.value) and [p.name for p in cells["fitted"].weights.folder.iterdir()] == [".lock"]
 
 
 def test_a_step_without_flops_is_refused(start):
     session, cells = start("scale.match=flops", "only=[positions]")
     with pytest.raises(UserError, match="a step of positions has no FLOPs to count; use scale.match=tokens"):
-        work.train_weights(session, cells["positions"], quiet)
+        work.train_weights(session, cells["positions"].weights, quiet)
 
 
 # ---- searches ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from harness.jobs.schedule import NEEDS_FAILED, Task, critical_path, ready, spre
 from harness.study.cells import data_cell, make_cells
 from harness.study.session import Session
 from harness.study.tasks import JUDGE, make_tasks
-from tests.study_kit import METHODS
+from tests.study_kit import METHODS, ROWS
 
 
 def _tasks(*rows) -> dict:
@@ -58,14 +58,15 @@ def test_failure_takes_what_needs_it_and_nothing_else():
 def test_tasks_of_a_study(finished):
     session = Session(load([*finished.arguments, "study.seeds=[0,1]"]).tree)
     cells, data = make_cells(session), data_cell(session)
-    assert [c.name for c in cells if c.method in ("unigram", "bigram")] == ["unigram/seed0", "bigram/seed0"]
-    assert len(cells) == 2 + 2 * (len(METHODS) - 2)
+    assert [c.name for c in cells if c.sampler == "counts"] == ["unigram/counts/seed0", "bigram/counts/seed0"]
+    assert len(cells) == 2 + 2 * (len(ROWS) - 2)
     tasks = make_tasks(session, cells, data)
-    assert len(tasks) == 1 + 3 * len(cells) + 1
-    assert tasks[("score", "mdlm/seed1")].needs == (("sample", "mdlm/seed1"), JUDGE)
-    assert tasks[("sample", "mdlm/seed1")].needs == (("train", "mdlm/seed1"),)
-    assert tasks[("score", "data/seed0")].needs == (JUDGE,)
-    weight = {c.method: tasks[("train", c.name)].weight for c in cells}
+    trained = 2 + 2 * (len(METHODS) - 2)
+    assert len(tasks) == 1 + trained + 2 * len(cells) + 1
+    assert tasks[("score", "mdlm/ancestral/seed1")].needs == (("sample", "mdlm/ancestral/seed1"), JUDGE)
+    assert tasks[("sample", "mdlm/ancestral/seed1")].needs == (("train", "mdlm/seed1"),)
+    assert tasks[("score", "data")].needs == (JUDGE,)
+    weight = {c.method: tasks[("train", c.weights.name)].weight for c in cells}
     assert weight["bigram"] < weight["ar"] and weight["bigram"] < weight["mdlm"] <= weight["seq"]
     first = ready(tasks)
     assert {t.key[0] for t in first} == {"judge", "train"} and first[-1].key[1] in ("unigram/seed0", "bigram/seed0")
@@ -83,7 +84,7 @@ def test_each_cell_has_its_own_folder_and_key_for_what_its_weights_depend_on(fin
     for other in ("scale.steps=61", "train.ema=0.9", "compute.threads=2", "scale.length=16"):
         assert not set(keys(other).values()) & set(base.values())
     changed = keys("methods.seq.latent_weight=0.5")
-    assert {name for name in base if changed[name] != base[name]} == {"seq/seed0"}
+    assert {name for name in base if changed[name] != base[name]} == {"seq/diffusion/seed0"}
 
 
 # ---- the pool ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def _frame(folder: Path) -> pd.DataFrame:
 
 
 def _models(folder: Path) -> dict[str, int]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("*/cells/*/model.safetensors")}
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("*/weights/*/model.safetensors")}
 
 
 _TIMES = ["study", "seconds_per_seq", "time_ms", "mlflow_run_id", "git_sha"]
@@ -73,8 +73,8 @@ def test_each_task_is_the_study_that_it_would_be_alone(done, tmp_path):
     assert alone.code == 0, alone.err
     single, part = _frame(tmp_path / "runs" / "toy"), _frame(done.folder / "noisy")
     pd.testing.assert_frame_equal(part.drop(columns=_TIMES), single.drop(columns=_TIMES), check_exact=True)
-    files = {n for n in snapshot(tmp_path / "runs" / "toy") if not n.startswith("cells/")}
-    assert {n for n in snapshot(done.folder / "noisy") if not n.startswith("cells/")} == files
+    files = {n for n in snapshot(tmp_path / "runs" / "toy") if not n.startswith(("cells/", "weights/"))}
+    assert {n for n in snapshot(done.folder / "noisy") if not n.startswith(("cells/", "weights/"))} == files
     assert {p.name for p in (tmp_path / "runs" / "toy" / "cells").iterdir()} == {
         p.name for p in (done.folder / "noisy" / "cells").iterdir()
     }, "trained models have the same identity"
@@ -107,7 +107,8 @@ def test_tracking_has_a_run_for_the_whole_beside_those_of_the_tasks(done):
     client = connect(default_store(done.root / "runs"))
     experiment = client.get_experiment_by_name("toys")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    cells = {f"toys/{t}/{m}/seed0" for t in ("short", "noisy") for m in ("positions", "perfect", "data")}
+    cells = {f"toys/{t}/{m}/independent/seed0" for t in ("short", "noisy") for m in ("positions", "perfect")}
+    cells |= {f"toys/{t}/data" for t in ("short", "noisy")}
     assert set(runs) == {"toys", "toys/short", "toys/noisy", *cells}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     whole = runs["toys"].info.run_id

@@ -8,18 +8,18 @@ from harness.errors import BudgetError
 from harness.store import ResultsTable
 from harness.study.budget import parse_budgets, unmet_budgets
 from tests.study_kit import invoke
-from tests.study_plugins import PositionsOptions
+from tests.study_plugins import IndependentOptions, Positions, PositionsOptions
 from tests.suite_kit import Choosy, suite_arguments
 from tests.toys import tiny_problem
 
 pytestmark = pytest.mark.usefixtures("threads")
 CHOOSY = "+method@methods.choosy=choosy"
 WHY = "nfe=2 cannot be met by Choosy: use 3 or more"
-LINE = f"choosy is left out at NFE 2 (study.unmet=skip): {WHY}"
+LINE = f"choosy/choosy is left out at NFE 2 (study.unmet=skip): {WHY}"
 
 
 def test_budgets_that_are_left():
-    method = Choosy(tiny_problem(3, 4), PositionsOptions())
+    method = Choosy(Positions(tiny_problem(3, 4), PositionsOptions()), IndependentOptions())
     assert parse_budgets(method, [2, 3, 4], skip=True) == (3, 4) == parse_budgets(method, [3, 4])
     assert list(unmet_budgets(method, [1, 2, 3])) == [1, 2]
     for wanted, skip in (([2, 3], False), ([1, 2], True)):
@@ -70,7 +70,7 @@ def test_a_method_may_have_budgets_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        ("+study.nfe_of.chosy=[3]", "error: study.nfe_of=chosy: is no method of this study; did you mean 'choosy'?"),
+        ("+study.nfe_of.chosy=[3]", "error: study.nfe_of.chosy: is no method of this study; did you mean 'choosy'?"),
         ("+study.nfe_of.choosy=[]", "error: study.nfe_of.choosy=[]: name at least one budget, for example [2,4,8]"),
         ("+study.nfe_of.choosy=[2]", f"error: {WHY}"),
     ],

@@ -18,6 +18,7 @@ from harness.jobs.launch import RanksEnded, launch
 from harness.store import read_jsonl
 from harness.study import ranks, steps
 from harness.study.cells import make_cells
+from harness.study.fit import fit
 from harness.study.session import Session
 from harness.training import distributed
 from harness.training.loop import train
@@ -134,7 +135,7 @@ def descendants() -> list[psutil.Process]:
 
 def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_weights(arguments):
     session, cell = cell_of(arguments)
-    steps.fit_cell(session, cell, session.build("mdlm"), lambda *_: None)
+    fit(session, cell.weights, session.build("mdlm"), lambda *_: None)
     session, both = cell_of(arguments, "compute.processes=2")
     assert both.key != cell.key, "another number of processes is another cell"
     shown: list[int] = []
@@ -145,15 +146,15 @@ def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_w
 
     def stop(method, step: int, values: dict[str, float]) -> None:
         assert step == 40 and math.isfinite(values["valid/bound_nats_per_token"])
-        kept = load_file(both.home / "train.safetensors")
-        assert not torch.equal(method.netsteps.head.weight, torch.zeros_like(method.netsteps.head.weight))
-        assert kept.keys() >= {"ema/netsteps.head.weight"}
+        kept = load_file(both.weights.checkpoint)
+        assert not torch.equal(method.network.head.weight, torch.zeros_like(method.network.head.weight))
+        assert kept.keys() >= {"ema/network.head.weight"}
         raise Pruned
 
     with pytest.raises(Pruned):
-        steps.train_weights(session, both, lambda *_: None, stop)
+        steps.train_weights(session, both.weights, lambda *_: None, stop)
     assert not descendants(), "they end with the command that started them"
-    assert not both.model.exists()
+    assert not both.weights.model.exists()
 
     def progress(text: str, done: int, total: int) -> None:
         shown.append(done)
@@ -165,13 +166,17 @@ def test_a_cell_survives_the_end_of_its_command_and_of_a_process_with_the_same_w
             killed.append(victim.pid)
             victim.kill()
 
-    steps.train_weights(session, both, progress)
+    steps.train_weights(session, both.weights, progress)
     assert killed and shown[0] >= 40, "it went on from the checkpoint"
-    assert not descendants() and not (both.home / "ranks.log").exists() and not (both.home / "ranks.json").exists()
-    one, two = load_file(cell.model), load_file(both.model)
+    assert (
+        not descendants()
+        and not (both.weights.folder / "ranks.log").exists()
+        and not (both.weights.folder / "ranks.json").exists()
+    )
+    one, two = load_file(cell.weights.model), load_file(both.weights.model)
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert curves(cell.home) == curves(both.home)
-    assert not list(both.home.glob("validation-*"))
+    assert curves(cell.weights.folder) == curves(both.weights.folder)
+    assert not list(both.weights.folder.glob("validation-*"))
 
 
 def test_reports_of_processes_that_speak_at_once_arrive_whole_and_in_order(tmp_path):

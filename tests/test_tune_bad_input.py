@@ -83,7 +83,7 @@ def test_what_is_refused_before_anything_is_opened(arguments, said, tmp_path):
 )
 def test_a_space_that_cannot_be_meant(space, said, tmp_path):
     (tmp_path / "conf" / "tune").mkdir(parents=True)
-    text = f"# Mine\ncandidates: [seq_one_call, seq]\nspace:\n  {space}\nobjectives:\n  quality: {{nfe: 4}}\n"
+    text = f"# Mine\ncandidates: [seq/one_call, seq]\nspace:\n  {space}\nobjectives:\n  quality: {{nfe: 4}}\n"
     (tmp_path / "conf" / "tune" / "mine.yaml").write_text(text)
     line = _refused(["--config-dir", str(tmp_path / "conf"), *_HMM, "tune=mine", f"runs_dir={tmp_path / 'runs'}"])
     assert re.search(said, line), line

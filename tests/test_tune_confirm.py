@@ -161,7 +161,7 @@ def _searched(*rates: float) -> optuna.Study:
 
 def test_its_studies_are_the_studys_own_with_fresh_seeds(loaded):
     tree = study_tree(loaded, ["scale.lr=0.2"], "trial-0007", SEEDS)
-    assert tree["study"]["name"] == "toy/tune/rate/confirm/trial-0007" and tree["only"] == ["positions"]
+    assert tree["study"]["name"] == "toy/tune/rate/confirm/trial-0007" and tree["only"] == ["positions/independent"]
     assert tree["study"]["seeds"] == SEEDS and tree["study"]["nfe"] == [2, 4] and tree["study"]["samples"] == 16
     assert tree["scale"] == loaded.base.tree["scale"] | {"lr": 0.2}, "all of its training steps"
 

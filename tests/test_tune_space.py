@@ -109,18 +109,19 @@ class _Context:
     """What `evaluate` looks at."""
 
     def __init__(self, objectives: dict, constraints: dict | None = None, of_data: dict | None = None) -> None:
-        self.cfg = TuneConfig(method="m", objectives=objectives, constraints=constraints or {})
+        self.cfg = TuneConfig(method="m/s", objectives=objectives, constraints=constraints or {})
         columns = [Column("gen_ppl", "", "", "lower"), Column("entropy", "", "", "data")]
         self.session = type("Session", (), {"columns": columns})()
         self.of_data = of_data or {}
 
 
 def _row(nfe: int, heat: float = 1.0, **values) -> dict:
-    return {"method": "m", "nfe": nfe, "temperature": heat, "n": 8, "seconds_per_seq": 0.1} | values
+    return {"method": "m", "sampler": "s", "nfe": nfe, "temperature": heat, "n": 8, "seconds_per_seq": 0.1} | values
 
 
 ROWS = [
-    {"method": "data", "nfe": None, "temperature": 1.0, "gen_ppl": 5.0},
+    {"method": "data", "sampler": "", "nfe": None, "temperature": 1.0, "gen_ppl": 5.0},
+    _row(2, gen_ppl=1.0) | {"sampler": "another"},
     _row(2, gen_ppl=30.0, gen_ppl_se=1.0, entropy=3.0),
     _row(4, gen_ppl=20.0, entropy=2.0),
     _row(4, 0.5, gen_ppl=10.0, entropy=1.0),

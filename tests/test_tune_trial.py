@@ -23,7 +23,7 @@ from harness.training import loop
 from tests.study_kit import invoke, use_threads
 from tests.tune_toys import arguments, keep_drafts, write_files
 
-HEAT, SPREAD = "methods.tunable.heat", "methods.tunable.spread"
+HEAT, SPREAD = "methods.tunable.samplers.tuned.heat", "methods.tunable.spread"
 
 
 @pytest.fixture(scope="module")
@@ -89,23 +89,27 @@ def test_weights_of_the_study_are_used_and_its_figures_found_again(configs, monk
     monkeypatch.setattr(loop, "_step", _no_training)
     found = _runner(configs).run({}, None, _quiet)
     assert not found.trained
-    rows = pd.read_parquet("runs/tunable/results.parquet").set_index(["method", "nfe"])
-    assert found.values == [rows.loc[("tunable", 2), "gen_ppl"]], "the same samples, the same judge"
-    assert found.scores["repeats@2"] == rows.loc[("tunable", 2), "repeats"]
+    rows = pd.read_parquet("runs/tunable/results.parquet").set_index(["method", "sampler", "nfe"])
+    assert found.values == [rows.loc[("tunable", "tuned", 2), "gen_ppl"]], "the same samples, the same judge"
+    assert found.scores["repeats@2"] == rows.loc[("tunable", "tuned", 2), "repeats"]
 
 
-def test_weights_of_a_method_that_shares_none_are_found_too(configs, monkeypatch):
+def test_weights_of_any_method_are_found(configs, monkeypatch):
     use_threads(monkeypatch)
     base = ["--config-dir", str(configs), *arguments(Path())]
     assert invoke([*base, "only=[positions]"]).code == 0
-    assert list(Path("runs/tunable/cells").glob("positions-*/model.safetensors"))
+    assert list(Path("runs/tunable/weights").glob("positions-*/model.safetensors"))
     monkeypatch.setattr(loop, "_step", _no_training)
     runner = _runner(configs, "tune.method=positions", "~tune.space.heat")
     assert not runner.run({"study.temperatures": 0.7}, None, _quiet).trained
 
 
 def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
-    params = {SPREAD: 2.0, "methods.tunable.path": "bent", "methods.tunable.corners": "[0.5,0.25]"}
+    params = {
+        SPREAD: 2.0,
+        "methods.tunable.samplers.tuned.path": "bent",
+        "methods.tunable.samplers.tuned.corners": "[0.5,0.25]",
+    }
     first = _runner(configs, tune="toy").run(params, None, _quiet)
     assert first.trained and len(first.constraints) == 1
     for name in ("_step", "_held_out"):
@@ -241,7 +245,7 @@ def _hold(path: str, held, release) -> None:
 
 def test_who_finds_weights_being_trained_waits_for_them(configs):
     loaded = _load(configs)
-    home = make_cells(Session(loaded.trial_tree([], "trials/x"), loaded.context.weights))[0].home
+    home = make_cells(Session(loaded.trial_tree([], "trials/x"), loaded.context.weights))[0].weights.folder
     assert home.parent == Path("runs/tunable/weights").resolve()
     context = multiprocessing.get_context("fork")
     held, release = context.Event(), context.Event()

@@ -17,12 +17,25 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from baselines.autoregressive import Autoregressive
+from baselines.mdlm import MDLM
+from baselines.ngram import NGram
+from baselines.oracle import Oracle
+from baselines.samplers.ancestral import Ancestral
+from baselines.samplers.counts import Counts
+from baselines.samplers.left_to_right import LeftToRight
 from harness.config.schema import ScaleConfig, TrainConfig
 from harness.data.base import TokenData
-from harness.interface import Problem
+from harness.interface import Method, Problem, Sampler
 from harness.nn.transformer import TrunkShape
 from harness.training.loop import Job
 from harness.training.precision import Numerics
+from lddm.fuji import FUJI
+from lddm.samplers.codes import Codes
+from lddm.samplers.diffusion import Diffusion
+from lddm.samplers.path import AlongPath
+from lddm.seq import SEQ
+from lddm.seq_discrete import SEQDiscrete
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +54,19 @@ def generator_of(seed: int) -> torch.Generator:
 
 def tiny_problem(vocab_size: int = 7, length: int = 8, width: int = 16, depth: int = 1) -> Problem:
     return Problem(vocab_size, length, TrunkShape(width=width, depth=depth, heads=2, mlp_ratio=2.0))
+
+
+#: The sampler that each class of method is measured with unless told.
+OWN: dict[type[Method], type[Sampler]] = {
+    MDLM: Ancestral, Oracle: Ancestral, Autoregressive: LeftToRight, NGram: Counts, FUJI: AlongPath, SEQ: Diffusion,
+    SEQDiscrete: Codes,
+}  # fmt: skip
+
+
+def sampler_of(method: Method, cls: type[Sampler] | None = None, **options) -> Sampler:
+    """A sampler on `method`: of the class `cls`, or its own."""
+    cls = cls or next(own for kind, own in OWN.items() if isinstance(method, kind))
+    return cls(method, cls.Options(**options))
 
 
 def scramble(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:

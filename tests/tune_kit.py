@@ -45,7 +45,7 @@ def make_config(objectives: int = 1, constrained: bool = False) -> TuneConfig:
     goals = {"excess": ObjectiveConfig("excess", 4), "seconds": ObjectiveConfig("seconds_per_seq", 4)}
     return TuneConfig(
         name="latent",
-        method="seq",
+        method="seq/diffusion",
         space=dimensions,
         objectives=dict(list(goals.items())[:objectives]),
         constraints={"entropy": ConstraintConfig("entropy", 4, min=1.0)} if constrained else {},

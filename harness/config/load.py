@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config.best import best_in
 from harness.config.messages import nearest_key, one_line
 from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
+from harness.config.samplers import forced, resolve_samplers, sets_sampler
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.errors import UserError, nearest
 
@@ -89,7 +91,7 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
     """Compose and check the configuration of one study (its tasks, if it has any, aside); raises `UserError`."""
     entries = _entries(config_dirs)
     with best_in(arguments) as arguments:
-        return _checked(_composed(_parse(arguments), entries), arguments)
+        return _checked(_composed(_parse(arguments), entries), arguments, entries["sampler"])
 
 
 def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> LoadedSuite | None:
@@ -108,7 +110,7 @@ def load_draft(arguments: list[str], config_dirs: list[Path] | None = None) -> D
         parsed = _parse(arguments)
         study, only = _study_and_choice(parsed, entries)
         if not study["tasks"]:
-            return Draft(_composed(parsed, entries), tuple(arguments))
+            return Draft(_composed(parsed, entries), tuple(arguments), entries["sampler"])
         check_tasks(study["name"], list(study["tasks"]), only)
         if len(only) != 1:
             task = next(iter(study["tasks"]))
@@ -116,7 +118,7 @@ def load_draft(arguments: list[str], config_dirs: list[Path] | None = None) -> D
         parsed = _with_task(study["tasks"][only[0]], parsed)
         lines = tuple(o.input_line for o in parsed)
         try:
-            return Draft(_composed(parsed, entries), lines, f"{study['name']}/{only[0]}")
+            return Draft(_composed(parsed, entries), lines, entries["sampler"], f"{study['name']}/{only[0]}")
         except UserError as error:
             raise UserError(f"task {only[0]}: {error}") from error
 
@@ -130,6 +132,7 @@ class Draft:
 
     config: DictConfig
     overrides: tuple[str, ...]
+    samplers: Mapping[str, Entry]
     name: str = ""
 
     def loaded(self, more: list[str] | None = None) -> Loaded:
@@ -142,11 +145,12 @@ class Draft:
             if o.is_add() or o.is_delete() or o.package:
                 raise UserError(f"{o.input_line}: only values can change here; write key=value")
             try:
-                OmegaConf.update(config, o.key_or_group, o.value(), merge=True)
+                OmegaConf.update(config, o.key_or_group, o.value(), merge=True, force_add=o.is_force_add())
             except OmegaConfBaseException as error:
                 raise UserError(one_line(error)) from error
         lines = [*self.overrides, *(more or [])]
-        return _as_task(_checked(config, lines), self.name) if self.name else _checked(config, lines)
+        checked = _checked(config, lines, self.samplers)
+        return _as_task(checked, self.name) if self.name else checked
 
 
 def _study_and_choice(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> tuple[dict[str, Any], list[str]]:
@@ -172,7 +176,7 @@ def _load_suite(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> Load
     for task, overrides in study["tasks"].items():
         try:
             mine = _with_task(overrides, parsed)
-            loaded = _checked(_composed(mine, entries), [o.input_line for o in mine])
+            loaded = _checked(_composed(mine, entries), [o.input_line for o in mine], entries["sampler"])
         except UserError as error:
             if task in only or not only:
                 raise UserError(f"task {task}: {error}") from error
@@ -222,7 +226,10 @@ def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictCo
     for o in parsed:
         if o in groups or o.is_add():
             continue
-        if o.key_or_group not in known:
+        key = o.key_or_group
+        if o.is_force_add() and sets_sampler(key):  # its options are checked where its class is known
+            key = key.split(".samplers.")[0]
+        if key not in known:
             raise UserError(f"unknown key '{o.key_or_group}'{nearest_key(o.key_or_group, known, entries)}")
     for o in parsed:
         open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith(
@@ -233,17 +240,18 @@ def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictCo
     return _compose([o.input_line for o in parsed])
 
 
-def _checked(tree_cfg: DictConfig, arguments: list[str]) -> Loaded:
+def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:
     """The values of a composed configuration, resolved, complete and possible; raises `UserError`."""
     try:
         missing = sorted(OmegaConf.missing_keys(tree_cfg))
         if missing:
             raise UserError(f"{missing[0]} has no value; give it as {missing[0]}=...")
-        cfg = OmegaConf.to_object(tree_cfg)
         tree = OmegaConf.to_container(tree_cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     _check_classes(tree)
+    resolve_samplers(tree["methods"], samplers)
+    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
     check(cfg)
     for path, value in _YOUNG.items():
         node = tree[path[0]] if len(path) > 1 else tree
@@ -268,7 +276,7 @@ def _parse(arguments: list[str]) -> list[Any]:
     parsed = []
     for argument in arguments:
         try:
-            parsed.append(parser.parse_override(argument))
+            parsed.append(parser.parse_override(forced(argument)))
         except HydraException as error:
             hint = "; write key=value" if "=" not in argument else "; quote values with special characters"
             raise UserError(f"cannot read the argument '{argument}'{hint}") from error

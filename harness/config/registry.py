@@ -24,7 +24,7 @@ from harness.errors import UserError, nearest
 GLOBAL_HEADER = "# @package _global_"
 ROOT = "run"
 #: Groups whose entries name a class.
-CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric")
+CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric", "sampler")
 
 #: Groups that another command than `harness.run` chooses from, by that command.
 OWN_GROUPS = {"tune": "python -m harness.tune"} | dict.fromkeys(
@@ -108,13 +108,14 @@ def locate(target: str, where: str = "_target_") -> type:
 def build_options(node: dict[str, Any]) -> tuple[type, Any]:
     """The class that a resolved node names and an instance of its `Options` with the node's values."""
     cls = locate(node["_target_"])
-    values = {k: v for k, v in node.items() if k != "_target_"}
+    values = {k: v for k, v in node.items() if k not in ("_target_", "samplers")}
     return cls, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
 
 
 def _typed(entry: Entry) -> Any:
     content = dict(entry.content)
     target = content.pop("_target_")
+    samplers = content.pop("samplers", {})
     cls = locate(target, f"{entry.path}: _target_")
     try:
         node = OmegaConf.merge(OmegaConf.structured(cls.Options), content)
@@ -125,6 +126,8 @@ def _typed(entry: Entry) -> Any:
         raise UserError(f"{entry.path}: {reason}{nearest(wrong, known) if wrong else ''}") from error
     with open_dict(node):
         node["_target_"] = target
+        if entry.group == "method":
+            node["samplers"] = samplers
     return node
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from harness.config.rows import check_budgets, rows_of
 from harness.errors import UserError, nearest
 
 
@@ -23,7 +24,8 @@ class StudyConfig:
     name: str = MISSING
     question: str = ""
     nfe: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])
-    nfe_of: dict[str, list[int]] = field(default_factory=dict)  # budgets of single methods, in the place of nfe
+    # Budgets of single methods, or of their samplers, in the place of nfe: {ar: [64], seq: {one_call: [2, 4]}}.
+    nfe_of: dict[str, Any] = field(default_factory=dict)
     temperatures: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] = field(default_factory=lambda: [0])
     samples: int = 2000
@@ -123,7 +125,7 @@ class RunConfig:
     judge: Any = MISSING
     methods: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    only: list[str] = field(default_factory=list)  # names of `methods` to run; empty: all
+    only: list[str] = field(default_factory=list)  # `methods` to run, or single samplers as method/sampler; empty: all
     only_tasks: list[str] = field(default_factory=list)  # names of `study.tasks` to run; empty: all
     runs_dir: str = "runs"
     cache_dir: str = "cache"
@@ -160,9 +162,9 @@ def check(cfg: RunConfig) -> None:
     check_tasks(s.name, list(s.tasks), list(cfg.only_tasks))
     choices = ("refuse", "skip")
     need(s.unmet in choices, "study.unmet", s.unmet, f"is unknown{nearest(s.unmet, choices)}")
-    for name in s.nfe_of:
-        need(name in cfg.methods, "study.nfe_of", name, f"is no method of this study{nearest(name, cfg.methods)}")
-    for key, budgets in (("study.nfe", s.nfe), *((f"study.nfe_of.{name}", own) for name, own in s.nfe_of.items())):
+    rows_of(cfg.methods, cfg.only)
+    own = {f"study.nfe_of.{key}": budgets for key, budgets in check_budgets(s.nfe_of, cfg.methods).items()}
+    for key, budgets in {"study.nfe": s.nfe, **own}.items():
         for k in budgets:
             need(k >= 1, key, k, "a budget is a positive number of network calls; the smallest is 1")
         need(len(budgets) > 0, key, "[]", "name at least one budget, for example [2,4,8]")
@@ -224,7 +226,5 @@ def check(cfg: RunConfig) -> None:
         f"compute.processes={fits}",
     )  # fmt: skip
     need(cfg.compute.sample_batch >= 1, "compute.sample_batch", cfg.compute.sample_batch, "must be 1 or more")
-    for name in cfg.only:
-        need(name in cfg.methods, "only", name, f"is no method of this study{nearest(name, cfg.methods)}")
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")

@@ -1,8 +1,7 @@
-"""Noise schedules of the two channels, as functions of a time t in [0, 1] (0 data, 1 noise).
+"""Noise schedules of tokens: alpha(t), the probability that a token is still shown at time t in [0, 1] (0 data, 1 noise).
 
-Token channel: alpha(t), the probability that a token is still shown. Latent channel: a(t) and sigma(t) with
-a^2 + sigma^2 = 1. Times and values are tensors of any one shape; they are computed in float64, because a reverse step
-divides differences of alpha by 1 - alpha.
+Times and values are tensors of any one shape; they are computed in float64, because a reverse step divides differences of
+alpha by 1 - alpha.
 """
 
 from __future__ import annotations
@@ -75,39 +74,6 @@ def token_schedule(name: str) -> TokenSchedule:
     if name not in _TOKEN_SCHEDULES:
         raise UserError(f"token schedule '{name}' is unknown{nearest(name, _TOKEN_SCHEDULES)}")
     return _TOKEN_SCHEDULES[name]()
-
-
-@dataclass(frozen=True)
-class LatentSchedule:
-    """Variance-preserving cosine schedule with a time shift: a = cos(pi u / 2), sigma = sin(pi u / 2),
-    u = shift t / (1 + (shift - 1) t). A shift above 1 moves the times to higher noise (Esser et al. 2024, eq. 23).
-    """
-
-    shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise UserError(f"latent schedule shift={self.shift} must be positive; 1 leaves the times as they are")
-
-    def warp(self, t: Tensor) -> Tensor:
-        """Shifted time u(t)."""
-        t = t.double()
-        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
-
-    def a(self, t: Tensor) -> Tensor:
-        return torch.cos(0.5 * math.pi * self.warp(t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(0.5 * math.pi * self.warp(t))
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(a^2 / sigma^2), decreasing in t."""
-        return -2.0 * torch.log(torch.tan(0.5 * math.pi * self.warp(t)))
-
-    def time_of(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`."""
-        u = torch.atan(torch.exp(-0.5 * log_snr.double())) * (2.0 / math.pi)
-        return u / (self.shift - (self.shift - 1.0) * u)
 
 
 def stratified_times(count: int, generator: torch.Generator) -> Tensor:

@@ -154,9 +154,9 @@ def _run(
     if not path.exists():
         return []
     frame = ResultsTable.read(path)
-    runs = []
+    runs, (method, sampler) = [], loaded.cfg.row
     for seed in seeds:
-        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == loaded.cfg.method)])
+        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == method) & (frame["sampler"] == sampler)])
         if not rows or f"{label} seed{seed}" in failures:
             continue
         try:

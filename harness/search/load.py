@@ -5,6 +5,7 @@ study's as `harness.run` takes it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness.config.load import Draft, Loaded, leaves, load_draft
+from harness.config.rows import rows_of
 from harness.errors import UserError, nearest
 from harness.search.arguments import is_ours, read_config, shown
 from harness.search.checks import check_config
 from harness.search.database import checked_url
 from harness.search.loaded import LoadedTune
 from harness.search.possible import check_possible
-from harness.search.schema import METHOD, NAME, DimensionConfig, TuneConfig
+from harness.search.schema import DimensionConfig, TuneConfig
 
 _POINTS_TO = re.compile(r"\$\{([\w.-]+)\}")
 
@@ -36,7 +38,7 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
         checked_url(cfg.storage)  # before the data are read
     draft = load_draft(base_args, folders)
     base = draft.loaded()
-    cfg.method = _method(cfg, base)
+    cfg.method = _row(cfg, base)
     notes = _full_keys(cfg, draft, base)
     loaded = LoadedTune(
         cfg, {}, base_args, folders, draft, base,
@@ -54,16 +56,29 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
 
 
 # ---- what it means in this study --------------------------------------------------------------------------------------
-def _method(cfg: TuneConfig, base: Loaded) -> str:
-    known = base.cfg.methods
-    if cfg.method:
-        if cfg.method not in known:
-            raise UserError(f"tune.method={cfg.method}: is no method of this study{nearest(cfg.method, known)}")
-        return cfg.method
-    found = next((name for name in cfg.candidates if name in known), None)
-    if found is None:
-        raise UserError(f"tune.method is empty: name the method that is tuned, one of {', '.join(known)}")
-    return found
+def _row(cfg: TuneConfig, base: Loaded) -> str:
+    """METHOD/SAMPLER of what is searched."""
+    rows = rows_of(base.tree["methods"])
+    if not cfg.method:
+        found = next((name for name in cfg.candidates if _has(rows, name)), None)
+        if found is None:
+            raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(_names(rows))}")
+        cfg.method = found
+    method, _, sampler = cfg.method.partition("/")
+    if not _has(rows, cfg.method):
+        known = [f"{method}/{label}" for label in rows[method]] if method in rows else rows
+        what = "sampler of this method" if method in rows else "method of this study"
+        raise UserError(f"tune.method={cfg.method}: is no {what}{nearest(cfg.method, known)}")
+    return f"{method}/{sampler or rows[method][0]}"
+
+
+def _has(rows: Mapping[str, list[str]], name: str) -> bool:
+    method, _, sampler = name.partition("/")
+    return method in rows and (not sampler or sampler in rows[method])
+
+
+def _names(rows: Mapping[str, list[str]]) -> list[str]:
+    return [f"{method}/{label}" for method, labels in rows.items() for label in labels]
 
 
 def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
@@ -76,7 +91,7 @@ def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
     full: dict[str, DimensionConfig] = {}
     names: dict[str, str] = {}
     for key, d in cfg.space.items():
-        asked = key.replace(METHOD, f"methods.{cfg.method}")
+        asked = cfg.in_full(key)
         if d.optional and asked not in known:
             for other in cfg.space.values():
                 other.when = {k: v for k, v in other.when.items() if k not in (key, asked)}
@@ -87,7 +102,7 @@ def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
             raise UserError(f"tune.space: {key} and an earlier dimension both set {found}; keep one of them")
         full[found] = d
     for d in full.values():
-        d.when = {names.get(k, k.replace(METHOD, f"methods.{cfg.method}")): v for k, v in d.when.items()}
+        d.when = {names.get(k, cfg.in_full(k)): v for k, v in d.when.items()}
     cfg.space = full
     names_of = ", ".join(followed)
     return [f"{cfg.method} takes values from other keys, which are what is searched: {names_of}"] if followed else []
@@ -109,7 +124,7 @@ def _followed(key: str, raw: dict[str, Any]) -> str:
 def _trial_overrides(cfg: TuneConfig, base: Loaded, base_args: list[str]) -> list[str]:
     """What holds in trials alone: `tune.base`, but for keys that the command line sets, and fewer steps."""
     given = {a.split("=", 1)[0].lstrip("+~") for a in base_args}
-    filled = [o.replace(METHOD, f"methods.{cfg.method}").replace(NAME, cfg.method) for o in cfg.base]
+    filled = [cfg.in_full(o) for o in cfg.base]
     kept = [o for o in filled if o.split("=", 1)[0] not in given]
     steps = max(1, round(base.cfg.scale.steps * cfg.steps))
     return [*kept, *([f"scale.steps={steps}"] if cfg.steps != 1.0 else [])]

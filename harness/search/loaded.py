@@ -108,7 +108,9 @@ class LoadedTune:
         """What a trial and its judgement depend on, by name: searches of one name that differ here do not mix."""
         tune = {k: v for k, v in self.tree.items() if k not in _FREE}
         study = {k: v for k, v in self.trial_tree([], "").items() if k not in _ELSEWHERE}
-        study["methods"] = {self.cfg.method: study["methods"][self.cfg.method]}
+        method, sampler = self.cfg.row
+        node = study["methods"][method]
+        study["methods"] = {method: node | {"samplers": {sampler: node["samplers"][sampler]}}}
         study["study"] = {k: v for k, v in study["study"].items() if k not in ("name", "question", "tasks")}
         study["scale"] = scale_identity(study["scale"])
         study["compute"] = {k: v for k, v in study["compute"].items() if k != "workers"}

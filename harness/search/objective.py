@@ -50,7 +50,7 @@ def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[flo
     the rows as `<column>@<nfe>`. Raises `UserError` for an objective without a value, which a trial cannot be told with.
     """
     cfg = context.cfg
-    own = [row for row in rows if row["method"] == cfg.method]
+    own = [row for row in rows if (row["method"], row["sampler"]) == cfg.row]
     data = data_values(context) if needs_data(cfg) else {}
     values = [_objective(name, o, own, data) for name, o in cfg.objectives.items()]
     constraints = [_excess(c, _value(own, c), data.get(c.column, math.nan)) for c in cfg.constraints.values()]

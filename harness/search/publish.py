@@ -178,7 +178,7 @@ def curves_of(loaded: LoadedTune, params: Mapping[str, Any]) -> list[dict[str, A
     try:
         session = Session(loaded.job(0, dict(params)).tree, loaded.context.weights)
         session.adopt(loaded.session)
-        return read_jsonl(make_cells(session)[0].curves)
+        return read_jsonl(make_cells(session)[0].weights.curves)
     except UserError:
         return []
 

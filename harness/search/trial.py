@@ -105,11 +105,12 @@ class TrialRunner:
         with _timed(seconds, "train"):
             trained = self._train(session, cell, report, progress)
         with _timed(seconds, "sample"):
-            steps.sample_cell(session, cell, progress)
+            steps.draw_cell(session, cell, progress)
         with _timed(seconds, "score"):
             protocol = steps.prepare_judge(session, progress)
             if needs_facts(self.context.cfg):
-                steps.train_cell(session, cell, progress)  # the weights are there: this measures
+                steps.train_cell(session, cell, progress)  # the weights are there: what they cost is written down
+                steps.measure_cell(session, cell, progress)
             steps.score_cell(session, cell, progress)
         values, constraints, scores = evaluate(self.context, make_rows(session, cell, protocol))
         return TrialResult(values, constraints, scores, seconds, trained)
@@ -123,19 +124,20 @@ class TrialRunner:
 
     # ---- training -------------------------------------------------------------------------------------------------
     def _train(self, session: Session, cell: Cell, report: Report | None, progress: Progress) -> bool:
-        if cell.failure.exists():
-            raise Diverged(read_json(cell.failure)["reason"])
+        weights = cell.weights
+        if weights.failure.exists():
+            raise Diverged(read_json(weights.failure)["reason"])
         told = None
-        if report is not None and self.context.cfg.pruner.kind != "none" and cell.trained:
+        if report is not None and self.context.cfg.pruner.kind != "none" and weights.trained:
             told = self._signal(session, cell, report)
         try:
-            return steps.train_weights(session, cell, progress, told)
+            return steps.train_weights(session, weights, progress, told)
         except Diverged as error:
-            write_json(cell.failure, {"reason": str(error)})
+            write_json(weights.failure, {"reason": str(error)})
             raise
         except Pruned:
             # Its curves stay: trained again, it says the same.
-            (cell.home / "train.safetensors").unlink(missing_ok=True)
+            weights.checkpoint.unlink(missing_ok=True)
             raise
 
     def _signal(self, session: Session, cell: Cell, report: Report) -> Callable[[Method, int, dict[str, float]], None]:
@@ -161,7 +163,7 @@ class TrialRunner:
 
         def validated(method: Method, step: int, values: dict[str, float]) -> None:
             if not plan:
-                plan.append(match.read_plan(session, cell).steps)
+                plan.append(match.read_plan(cell.weights).steps)
             for earlier in sorted(s for s in known if s < step):
                 tell(earlier, known[earlier])
             if step not in known:
@@ -180,8 +182,9 @@ class TrialRunner:
         judge = session.ready_judge(lambda _: None)
         heat = session.cfg.study.temperatures[0] if o.temperature is None else o.temperature
         generator = step_generator(session.numerics.device, session.cfg.study.sampling_seed, 7)
+        sampler = session.sampler(method, *self.context.cfg.row)
         with session.numerics.autocast():
-            x_NL = method.sample(count, o.nfe, generator, heat).x_NL.cpu().numpy()
+            x_NL = sampler.draw(count, o.nfe, generator, heat).x_NL.cpu().numpy()
         reference = Samples(session.reference.x_NL[:count], session.reference.texts[:count])
         context = ScoreContext(session.data, reference, judge, session.cache, session.cfg.study.sampling_seed)
         samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])

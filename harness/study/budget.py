@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.diffusion import masked
 from harness.diffusion.schedules import stratified_times
 from harness.errors import BudgetError
-from harness.interface import Method, Problem
+from harness.interface import Method, Problem, Sampler
 from harness.nn.networks import TokenNetwork
 from harness.training.loop import step_generator
 
 
 @contextmanager
-def counted_calls(method: Method) -> Iterator[Counter[str]]:
-    """Count forward calls of each of the method's networks inside the block, by name."""
+def counted_calls(sampler: Sampler) -> Iterator[Counter[str]]:
+    """Count forward calls of each of the sampler's networks inside the block, by name."""
     calls: Counter[str] = Counter()
 
     def hook_of(name: str) -> Callable[..., None]:
@@ -32,7 +32,7 @@ def counted_calls(method: Method) -> Iterator[Counter[str]]:
 
         return hook
 
-    handles = [net.register_forward_pre_hook(hook_of(name)) for name, net in method.networks().items()]
+    handles = [net.register_forward_pre_hook(hook_of(name)) for name, net in sampler.networks().items()]
     try:
         yield calls
     finally:
@@ -93,24 +93,24 @@ def _mean_flops(step: Callable[[torch.Generator], object], x_BL: Tensor, keys: S
     return round(sum(count_flops(lambda k=key: step(step_generator(device, *k))) for key in keys) / len(keys))
 
 
-def unmet_budgets(method: Method, wanted: list[int]) -> dict[int, str]:
-    """The budgets of `wanted` that apply to a method and that it cannot meet exactly, with the reason."""
+def unmet_budgets(sampler: Sampler, wanted: list[int]) -> dict[int, str]:
+    """The budgets of `wanted` that apply to a sampler and that it cannot meet exactly, with the reason."""
     unmet = {}
-    for nfe in method.budgets(tuple(wanted)):
+    for nfe in sampler.budgets(tuple(wanted)):
         try:
-            method.check_budget(nfe)
+            sampler.check_budget(nfe)
         except BudgetError as error:
             unmet[nfe] = str(error)
     return unmet
 
 
-def parse_budgets(method: Method, wanted: list[int], skip: bool = False) -> tuple[int, ...]:
-    """The budgets at which a method runs; raises `BudgetError` for one that it cannot meet exactly.
+def parse_budgets(sampler: Sampler, wanted: list[int], skip: bool = False) -> tuple[int, ...]:
+    """The budgets at which a sampler runs; raises `BudgetError` for one that it cannot meet exactly.
 
     With `skip` it is left out instead, and the error is raised only where none remains.
     """
-    unmet = unmet_budgets(method, wanted)
-    met = tuple(nfe for nfe in method.budgets(tuple(wanted)) if nfe not in unmet)
+    unmet = unmet_budgets(sampler, wanted)
+    met = tuple(nfe for nfe in sampler.budgets(tuple(wanted)) if nfe not in unmet)
     if unmet and not (skip and met):
         raise BudgetError(next(iter(unmet.values())))
     return met

@@ -1,14 +1,16 @@
-"""Cells (method x training seed), their parts (budget x temperature) and the files that hold them.
+"""Cells (method x sampler x training seed), their parts (budget x temperature) and the files that hold them.
 
 Each file is written once, atomically, and named by the identity of what it holds: a file that exists is finished work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.interface import Method
+from harness.config.rows import budgets_of
+from harness.interface import Method, Sampler
 from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
@@ -28,23 +30,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A method trained with one seed; `key` identifies it and its sampler, `folder` holds its samples and scores.
-
-    Its weights are in `home` and identified by `weights`; cells that differ only in how they sample share them.
-    """
+class Weights:
+    """A method trained with one seed: what all of its samplers draw from; `key` identifies it, `folder` holds its files."""
 
     method: str
-    title: str
-    role: str
-    sampler: str
     seed: int
     key: str
     folder: Path
-    parts: tuple[Part, ...]
-    trained: bool = True  # False: counted, or exact; nothing is kept but its samples
-    weights: str = ""
-    home: Path = Path()
+    trained: bool = True  # False: counted, or exact; nothing is kept
 
     @property
     def name(self) -> str:
@@ -52,19 +45,56 @@ class Cell:
 
     @property
     def model(self) -> Path:
-        return self.home / "model.safetensors"
+        return self.folder / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of a training that is not through."""
+        return self.folder / "train.safetensors"
+
+    @property
+    def plan(self) -> Path:
+        """How many steps it trains, and what was fitted before the first."""
+        return self.folder / "plan.json"
 
     @property
     def curves(self) -> Path:
-        return self.home / "curves.jsonl"
+        return self.folder / "curves.jsonl"
+
+    @property
+    def cost(self) -> Path:
+        """Parameters, and what training took."""
+        return self.folder / "cost.json"
 
     @property
     def failure(self) -> Path:
         """Why training stopped for good (a loss that is not a number); cleared when the configuration changes."""
-        return self.home / "failed.json"
+        return self.folder / "failed.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A sampler on the weights of one seed; `key` identifies both, `folder` holds samples and scores.
+
+    `sampler` is its label in the study; `title` is what method and sampler are called together.
+    """
+
+    method: str
+    sampler: str
+    title: str
+    role: str
+    seed: int
+    key: str
+    folder: Path
+    parts: tuple[Part, ...]
+    weights: Weights
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/{self.sampler}/seed{self.seed}" if self.sampler else self.method
 
     def facts(self, session: Session) -> Path:
-        """Cost and bound; the bound's settings are part of the name, and the budgets where each has a figure of its own."""
+        """Its bound, whose settings are part of the name, and the budgets where each has a figure of its own."""
         s = session.cfg.study
         name = f"facts-b{s.bound_sequences}x{s.bound_draws}"
         if session.data.task is not None:
@@ -85,56 +115,53 @@ class Cell:
         return self.folder / f"scores-{self._draw(session, part)}-{protocol}.json"
 
 
-def _wanted(session: Session, name: str) -> list[int]:
-    """The budgets that the study asks of a method."""
+def _samplers(session: Session) -> Iterator[tuple[str, str, Sampler, list[int]]]:
+    """(method, label, sampler, budgets that the study asks for) of each row; methods are built once, untrained."""
     study = session.cfg.study
-    return study.nfe_of.get(name, study.nfe)
+    for name, labels in session.rows.items():
+        method = session.build(name)
+        for label in labels:
+            yield name, label, session.sampler(method, name, label), budgets_of(study.nfe_of, study.nfe, name, label)
 
 
 def make_cells(session: Session) -> list[Cell]:
     """All cells of the study in its order.
 
-    Raises `BudgetError` for a budget that a method cannot meet; with `study.unmet=skip`, only where it can meet none.
+    Raises `BudgetError` for a budget that a sampler cannot meet; with `study.unmet=skip`, only where it can meet none.
     """
-    cells = []
-    for name in session.method_names():
-        method = session.build(name)
-        budgets = parse_budgets(method, _wanted(session, name), session.cfg.study.unmet == "skip")
+    cells, study = [], session.cfg.study
+    for name, label, sampler, wanted in _samplers(session):
+        budgets = parse_budgets(sampler, wanted, study.unmet == "skip")
+        role, trained = sampler.role or sampler.method.role, bool(sampler.method.stages())
         # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
-        heats = session.cfg.study.temperatures if method.role == "method" else [1.0]
-        parts = tuple(Part(nfe, float(heat)) for nfe in budgets for heat in heats)
+        temperatures = study.temperatures if role == "method" else [1.0]
+        parts = tuple(Part(nfe, float(temperature)) for nfe in budgets for temperature in temperatures)
         # Counting has no randomness, so one seed is all that there is to see.
-        seeds = session.cfg.study.seeds if method.stages() else session.cfg.study.seeds[:1]
-        for seed in seeds:
-            key = session.cell_key(name, seed)
-            folder = session.folder / "cells" / f"{name}-seed{seed}-{key}"
-            weights = session.weights_key(name, method, seed)
-            cells.append(
-                Cell(
-                    name, method.title, method.role, method.sampler, seed, key, folder, parts,
-                    bool(method.stages()), weights, _home(session, method, seed, weights, folder),
-                )
-            )  # fmt: skip
+        for seed in study.seeds if trained else study.seeds[:1]:
+            key = session.cell_key(name, label, seed)
+            folder = session.folder / "cells" / f"{name}-{label}-seed{seed}-{key}"
+            weights = _weights(session, name, sampler.method, seed)
+            cells.append(Cell(name, label, sampler.title, role, seed, key, folder, parts, weights))
     return cells
 
 
-def _home(session: Session, method: Method, seed: int, weights: str, folder: Path) -> Path:
-    """Where the weights are: with the cell, unless others have the same, from this study or another (`session.weights`)."""
-    name = f"{type(method).__name__.lower()}-seed{seed}-{weights}"
-    if session.weights is None or not method.stages():
-        return session.folder / "weights" / name if method.sampling_options else folder
-    theirs = session.weights.parent / "cells" / folder.name  # of a method that shares with none, trained by that study
-    return theirs if (theirs / "model.safetensors").exists() else session.weights / name
+def _weights(session: Session, name: str, method: Method, seed: int) -> Weights:
+    """Where the weights are: with those of this study, or of another (`session.weights`)."""
+    key = session.weights_key(name, seed)
+    home = session.weights or session.folder / "weights"
+    return Weights(name, seed, key, home / f"{type(method).__name__.lower()}-seed{seed}-{key}", bool(method.stages()))
 
 
 def left_out(session: Session) -> list[str]:
-    """A line for each method that skips a budget of the study, since it cannot meet it."""
+    """A line for each sampler that skips a budget of the study, since it cannot meet it."""
     lines = []
-    for name in session.method_names():
-        unmet = unmet_budgets(session.build(name), _wanted(session, name))
+    for name, label, sampler, wanted in _samplers(session):
+        unmet = unmet_budgets(sampler, wanted)
         if unmet:
             budgets = ", ".join(map(str, unmet))
-            lines.append(f"{name} is left out at NFE {budgets} (study.unmet=skip): {next(iter(unmet.values()))}")
+            lines.append(
+                f"{name}/{label} is left out at NFE {budgets} (study.unmet=skip): {next(iter(unmet.values()))}"
+            )
     return lines
 
 
@@ -142,4 +169,5 @@ def data_cell(session: Session) -> Cell:
     """Held-out data in the place of samples: the row that every score is read against."""
     key = session.data.fingerprint[:12]
     folder = session.folder / "cells" / f"{DATA_ROW}-{key}"
-    return Cell(DATA_ROW, "Held-out data", "data", "", 0, key, folder, (Part(0, 1.0),), trained=False, home=folder)
+    weights = Weights(DATA_ROW, 0, key, folder, trained=False)
+    return Cell(DATA_ROW, "", "Held-out data", "data", 0, key, folder, (Part(0, 1.0),), weights)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.ancestral import importance_nll
-from harness.interface import Method
+from harness.interface import Sampler
 from harness.study.cells import Cell
 from harness.study.session import Session
 from harness.training import loop
@@ -39,11 +39,11 @@ def share_calls(available: int, nfe: int, calls: int) -> tuple[int, int]:
 
 
 def against_truth(
-    session: Session, cell: Cell, method: Method, test_NL: np.ndarray, total_N: np.ndarray | None, exact: bool
+    session: Session, cell: Cell, sampler: Sampler, test_NL: np.ndarray, total_N: np.ndarray | None, exact: bool
 ) -> dict[str, Any]:
     """Facts of a cell, nats per sequence; {} where the data's law is not known.
 
-    `total_N` is the method's bound on -log p of each of `test_NL` (None: it has none), `exact` says that it is the
+    `total_N` is the bound on -log p of each of `test_NL` (None: there is none), `exact` says that it is the
     likelihood. `bound_excess_nats` is its distance from the truth. `reverse` holds, by budget, an upper bound on
     KL(p || q_K) of what is sampled there: `nats` from several paths where the method draws along paths, with `path_nats`
     from one (KL(p || q) for a declared path, whatever the number of paths), else from its likelihood.
@@ -56,7 +56,7 @@ def against_truth(
     if total_N is not None:
         facts["bound_excess_nats"], facts["bound_excess_nats_se"] = _mean(total_N + log_p_N)
     for nfe in sorted({part.nfe for part in cell.parts if part.temperature == 1.0}):
-        found = _by_paths(session, cell, method, test_NL, nfe)
+        found = _by_paths(session, cell, sampler, test_NL, nfe)
         if found is not None:
             nll_MN, paths = found, len(found)
             nll_N, path_N = importance_nll(nll_MN).numpy(), nll_MN.mean(0).numpy()
@@ -74,18 +74,18 @@ def against_truth(
 
 
 @torch.no_grad()
-def _by_paths(session: Session, cell: Cell, method: Method, test_NL: np.ndarray, nfe: int) -> Tensor | None:
-    """-log q(x | path) for M paths of each of N sequences, (M, N) nats; None where the method has no paths."""
+def _by_paths(session: Session, cell: Cell, sampler: Sampler, test_NL: np.ndarray, nfe: int) -> Tensor | None:
+    """-log q(x | path) for M paths of each of N sequences, (M, N) nats; None where the sampler has no paths."""
     if nfe < 1:
         return None
-    sequences, paths = share_calls(len(test_NL), nfe, TRAINED_CALLS if cell.trained else EXACT_CALLS)
+    sequences, paths = share_calls(len(test_NL), nfe, TRAINED_CALLS if cell.weights.trained else EXACT_CALLS)
     found = []
     for start, x_BL in _chunks(test_NL[:sequences], session.numerics.device):
         nll_MB = []
         for path in range(paths):
             generator = loop.step_generator(session.numerics.device, cell.seed, 6, nfe, path, start)
             with session.numerics.autocast():
-                nll_B = method.path_nll(x_BL, nfe, generator)
+                nll_B = sampler.path_nll(x_BL, nfe, generator)
             if nll_B is None:
                 return None
             nll_MB.append(nll_B.double().cpu())

@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.interface import Method
 from harness.store import read_json, write_json
 from harness.study.budget import count_flops, reference_step_flops, stage_flops
-from harness.study.cells import Cell
+from harness.study.cells import Weights
 from harness.study.session import Session
 from harness.training import loop
 from harness.training.distributed import Group
@@ -50,7 +50,7 @@ class TrainPlan:
 
 
 def begin(
-    session: Session, cell: Cell, method: Method, progress: Callable[[str, int, int], None], group: Group
+    session: Session, weights: Weights, method: Method, progress: Callable[[str, int, int], None], group: Group
 ) -> TrainPlan:
     """Fit `method` and settle its steps before the first one; of several processes each fits, and all train equally long.
 
@@ -58,21 +58,20 @@ def begin(
     is too small.
     """
     device = session.numerics.device
-    path = cell.home / "plan.json"
-    if path.exists() and (cell.home / "train.safetensors").exists():
-        plan = read_plan(session, cell)
+    if weights.plan.exists() and weights.checkpoint.exists():
+        plan = read_plan(weights)
     else:
         method.to(device)
         fit_flops, began = 0, time.monotonic()
         if fits(method):
             progress("fit", 0, 0)
             train_NL = session.data.splits["train"]
-            rows = loop.budget_rows(len(train_NL), session.cfg.scale, cell.seed)
+            rows = loop.budget_rows(len(train_NL), session.cfg.scale, weights.seed)
             fit_flops = count_flops(lambda: method.fit(np.asarray(train_NL[rows])))
         fit_seconds = time.monotonic() - began
-        plan = dataclasses.replace(settle(session, cell.method, method, fit_flops), fit_seconds=fit_seconds)
+        plan = dataclasses.replace(settle(session, weights.method, method, fit_flops), fit_seconds=fit_seconds)
         if group.leads:
-            write_json(path, dataclasses.asdict(plan))
+            write_json(weights.plan, dataclasses.asdict(plan))
     steps = torch.tensor([plan.steps if group.leads else 0], device=device)
     group.add(steps)
     return dataclasses.replace(plan, steps=int(steps))
@@ -83,12 +82,9 @@ def fits(method: Method) -> bool:
     return type(method).fit is not Method.fit
 
 
-def read_plan(session: Session, cell: Cell) -> TrainPlan:
-    """What `begin` settled; a model that was trained before there were plans had the steps of its study."""
-    path = cell.home / "plan.json"
-    if not path.exists() and session.cfg.scale.match == "tokens":
-        return TrainPlan(session.cfg.scale.steps)
-    known = read_json(path)
+def read_plan(weights: Weights) -> TrainPlan:
+    """What `begin` settled."""
+    known = read_json(weights.plan)
     return TrainPlan(**known | {"stage_flops": tuple(known["stage_flops"])})
 
 

@@ -8,7 +8,7 @@ import torch
 
 from harness.jobs.progress import clock
 from harness.study import match
-from harness.study.cells import Cell, left_out, make_cells
+from harness.study.cells import Cell, Weights, left_out, make_cells
 from harness.study.runner import worker_count
 from harness.study.session import Session
 from harness.training import loop
@@ -36,19 +36,20 @@ def estimate(session: Session) -> tuple[str, float, int]:
         "|---|---:|---:|---|---:|---:|---|",
     ]
     total, all_steps = 0.0, 0
-    homes: set[object] = set()  # weights that several cells share are trained once
+    seen: set[Weights] = set()  # weights that several cells share are trained once
     timings: dict[str, tuple[int, int, float, float]] = {}
     for cell in cells:
-        if cell.method not in timings:
-            timings[cell.method] = _timings(session, cell)
-        params, steps, step, call = timings[cell.method]
-        trained = cell.trained
-        all_steps += steps
-        training = step * steps if trained and cell.home not in homes else 0.0
-        homes.add(cell.home)
+        place = f"{cell.method}/{cell.sampler}"
+        if place not in timings:
+            timings[place] = _timings(session, cell)
+        params, steps, step, call = timings[place]
+        trained = cell.weights.trained
+        all_steps += steps if cell.weights not in seen else 0
+        training = step * steps if trained and cell.weights not in seen else 0.0
+        seen.add(cell.weights)
         sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
         drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
-        done = "all" if drawn == len(cell.parts) else ("trained" if trained and cell.model.exists() else "")
+        done = "all" if drawn == len(cell.parts) else ("trained" if trained and cell.weights.model.exists() else "")
         if done != "all":
             total += sampling + (0.0 if done == "trained" else training)
         budgets = ", ".join(str(p.nfe) + ("" if p.temperature == 1 else f"@T{p.temperature:g}") for p in cell.parts)
@@ -92,5 +93,7 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
     method.eval()
     with torch.inference_mode(), session.numerics.autocast():
         began = time.perf_counter()
-        method.sample(few, budget, loop.step_generator(session.numerics.device, 0))
+        session.sampler(method, cell.method, cell.sampler).draw(
+            few, budget, loop.step_generator(session.numerics.device, 0)
+        )
     return params, steps, min(took), (time.perf_counter() - began) / few / budget

@@ -89,11 +89,13 @@ class Publisher:
             own = {
                 k: v for k, v in config.items() if not k.startswith(("methods.", "tracking.", "study.seeds", "only"))
             }
-            own |= {"method": cell.method, "seed": str(cell.seed)}
-            node = s.tree["methods"].get(cell.method, {})
+            own |= {"method": cell.method, "sampler": cell.sampler, "seed": str(cell.seed)}
+            node = dict(s.tree["methods"].get(cell.method, {}))
+            samplers = node.pop("samplers", {})
+            node["sampler"] = samplers.get(cell.sampler, {})
             own |= {f"method.{k}": str(v) for k, v in flatten(node).items()}
             name = f"{s.cfg.study.name}/{cell.name}"
-            tags = self._tags() | {"method": cell.method, "role": cell.role, "cell": cell.key}
+            tags = self._tags() | {"method": cell.method, "sampler": cell.sampler, "role": cell.role, "cell": cell.key}
             self.runs[cell.name] = self.tracker.open_cell(self.parent, name, f"{cell.name}-{cell.key}", own, tags)
             self.tracker.log_dataset(
                 self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts
@@ -149,7 +151,7 @@ class Publisher:
         if time.monotonic() - self._refreshed > 10:
             self._refreshed = time.monotonic()
             for cell in self.cells:
-                if cell.curves.exists() and not cell.model.exists():
+                if cell.weights.curves.exists() and not cell.weights.model.exists():
                     self._log_curves(cell)
 
     def refresh(self) -> None:
@@ -174,7 +176,7 @@ class Publisher:
     def _log_curves(self, cell: Cell) -> None:
         points = [
             {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
-            for line in read_jsonl(cell.curves)
+            for line in read_jsonl(cell.weights.curves)
             for name, value in line["values"].items()
         ]
         self.tracker.log_curves(self.runs[cell.name], points)
@@ -227,7 +229,7 @@ class Publisher:
         for cell in self.cells:
             points = [
                 (line["step"], line["values"]["valid/bound_nats_per_token"])
-                for line in read_jsonl(cell.curves)
+                for line in read_jsonl(cell.weights.curves)
                 if "valid/bound_nats_per_token" in line["values"]
             ]
             if points:

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from harness.config.load import load
 from harness.errors import EXIT_CODE, UserError
 from harness.interface import Method
 from harness.jobs.launch import attend, launch, say
 from harness.store import read_json, write_json
-from harness.study.cells import Cell, make_cells
+from harness.study.cells import Weights, make_cells
+from harness.study.fit import fit
 from harness.study.session import Session
 from harness.training import checkpoint, distributed
 from harness.training.loop import Diverged
@@ -28,41 +30,42 @@ from harness.training.loop import Diverged
 
 def train_in_ranks(
     session: Session,
-    cell: Cell,
+    weights: Weights,
     method: Method,
     progress: Callable[[str, int, int], None],
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
-    """Train the cell's model in `compute.processes` processes of this machine, which write its files.
+    """Train the model in `compute.processes` processes of this machine, which write its files.
 
     At each validation the averaged weights are put into `method` and `on_validation` is called here, while training goes
     on; what it raises ends them all. Raises `Diverged` and `UserError` as training in this process would, and `RanksEnded`
     where one of them ended twice.
     """
     c = session.cfg.compute
-    path = cell.home / "ranks.json"
-    write_json(path, {"tree": session.tree, "cell": dataclasses.asdict(cell), "validations": on_validation is not None})
+    path = weights.folder / "ranks.json"
+    spec = {"tree": session.tree, "weights": dataclasses.asdict(weights), "validations": on_validation is not None}
+    write_json(path, spec)
 
     def report(message: dict[str, Any]) -> None:
         if "progress" in message:
             progress(*message["progress"])
         elif "validation" in message:
             step, values = message["validation"]
-            tensors, _ = checkpoint.load_tensors(_weights_at(cell, step))
-            _weights_at(cell, step).unlink()
-            checkpoint.load_model(method, tensors, _weights_at(cell, step))
+            tensors, _ = checkpoint.load_tensors(_validation_at(weights, step))
+            _validation_at(weights, step).unlink()
+            checkpoint.load_model(method, tensors, _validation_at(weights, step))
             on_validation(step, values)
         elif "diverged" in message:
             raise Diverged(message["diverged"])
         else:
             raise UserError(message["refused"])
 
-    launch("harness.study.ranks", str(path), c.processes, report, cell.home / "ranks.log", c.threads)
+    launch("harness.study.ranks", str(path), c.processes, report, weights.folder / "ranks.log", c.threads)
     path.unlink(missing_ok=True)
 
 
-def _weights_at(cell: Cell, step: int) -> Path:
-    return cell.home / f"validation-{step}.safetensors"
+def _validation_at(weights: Weights, step: int) -> Path:
+    return weights.folder / f"validation-{step}.safetensors"
 
 
 # ---- a process of the group -------------------------------------------------------------------------------------------
@@ -88,29 +91,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one_cell(spec: dict[str, Any]) -> None:
-    from harness.study import steps
-
     session = Session(spec["tree"])
-    known = spec["cell"]
-    cell = Cell(**(known | {"folder": Path(known["folder"]), "home": Path(known["home"]), "parts": ()}))
+    weights = Weights(**spec["weights"] | {"folder": Path(spec["weights"]["folder"])})
     group = _join(session)
-    method = session.build(cell.method, cell.seed)
+    method = session.build(weights.method, weights.seed)
 
     def progress(text: str, done: int, total: int) -> None:
         say({"progress": [text, done, total]})
 
     def validated(step: int, values: dict[str, float]) -> None:
-        checkpoint.save_tensors(_weights_at(cell, step), dict(method.state_dict()), {"step": step})
+        checkpoint.save_tensors(_validation_at(weights, step), dict(method.state_dict()), {"step": step})
         say({"validation": [step, values]})
 
-    steps.fit_cell(session, cell, method, progress, group, validated if spec["validations"] else None)
+    fit(session, weights, method, progress, group, validated if spec["validations"] else None)
     distributed.leave()
 
 
 def _all_cells(arguments: list[str]) -> None:
-    from harness.config.load import load
-    from harness.study import steps
-
     session = Session(load(arguments).tree)
     group = _join(session)
     if group.size != session.cfg.compute.processes:
@@ -121,14 +118,14 @@ def _all_cells(arguments: list[str]) -> None:
 
     def progress(text: str, done: int, total: int) -> None:
         if done % 100 == 0 or done == total:
-            print(f"{cell.name}: {text} {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{weights.name}: {text} {done}/{total}", file=sys.stderr, flush=True)
 
-    for cell in make_cells(session):
+    for weights in dict.fromkeys(cell.weights for cell in make_cells(session)):
         # All decide on what they see before any of them trains.
-        todo = cell.trained and not cell.model.exists()
+        todo = weights.trained and not weights.model.exists()
         group.wait()
         if todo:
-            steps.fit_cell(session, cell, session.build(cell.method, cell.seed), progress, group)
+            fit(session, weights, session.build(weights.method, weights.seed), progress, group)
         group.wait()
     distributed.leave()
 

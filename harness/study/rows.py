@@ -25,8 +25,9 @@ def make_rows(session: Session, cell: Cell, protocol: str | None) -> list[dict[s
     """One row for each part of the cell that has scores; what is not known is None."""
     if protocol is None:
         return []
-    facts_path = cell.facts(session)
-    facts = read_json(facts_path) if facts_path.exists() else {}
+    facts: dict[str, Any] = {}
+    for path in (cell.weights.cost, cell.facts(session)):
+        facts |= read_json(path) if path.exists() else {}
     rows = []
     for part in cell.parts:
         record = read_scores(session, cell, part, protocol)

@@ -23,7 +23,7 @@ from harness.study import steps
 from harness.study.cells import Cell, data_cell, left_out, make_cells
 from harness.study.publish import Publisher
 from harness.study.session import Session
-from harness.study.tasks import JUDGE, begin, make_tasks
+from harness.study.tasks import JUDGE, begin, cells_by_task, make_tasks
 from harness.training.distributed import gpu_groups
 
 
@@ -78,15 +78,15 @@ def _make_folder(session: Session) -> None:
 def _mark_failed_before(tasks: dict[TaskKey, Task], cells: list[Cell]) -> None:
     """A cell that diverged would do so again, with the same seeds; it is reported again instead of trained again."""
     for cell in cells:
-        if cell.failure.exists():
-            tasks[("train", cell.name)].fail(read_json(cell.failure)["reason"])
+        if cell.weights.failure.exists():
+            tasks[("train", cell.weights.name)].fail(read_json(cell.weights.failure)["reason"])
     spread_failure(tasks)
 
 
 def _work(
     session: Session, tasks: dict[TaskKey, Task], cells: list[Cell], data: Cell, publisher: Publisher
 ) -> dict[str, str]:
-    by_name = {cell.name: cell for cell in (*cells, data)}
+    by_name = cells_by_task(cells, data)
     _skip_finished(session, tasks, by_name, publisher)
     if unfinished(tasks):
         count = min(worker_count(session), len([t for t in tasks.values() if t.state == "waiting"]))
@@ -118,7 +118,7 @@ class _StudyWork(Work):
     def failed(self, task: Task, message: Message) -> None:
         kind, name = task.key
         if message.kind == "failed":
-            write_json(self.by_name[name].failure, {"reason": message.text})
+            write_json(self.by_name[name].weights.failure, {"reason": message.text})
         elif message.kind == "broke":
             write_text(self.publisher.session.folder / "errors" / f"{kind}-{name.replace('/', '-')}.txt", message.text)
         spread_failure(self.tasks)

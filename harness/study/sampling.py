@@ -6,13 +6,14 @@ Shapes: N sequences, L tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
-from harness.interface import Draw, Method
+from harness.interface import Draw, Sampler
 from harness.nn.transformer import Trunk
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
@@ -35,42 +36,42 @@ class Drawn:
 
 
 class SamplerError(RuntimeError):
-    """A sampler broke its contract: calls, mask tokens or dtype. A defect of the method, never of the user."""
+    """A sampler broke its contract: calls, mask tokens or dtype. A defect of its code, never of the user."""
 
 
-def compile_trunks(method: Method) -> None:
-    """Compile the bidirectional trunks that sampling calls, in place; shapes are fixed by the chunk size."""
-    for network in method.networks().values():
+def compile_trunks(networks: Iterable[nn.Module]) -> None:
+    """Compile the bidirectional trunks of the networks, in place; shapes are fixed by the size of a batch or chunk."""
+    for network in networks:
         for module in network.modules():
             if isinstance(module, Trunk) and not any(block.attention.causal for block in module.blocks):
                 module.compile(dynamic=False)
 
 
-def checked_sample(method: Method, n: int, part: Part, generator: torch.Generator) -> Draw:
-    """`method.sample` with its contract checked: calls by hook, ids below V, float64 draws."""
-    with counted_calls(method) as calls:
-        draw = method.sample(n, part.nfe, generator, part.temperature)
+def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:
+    """`sampler.draw` with its contract checked: calls by hook, ids below V, float64 draws."""
+    with counted_calls(sampler) as calls:
+        draw = sampler.draw(n, part.nfe, generator, part.temperature)
     spent = sum(calls.values())
     if not spent == draw.nfe == part.nfe:
-        raise SamplerError(f"{method.title} reports {draw.nfe} calls at NFE {part.nfe}; its networks saw {spent}")
-    x_NL = draw.x_NL
-    if x_NL.shape != (n, method.problem.length) or int(x_NL.min()) < 0 or int(x_NL.max()) >= method.problem.vocab_size:
-        raise SamplerError(f"{method.title} left ids outside its vocabulary, or a wrong shape, at NFE {part.nfe}")
+        raise SamplerError(f"{sampler.title} reports {draw.nfe} calls at NFE {part.nfe}; its networks saw {spent}")
+    x_NL, problem = draw.x_NL, sampler.method.problem
+    if x_NL.shape != (n, problem.length) or int(x_NL.min()) < 0 or int(x_NL.max()) >= problem.vocab_size:
+        raise SamplerError(f"{sampler.title} left ids outside its vocabulary, or a wrong shape, at NFE {part.nfe}")
     if draw.draw_dtype != "float64":
-        raise SamplerError(f"{method.title} drew its tokens in {draw.draw_dtype}; the protocol asks for float64")
+        raise SamplerError(f"{sampler.title} drew its tokens in {draw.draw_dtype}; the protocol asks for float64")
     return draw
 
 
-def warm_up(method: Method, part: Part, chunk: int, numerics: Numerics) -> None:
+def warm_up(sampler: Sampler, part: Part, chunk: int, numerics: Numerics) -> None:
     """Compile the trunks and run them once at the chunk size, outside the timed calls."""
-    compile_trunks(method)
+    compile_trunks(sampler.networks().values())
     generator = step_generator(numerics.device, 0)
     with torch.inference_mode(), numerics.autocast():
-        method.sample(chunk, part.nfe, generator, part.temperature)
+        sampler.draw(chunk, part.nfe, generator, part.temperature)
 
 
 def draw_samples(
-    method: Method,
+    sampler: Sampler,
     part: Part,
     n: int,
     chunk: int,
@@ -82,16 +83,16 @@ def draw_samples(
 
     The last chunk is drawn whole and cut, so that every call has the same shape. Time is that of the sampler alone.
     """
-    method.eval().to(numerics.device)
+    sampler.method.eval().to(numerics.device)
     chunk = min(chunk, n)
-    heat = round(part.temperature * 1_000_000)
+    temperature = round(part.temperature * 1_000_000)
 
     def generator(index: int) -> torch.Generator:
-        return step_generator(numerics.device, seeds[0], seeds[1], 3, part.nfe, heat, index)
+        return step_generator(numerics.device, seeds[0], seeds[1], 3, part.nfe, temperature, index)
 
     def run(count: int, index: int) -> Draw:
         with torch.inference_mode(), numerics.autocast():
-            return checked_sample(method, count, part, generator(index))
+            return checked_draw(sampler, count, part, generator(index))
 
     parts, seconds = [], 0.0
     for index in range(-(-n // chunk)):
@@ -102,7 +103,7 @@ def draw_samples(
         progress(min((index + 1) * chunk, n), n)
     few = min(_FLOP_SEQUENCES, n)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        flops = count_flops(lambda: method.sample(few, part.nfe, generator(0), part.temperature)) / few
+        flops = count_flops(lambda: sampler.draw(few, part.nfe, generator(0), part.temperature)) / few
     x_NL = torch.cat(parts)[:n].numpy()
     return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds / (len(parts) * chunk), flops)
 

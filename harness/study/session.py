@@ -17,10 +17,11 @@ import torch
 from omegaconf import OmegaConf
 
 from harness.config.registry import build_options
+from harness.config.rows import rows_of
 from harness.config.schema import RunConfig, scale_identity
 from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
-from harness.interface import Method, Problem
+from harness.interface import Method, Problem, Sampler
 from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext
 from harness.metrics.identity import metric_identity
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
 PROTOCOL_VERSION = 1
+#: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
+LAYOUT = 2
 
 
 class Session:
@@ -95,8 +98,10 @@ class Session:
         shape = TrunkShape(s.width, s.depth, s.heads, s.mlp_ratio, s.stem)
         return Problem(self.data.vocab_size, s.length, shape, self.data.task, self.data.decode)
 
-    def method_names(self) -> list[str]:
-        return [m for m in self.cfg.methods if not self.cfg.only or m in self.cfg.only]
+    @property
+    def rows(self) -> dict[str, list[str]]:
+        """Labels of the samplers that run, by method."""
+        return rows_of(self.tree["methods"], self.cfg.only)
 
     def build(self, name: str, seed: int = 0) -> Method:
         """A fresh method on the CPU, its weights drawn from `seed`."""
@@ -104,6 +109,11 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(self.problem, options)
+
+    def sampler(self, method: Method, name: str, label: str) -> Sampler:
+        """The sampler `label` of the method that the study calls `name`, drawing from `method`."""
+        cls, options = build_options(self.tree["methods"][name]["samplers"][label])
+        return cls(method, options)
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -161,7 +171,9 @@ class Session:
         return ScoreContext(self.data, self.reference, self.judge, self.cache, self.cfg.study.sampling_seed)
 
     # ---- identities -----------------------------------------------------------------------------------------------
-    def _trained_by(self, node: dict[str, Any], seed: int) -> str:
+    def weights_key(self, name: str, seed: int) -> str:
+        """Identity of the weights: methods that differ only in their samplers share it."""
+        node = {k: v for k, v in self.tree["methods"][name].items() if k != "samplers"}
         train = dataclasses.asdict(self.cfg.train)
         for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
             train.pop(irrelevant)
@@ -183,21 +195,17 @@ class Session:
             12,
         )
 
-    def cell_key(self, name: str, seed: int) -> str:
+    def cell_key(self, name: str, label: str, seed: int) -> str:
         """Identity of a cell: everything that its weights and its sampler depend on."""
-        return self._trained_by(self.tree["methods"][name], seed)
-
-    def weights_key(self, name: str, method: Method, seed: int) -> str:
-        """Identity of the weights alone: cells whose methods differ only in `sampling_options` share it."""
-        node = {k: v for k, v in self.tree["methods"][name].items() if k not in method.sampling_options}
-        return self._trained_by(node, seed)
+        return short_hash([self.weights_key(name, seed), self.tree["methods"][name]["samplers"][label]], 12)
 
     def config_key(self, cells: Sequence[Cell]) -> str:
         """Identity of everything that the study's table depends on, except the judge's weights."""
-        parts = [[c.key, c.method, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
+        parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
         study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
         return short_hash(
             {
+                "layout": LAYOUT,
                 "cells": parts,
                 "study": study,
                 "judge": self.tree["judge"],

@@ -5,32 +5,32 @@ Each returns at once where its file exists, so that a command that was killed go
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import UserError
-from harness.interface import Method
+from harness.interface import Method, Sampler
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
 from harness.study import match, ranks
 from harness.study.budget import stage_flops
-from harness.study.cells import DATA_ROW, Cell, Part
+from harness.study.cells import DATA_ROW, Cell, Part, Weights
 from harness.study.exact import against_truth
-from harness.study.sampling import compile_trunks, draw_samples, warm_up
+from harness.study.fit import fit
+from harness.study.sampling import draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
-from harness.training.distributed import Group
 
 Progress = Callable[[str, int, int], None]
 OnTrained = Callable[[Method, int, dict[str, float]], None]
@@ -53,77 +53,48 @@ def write_protocol(session: Session) -> str:
 
 
 def train_cell(session: Session, cell: Cell, progress: Progress) -> None:
-    """Train (or count) the cell's model, then measure its bound and training cost.
+    """Train the model that the cell draws from, where its weights are not there yet, and write down what it cost.
 
     Raises `Diverged` where the loss stops being a number.
     """
-    train_weights(session, cell, progress)
-    facts = cell.facts(session)
-    if not facts.exists():
-        method = load_method(session, cell)
-        progress("bound", 0, 0)
-        write_json(facts, _cost(session, cell, method) | _bound(session, cell, method))
+    train_weights(session, cell.weights, progress)
+    if not cell.weights.cost.exists():
+        write_json(cell.weights.cost, _cost(session, cell.weights, load_method(session, cell.weights)))
 
 
-def train_weights(session: Session, cell: Cell, progress: Progress, on_validation: OnTrained | None = None) -> bool:
-    """Train the cell's model where its weights are not there yet; whether anything was trained here.
+def train_weights(
+    session: Session, weights: Weights, progress: Progress, on_validation: OnTrained | None = None
+) -> bool:
+    """Train a model where its weights are not there yet; whether anything was trained here.
 
     Of several processes that ask for the same weights one trains, and the others wait. `on_validation` is told the method
     with its averaged weights, the step and the values of each validation; what it raises ends training. Raises `Diverged`.
     """
-    if not cell.trained or cell.model.exists():
+    if not weights.trained or weights.model.exists():
         return False
-    waiting = f"waiting for another process that trains {cell.home.name}"
-    with waiting_for(cell.home / ".lock", lambda: progress(waiting, 0, 0)):
-        if cell.model.exists():
+    waiting = f"waiting for another process that trains {weights.folder.name}"
+    with waiting_for(weights.folder / ".lock", lambda: progress(waiting, 0, 0)):
+        if weights.model.exists():
             return False
-        method = session.build(cell.method, cell.seed)
+        method = session.build(weights.method, weights.seed)
         told = on_validation and functools.partial(on_validation, method)
         if session.cfg.compute.processes > 1:
-            ranks.train_in_ranks(session, cell, method, progress, told)
+            ranks.train_in_ranks(session, weights, method, progress, told)
         else:
-            fit_cell(session, cell, method, progress, None, told)
+            fit(session, weights, method, progress, None, told)
     return True
 
 
-def fit_cell(
-    session: Session, cell: Cell, method: Method, progress: Progress, group: Group | None = None,
-    on_validation: Callable[[int, dict[str, float]], None] | None = None,
-) -> None:  # fmt: skip
-    """Train `method`, as the cell's, to the end and write its averaged weights; as one process of `group`, if given."""
-    cfg, group = session.cfg, group or Group()
-    plan = match.begin(session, cell, method, progress, group)  # before anything is compiled: a graph hides its FLOPs
-    scale = dataclasses.replace(cfg.scale, steps=plan.steps)
-    if session.numerics.compile_training:
-        compile_trunks(method)
-    job = loop.Job(
-        method, session.data, scale, cfg.train, session.numerics, cell.seed, cell.home, progress, on_validation, group
-    )  # fmt: skip
-    cell.home.mkdir(parents=True, exist_ok=True)
-    done = loop.train(job)
-    if not group.leads:
-        return
-    meta = {
-        "method": cell.method,
-        "seed": cell.seed,
-        "key": cell.weights,
-        "config": session.tree["methods"][cell.method],
-    }
-    done["train_seconds"] += plan.fit_seconds
-    checkpoint.save_tensors(cell.model, dict(method.state_dict()), meta | done)
-    (cell.home / "train.safetensors").unlink(missing_ok=True)
-
-
-def load_method(session: Session, cell: Cell) -> Method:
-    """The cell's trained method in evaluation mode; counted methods are counted again (seconds)."""
-    method = session.build(cell.method, cell.seed)
+def load_method(session: Session, weights: Weights) -> Method:
+    """A trained method in evaluation mode; counted methods are counted again (seconds)."""
+    method = session.build(weights.method, weights.seed)
     if method.stages():
-        tensors, meta = checkpoint.load_tensors(cell.model)
-        checkpoint.load_model(method, tensors, cell.model)
-        if meta.get("key") != cell.weights:  # names and shapes may agree all the same
+        tensors, meta = checkpoint.load_tensors(weights.model)
+        checkpoint.load_model(method, tensors, weights.model)
+        if meta.get("key") != weights.key:  # names and shapes may agree all the same
             raise UserError(
-                f"checkpoint {cell.model} is of another model ({meta.get('method')}, {meta.get('key')}); delete this file "
-                "and run the same command again to rebuild it"
+                f"checkpoint {weights.model} is of another model ({meta.get('method')}, {meta.get('key')}); delete this "
+                "file and run the same command again to rebuild it"
             )
         for stage in method.stages():
             method.set_stage(stage.name)
@@ -132,19 +103,24 @@ def load_method(session: Session, cell: Cell) -> Method:
     return method.eval().to(session.numerics.device)
 
 
-def _cost(session: Session, cell: Cell, method: Method) -> dict[str, float | int | None]:
+def load_sampler(session: Session, cell: Cell) -> Sampler:
+    """The cell's sampler on its trained method."""
+    return session.sampler(load_method(session, cell.weights), cell.method, cell.sampler)
+
+
+def _cost(session: Session, weights: Weights, method: Method) -> dict[str, float | int | None]:
     """Parameters, tokens and FLOPs of training: its fit, and one step of each stage counted, times its number of steps."""
     scale = session.cfg.scale
     params = sum(p.numel() for p in method.parameters()) + method.fitted_numbers()
     train_NL = session.data.splits["train"]
     if not method.stages():
         return {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
-    _, meta = checkpoint.load_tensors(cell.model)
-    plan = match.read_plan(session, cell)
-    counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(cell.seed, 4)])
+    _, meta = checkpoint.load_tensors(weights.model)
+    plan = match.read_plan(weights)
+    counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(weights.seed, 4)])
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
-    fitted = len(loop.budget_rows(len(train_NL), scale, cell.seed)) if match.fits(method) else 0
+    fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
     return {
         "params": params,
         "train_tokens": max(plan.steps * scale.batch, fitted) * scale.length,
@@ -154,7 +130,7 @@ def _cost(session: Session, cell: Cell, method: Method) -> dict[str, float | int
 
 
 @torch.no_grad()
-def _bound(session: Session, cell: Cell, method: Method) -> dict[str, Any]:
+def _bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, Any]:
     """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences.
 
     Where the data's law is known, also how far from it the model is.
@@ -168,10 +144,10 @@ def _bound(session: Session, cell: Cell, method: Method) -> dict[str, Any]:
             x_BL = torch.from_numpy(np.asarray(test_NL[start : start + 256], dtype=np.int64)).to(numerics.device)
             generator = loop.step_generator(numerics.device, cell.seed, 5, draw, start)
             with numerics.autocast():
-                bound = method.bound(x_BL, generator)
+                bound = sampler.bound(x_BL, generator)
             if bound is None:
                 none = {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
-                return none | against_truth(session, cell, method, test_NL, None, exact=False)
+                return none | against_truth(session, cell, sampler, test_NL, None, exact=False)
             estimator, exact = bound.estimator, bound.exact
             total_N[start : start + 256] += bound.total_B.double().cpu().numpy() / s.bound_draws
             for name, value in bound.parts_B.items():
@@ -186,34 +162,42 @@ def _bound(session: Session, cell: Cell, method: Method) -> dict[str, Any]:
         "bound_exact": exact,
         "bound_estimator": f"{estimator}; {1 if exact else s.bound_draws} draw(s), {len(total_N)} test sequences",
         **{f"bound_{k}_nats": v for k, v in parts.items()},
-        **against_truth(session, cell, method, test_NL, total_N, exact),
+        **against_truth(session, cell, sampler, test_NL, total_N, exact),
     }
 
 
 def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
-    """Draw every part that is not there yet; each is kept as ids and written as text to `samples/*.jsonl`."""
+    """Draw every part that is not there yet, then measure the bound."""
+    draw_cell(session, cell, progress)
+    measure_cell(session, cell, progress)
+
+
+def draw_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`."""
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
     for part in cell.parts:
         # Put aside with the results of another configuration, while the ids stayed with the cell.
         if part not in todo and not samples_file(session, cell, part).exists():
             tensors, _ = checkpoint.load_tensors(cell.samples(session, part))
             write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
-    if not todo:
-        return
+    if todo:
+        _draw(session, cell, todo, progress)
+
+
+def measure_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Measure the bound of what the cell draws from, and its distance from the data's law where that is known."""
+    facts = cell.facts(session)
+    if not facts.exists():
+        progress("bound", 0, 0)
+        write_json(facts, _bound(session, cell, load_sampler(session, cell)))
+
+
+def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) -> None:
     s, c = session.cfg.study, session.cfg.compute
-    method = load_method(session, cell)
-    if session.numerics.compile_sampling and cell.role == "method":
-        try:
-            warm_up(method, min(todo, key=lambda part: part.nfe), min(c.sample_batch, s.samples), session.numerics)
-        except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(
-                f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True
-            )
-            method = load_method(session, cell)
+    sampler = _ready_sampler(session, cell, min(todo, key=lambda part: part.nfe))
     for part in todo:
         drawn = draw_samples(
-            method, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
+            sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
             lambda i, n, part=part: progress(f"sample NFE {part.nfe}", i, n),
         )  # fmt: skip
         meta = {
@@ -227,9 +211,25 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
         checkpoint.save_tensors(cell.samples(session, part), {"x_NL": torch.from_numpy(drawn.x_NL)}, meta)
 
 
-def samples_file(session: Session, cell: Cell, part: Part):
-    """`samples/<method>-seed<k>-nfe<K>-T<t>.jsonl` in the study's folder."""
-    return session.folder / "samples" / f"{cell.method}-seed{cell.seed}-{part.label}.jsonl"
+def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
+    """The cell's sampler, compiled where that is wanted and the toolchain can."""
+    sampler = load_sampler(session, cell)
+    if session.numerics.compile_sampling and cell.role == "method":
+        chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
+        try:
+            warm_up(sampler, part, chunk, session.numerics)
+        except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(
+                f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True
+            )
+            sampler = load_sampler(session, cell)
+    return sampler
+
+
+def samples_file(session: Session, cell: Cell, part: Part) -> Path:
+    """`samples/<method>-<sampler>-seed<k>-nfe<K>-T<t>.jsonl` in the study's folder."""
+    return session.folder / "samples" / f"{cell.name.replace('/', '-')}-{part.label}.jsonl"
 
 
 def _as_jsonl(session: Session, x_NL: np.ndarray) -> str:
@@ -274,8 +274,11 @@ def read_scores(session: Session, cell: Cell, part: Part, protocol: str) -> dict
 def is_done(session: Session, kind: str, cell: Cell, protocol: str | None) -> bool:
     """Whether all files of a step are there; without a protocol (no judge was ready yet) nothing is scored."""
     files = {
-        "train": [cell.facts(session), *([cell.model] if cell.trained else [])],
-        "sample": [file for p in cell.parts for file in (cell.samples(session, p), samples_file(session, cell, p))],
+        "train": [cell.weights.cost, *([cell.weights.model] if cell.weights.trained else [])],
+        "sample": [
+            cell.facts(session),
+            *(file for p in cell.parts for file in (cell.samples(session, p), samples_file(session, cell, p))),
+        ],
         "score": [cell.scores(session, p, protocol) for p in cell.parts] if protocol else [],
     }[kind]
     if files and cell.method == DATA_ROW:  # nothing is sampled: what is scored is written as text by the same step

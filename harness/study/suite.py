@@ -68,7 +68,7 @@ def describe_suite(suite: Suite) -> str:
     draws = sum(len(cell.parts) for cell in cells)
     seconds, steps = (sum(plan[i] for plan in plans.values()) for i in (1, 2))
     parts.append(
-        f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.trained for c in cells)} of them trained ({steps} "
+        f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.weights.trained for c in cells)} of them trained ({steps} "
         f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
         f"judges and scoring. The report of them all goes to {suite.folder}"
     )

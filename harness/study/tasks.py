@@ -1,6 +1,7 @@
 """The tasks of a study (judge, train, sample, score), and what its worker processes do for each.
 
-A job is (kind, name of a cell); its results are files. Weights are rough numbers of full network calls for one token.
+A job is (kind, name): training is named after the weights, the rest after cells. Results are files. Weights of tasks are
+rough numbers of full network calls for one token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from harness.jobs.pool import Serve, Talk
 from harness.jobs.schedule import Task, TaskKey
 from harness.study import steps
-from harness.study.cells import Cell, data_cell, make_cells
+from harness.study.cells import Cell, Weights, data_cell, make_cells
 from harness.study.session import Session
 
 JUDGE: TaskKey = ("judge", "judge")
@@ -26,20 +27,32 @@ def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[TaskKey,
     s, c = session.cfg.study, session.cfg.scale
     judge = Task(JUDGE, (), _TRAIN * c.steps * c.batch * c.length * 0.8)
     tasks = [judge]
-    first: dict[object, TaskKey] = {}  # who trains the weights that several cells share
+    tokens = s.samples * c.length
+    for weights, own in by_weights(cells).items():
+        more = _LATENT_EXTRA if own[0].role == "method" else 1.0
+        cost = more * _TRAIN * c.steps * c.batch * c.length if weights.trained else tokens
+        tasks.append(Task(("train", weights.name), (), cost, measured=True))
     for cell in cells:
-        tokens = s.samples * c.length
-        train: TaskKey = ("train", cell.name)
         sample: TaskKey = ("sample", cell.name)
-        trained = cell.trained
-        more = _LATENT_EXTRA if cell.role == "method" else 1.0
-        owner = first.setdefault(cell.home, train)
-        cost = more * _TRAIN * c.steps * c.batch * c.length if trained and owner == train else tokens
-        tasks.append(Task(train, () if owner == train else (owner,), cost, measured=True))
-        tasks.append(Task(sample, (train,), _SAMPLE * tokens * sum(max(p.nfe, 1) for p in cell.parts)))
+        calls = sum(max(p.nfe, 1) for p in cell.parts)
+        tasks.append(Task(sample, (("train", cell.weights.name),), _SAMPLE * tokens * calls))
         tasks.append(Task(("score", cell.name), (sample, JUDGE), _SCORE * tokens * len(cell.parts)))
     tasks.append(Task(("score", data.name), (JUDGE,), _SCORE * s.samples * c.length))
     return {t.key: t for t in tasks}
+
+
+def by_weights(cells: list[Cell]) -> dict[Weights, list[Cell]]:
+    """The cells that draw from each of the study's models, in the order of the study."""
+    groups: dict[Weights, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.weights, []).append(cell)
+    return groups
+
+
+def cells_by_task(cells: list[Cell], data: Cell) -> dict[str, Cell]:
+    """The cell that a task's name stands for: its own, or for training any that draws from the weights."""
+    own = {cell.name: cell for cell in (*cells, data)}
+    return {weights.name: group[0] for weights, group in by_weights(cells).items()} | own
 
 
 def begin(context: tuple[dict[str, Any], Path | None]) -> Serve:
@@ -47,7 +60,7 @@ def begin(context: tuple[dict[str, Any], Path | None]) -> Serve:
     tree, weights = context
     torch.set_num_threads(tree["compute"]["threads"])
     session = Session(tree, weights)
-    cells = {cell.name: cell for cell in (*make_cells(session), data_cell(session))}
+    cells = cells_by_task(make_cells(session), data_cell(session))
 
     def serve(job: TaskKey, talk: Talk) -> None:
         kind, name = job

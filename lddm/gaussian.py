@@ -1,6 +1,6 @@
 """The Gaussian latent process: forward draw, conversions between predictions, DDIM and ancestral steps, its bound.
 
-Shapes: B sequences, S latent slots, D latent dims. The schedule is `harness.diffusion.schedules.LatentSchedule`.
+Shapes: B sequences, S latent slots, D latent dims. The schedule is `lddm.latent_schedule.LatentSchedule`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness.diffusion.schedules import LatentSchedule
+from lddm.latent_schedule import LatentSchedule
 
 
 def _expand(v_B: Tensor, like: Tensor) -> Tensor:

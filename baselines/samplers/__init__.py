@@ -1,0 +1,1 @@
+"""Ways to draw from the baselines, one a file."""

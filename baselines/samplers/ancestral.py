@@ -1,0 +1,50 @@
+"""The ancestral sampler of masked diffusion: reverse steps at equal distances in time (Sahoo et al. 2024, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from baselines.masked_model import MaskedModel
+from harness.diffusion import ancestral, masked
+from harness.errors import UserError
+from harness.interface import Draw, Sampler
+
+
+@dataclass
+class AncestralOptions:
+    pass
+
+
+class Ancestral(Sampler):
+    """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
+
+    Options = AncestralOptions
+    methods = MaskedModel
+    method: MaskedModel
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return self.method.networks()
+
+    def alphas(self, nfe: int) -> list[float]:
+        """alpha at the ends of the steps, (K + 1) values from 0 to 1."""
+        return masked.step_alphas(self.method.schedule, nfe)
+
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
+        self.check_budget(nfe)
+        m = self.method
+        return ancestral.path_nll(m.denoise, x_BL, m.problem.vocab_size, self.alphas(nfe), generator)
+
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        self.check_budget(nfe)
+        m = self.method
+        if temperature != 1.0 and not m.accepts_temperature():
+            raise UserError(
+                f"temperature={temperature} cannot be met by {self.title}: it draws from the truth; use 1.0"
+            )
+        shape, mask_id = (n, m.problem.length), m.problem.vocab_size
+        x_NL, dtype = ancestral.sample(m.denoise, shape, mask_id, self.alphas(nfe), generator, temperature)
+        return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -1,0 +1,63 @@
+"""The ancestral sampler with a nucleus: tokens are drawn from the smallest set that holds a share p of x0's probability.
+
+Holtzman et al. 2020 (arXiv 1904.09751), section 3.1, applied to the prediction of x0 and never to the posterior that holds
+the mask's probability. The token that crosses p stays in the set, so that it is never empty.
+
+Shapes: N sequences, L tokens, V symbols, M selected positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baselines.samplers.ancestral import Ancestral
+from harness.diffusion import ancestral
+from harness.diffusion.masked import DRAW_DTYPE
+from harness.interface import Draw
+
+
+@dataclass
+class TopPOptions:
+    p: float = 0.9  # share of the probability that is kept; 1 keeps all
+
+
+def nucleus(logits_MV: Tensor, p: float) -> Tensor:
+    """Logits (M, V) in float64, minus infinity outside of the nucleus of each row.
+
+    The nucleus holds the likeliest tokens up to and with the one at which their sum reaches `p`; of equal ones the first.
+    """
+    logits_MV = logits_MV.to(DRAW_DTYPE)
+    ranked_MV, order_MV = logits_MV.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    before_MV = ranked_MV.cumsum(-1) - ranked_MV
+    outside_MV = torch.empty_like(before_MV, dtype=torch.bool).scatter_(1, order_MV, before_MV >= p)
+    return logits_MV.masked_fill(outside_MV, -math.inf)
+
+
+class TopP(Ancestral):
+    """Reverse steps of the ancestral sampler whose tokens come from the nucleus; the temperature is applied before it."""
+
+    Options = TopPOptions
+    options: TopPOptions
+    bounded = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.method.title}, top-p {self.options.p:g}"
+
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> None:
+        """None: outside of the nuclei it is infinite."""
+
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        self.check_budget(nfe)
+        m = self.method
+
+        def denoise(x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
+            return nucleus(m.denoise(x_NL, select_NL, t_N).to(DRAW_DTYPE) / temperature, self.options.p)
+
+        shape, mask_id = (n, m.problem.length), m.problem.vocab_size
+        x_NL, dtype = ancestral.sample(denoise, shape, mask_id, self.alphas(nfe), generator)
+        return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -1,0 +1,56 @@
+"""Which rows a study has: the samplers of each method, those of them that run, and the budgets of each.
+
+`methods` is the tree of a resolved configuration: each method a mapping with its `samplers` by label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.errors import UserError, nearest
+
+
+def rows_of(methods: Mapping[str, Any], only: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Labels of the samplers that run, by method; `only` names methods, or single samplers as `method/sampler`.
+
+    Raises `UserError` for a name that the study does not have.
+    """
+    every = {name: list(node["samplers"]) for name, node in methods.items()}
+    for name in only:
+        method, _, label = name.partition("/")
+        if method not in every:
+            raise UserError(f"only={name}: is no method of this study{nearest(method, every)}")
+        if label and label not in every[method]:
+            raise UserError(f"only={name}: {method} has no such sampler{nearest(label, every[method])}")
+    if not only:
+        return every
+    wanted = {
+        name: [label for label in labels if name in only or f"{name}/{label}" in only] for name, labels in every.items()
+    }
+    return {name: labels for name, labels in wanted.items() if labels}
+
+
+def budgets_of(nfe_of: Mapping[str, Any], nfe: Sequence[int], method: str, label: str) -> list[int]:
+    """The budgets that a study asks of a sampler: its own, its method's, or those of all."""
+    own = nfe_of.get(method)
+    if isinstance(own, Mapping):
+        own = own.get(label)
+    return list(nfe if own is None else own)
+
+
+def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Lists of `study.nfe_of` by full key; raises `UserError` for names that the study does not have and what is no list."""
+    lists: dict[str, list[int]] = {}
+    every = rows_of(methods)
+    for name, own in nfe_of.items():
+        if name not in every:
+            raise UserError(f"study.nfe_of.{name}: is no method of this study{nearest(name, every)}")
+        for label in own if isinstance(own, Mapping) else ():
+            if label not in every[name]:
+                raise UserError(f"study.nfe_of.{name}.{label}: {name} has no such sampler{nearest(label, every[name])}")
+        lists |= {f"{name}.{label}": v for label, v in own.items()} if isinstance(own, Mapping) else {name: own}
+    for key, budgets in lists.items():
+        if not isinstance(budgets, list) or not all(isinstance(k, int) for k in budgets):
+            raise UserError(f"study.nfe_of.{key}={budgets}: is a list of budgets, for example [2,4,8]")
+    return lists

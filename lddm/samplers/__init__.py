@@ -1,0 +1,1 @@
+"""Ways to draw from models with a latent, one a file."""
