@@ -18,6 +18,7 @@ from harness.search.possible import is_sampling_only
 from tests.study_kit import invoke
 from tests.tune_toys import arguments, keep_drafts, write_files
 
+TUNED = "methods.tunable.samplers.tuned"
 _STUDIES = {
     "latent": ["few_step", "exact"],
     "schedule": ["few_step", "paths"],
@@ -221,11 +222,11 @@ _SPACES = {
     "judged": ({"judge.smoothing": {"low": 1, "high": 2}}, ["judge.smoothing", "same in all trials"]),
     "budget": ({"study.nfe": {"choices": [[2], [4]]}}, ["study.nfe", "same in all trials"]),
     "other": ({"methods.boundless.spread": {"low": 1, "high": 2}}, ["methods.boundless.spread", "no trial of tunable/tuned"]),
-    "refused": ({"{sampler}.heat": {"low": 1, "high": 200}}, ["methods.tunable.samplers.tuned.heat at 200.0", "choose 0 to 100"]),
+    "refused": ({"{sampler}.heat": {"low": 1, "high": 200}}, [f"{TUNED}.heat at 200.0", "choose 0 to 100"]),
     "word": ({"{sampler}.path": {"low": 0, "high": 1}}, ["methods.tunable.samplers.tuned.path", "choices"]),
     "both": ({"{method}.spread": {"low": 0, "high": 1, "choices": [1, 2]}}, ["methods.tunable.spread", "choices"]),
     "half": ({"{method}.spread": {"low": 1}}, ["methods.tunable.spread", "low and high"]),
-    "list": ({"{sampler}.corners": {"kind": "float", "low": 0, "high": 1}}, ["methods.tunable.samplers.tuned.corners", "as_list"]),
+    "list": ({"{sampler}.corners": {"kind": "float", "low": 0, "high": 1}}, [f"{TUNED}.corners", "as_list"]),
     "once": ({"{sampler}.path": {"choices": ["bent"]}}, ["methods.tunable.samplers.tuned.path", "two different choices"]),
     "order": (
         {"{method}.spread": {"low": 1, "high": 2, "when": {"{sampler}.bend": [1]}}},

@@ -23,7 +23,8 @@ from harness.training import loop
 from tests.study_kit import invoke, use_threads
 from tests.tune_toys import arguments, keep_drafts, write_files
 
-HEAT, SPREAD = "methods.tunable.samplers.tuned.heat", "methods.tunable.spread"
+TUNED = "methods.tunable.samplers.tuned"
+HEAT, SPREAD = f"{TUNED}.heat", "methods.tunable.spread"
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,8 @@ def test_weights_of_any_method_are_found(configs, monkeypatch):
 def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
     params = {
         SPREAD: 2.0,
-        "methods.tunable.samplers.tuned.path": "bent",
-        "methods.tunable.samplers.tuned.corners": "[0.5,0.25]",
+        f"{TUNED}.path": "bent",
+        f"{TUNED}.corners": "[0.5,0.25]",
     }
     first = _runner(configs, tune="toy").run(params, None, _quiet)
     assert first.trained and len(first.constraints) == 1
