@@ -20,7 +20,7 @@ from tests.tune_toys import arguments, write_files
 
 _WANTED = 20
 #: How many results are there when somebody is killed: a worker, or the command with all of its workers.
-_KILLS = [(0, "worker"), (2, "worker"), (5, "worker"), (7, "command"), (9, "worker"), (12, "worker")]
+_KILLS = [(0, "worker"), (3, "worker"), (6, "command"), (9, "worker"), (12, "worker")]
 
 
 def _search(root: Path, *more: str) -> list[str]:
@@ -46,7 +46,7 @@ def _kill_at_random(root: Path, seed: int, *more: str) -> list:
         process.wait()
         assert not psutil.wait_procs(workers, timeout=60)[1], "a killed command takes its workers along"
         # Fewer now: to start them is most of what this test takes.
-        process = start([*folders, *_search(root, *more), "tune.workers=3"], log)
+        process = start([*folders, *_search(root, *more), "tune.workers=2"], log)
     assert process.wait(120) == 0, log.read_text()
     said = log.read_text()
     assert "Traceback" not in said and f"{_WANTED}/{_WANTED} trials" in said
