@@ -131,7 +131,10 @@ class Method(nn.Module, ABC):
         """
 
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
-        """Instruments of the method on held-out sequences (for example nats in its latent), by name; may be empty."""
+        """Instruments of the method on held-out sequences (for example nats in its latent), by name; may be empty.
+
+        Read half-way through training and at its end; they change nothing in the method.
+        """
         return {}
 
     # ---- likelihood -----------------------------------------------------------------------------------------------

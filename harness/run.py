@@ -16,7 +16,7 @@ from harness.errors import EXIT_CODE, UserError
 
 if TYPE_CHECKING:
     from harness.config.load import LoadedSuite
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
 
 _USAGE = """usage: python -m harness.run [study=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...] [options]
 

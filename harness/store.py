@@ -10,7 +10,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -142,25 +142,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-# Columns of results.parquet that every study has, in this order. Further columns (numbers or text) may follow.
+# Columns of results.parquet that every study has, in this order. Those of its metrics and others follow.
 _TEXT, _INTEGER, _REAL = "string", "Int64", "float64"
 SCHEMA: dict[str, str] = {
     "study": _TEXT,
     "data": _TEXT,
     "method": _TEXT,
     "sampler": _TEXT,
+    "title": _TEXT,
+    "role": _TEXT,
     "seed": _INTEGER,
     "nfe": _INTEGER,
     "nfe_latent": _INTEGER,
     "nfe_token": _INTEGER,
     "temperature": _REAL,
     "n": _INTEGER,
-    "gen_ppl": _REAL,
-    "gen_ppl_se": _REAL,
-    "entropy": _REAL,
-    "entropy_se": _REAL,
-    "mauve": _REAL,
-    "mauve_se": _REAL,
     "nelbo_nats_per_token": _REAL,
     "nelbo_se": _REAL,
     "bits_per_token": _REAL,
@@ -177,7 +173,9 @@ SCHEMA: dict[str, str] = {
     "dtype": _TEXT,
     "mlflow_run_id": _TEXT,
     "cell": _TEXT,
+    "time_ms": _REAL,
 }
+_PLAIN = {_TEXT: str, _INTEGER: int, _REAL: float}
 _SORT = ("study", "data", "method", "sampler", "seed", "nfe", "temperature", "cell")
 
 
@@ -189,6 +187,8 @@ def _is_missing(value: Any) -> bool:
 
 def _cast(name: str, value: Any, kind: str) -> Any:
     """`value` as the column wants it; unknown stays unknown. Raises `TypeError` rather than make a number up."""
+    if type(value) is _PLAIN[kind]:  # nearly all are, and a large table has many
+        return value
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if _is_missing(value):
@@ -205,17 +205,18 @@ def _cast(name: str, value: Any, kind: str) -> Any:
 class ResultsTable:
     """Rows of measurements as one parquet file whose dtypes and order do not depend on the order of arrival."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), columns: Sequence[str] = ()) -> None:
+        """`columns` of numbers, such as those of metrics, follow the schema's, and are there even without a value."""
+        self.rows: list[Mapping[str, Any]] = list(rows)
+        self._columns = columns
 
     def frame(self):
-        """A `pandas.DataFrame`: the schema's columns, then further ones by name; sorted; equal rows kept once."""
+        """A `pandas.DataFrame`: the schema's columns, those given, others by name; sorted; equal rows kept once."""
         import pandas as pd
 
-        schema = dict(SCHEMA)
-        for name in sorted({key for row in self.rows for key in row} - set(SCHEMA)):
-            known = [row[name] for row in self.rows if not _is_missing(row.get(name))]
-            schema[name] = _TEXT if any(isinstance(value, str) for value in known) else _REAL
+        schema = SCHEMA | {name: _REAL for name in self._columns if name not in SCHEMA}
+        for name in sorted(set().union(*self.rows).difference(schema)):
+            schema[name] = _TEXT if any(isinstance(row.get(name), str) for row in self.rows) else _REAL
         columns = {
             name: pd.array([_cast(name, row.get(name), kind) for row in self.rows], dtype=kind)
             for name, kind in schema.items()

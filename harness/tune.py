@@ -16,7 +16,7 @@ from harness.errors import EXIT_CODE, UserError
 
 if TYPE_CHECKING:
     from harness.search.loaded import LoadedTune
-    from harness.study.runner import Outcome
+    from harness.study.outcome import Outcome
 
 _USAGE = """usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]
 

@@ -19,6 +19,8 @@ class _Ring(nn.Module):
 
     #: Name of the buffer that holds the rows, with their shape.
     _name: str
+    count: Tensor
+    cursor: Tensor
 
     def __init__(self, empty_M: Tensor) -> None:
         super().__init__()

@@ -118,8 +118,10 @@ class LatentEncoder(nn.Module):
     def calibrate(self, x_NL: Tensor) -> None:
         """Set the standardisation to the exact mean and variance of the features of `x_NL` under the current weights."""
         feature_NC = torch.cat([self.body(x).flatten(1).double() for x in x_NL.split(256)])
-        self.standardise.running_mean.copy_(feature_NC.mean(0))
-        self.standardise.running_var.copy_(feature_NC.var(0))
+        mean_C, var_C = self.standardise.running_mean, self.standardise.running_var
+        assert mean_C is not None and var_C is not None
+        mean_C.copy_(feature_NC.mean(0))
+        var_C.copy_(feature_NC.var(0))
 
     def freeze(self, frozen: bool) -> None:
         """A frozen encoder keeps its statistics as well as its weights."""

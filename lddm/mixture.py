@@ -30,6 +30,10 @@ class ProductMixture(nn.Module):
     components are one uniform law.
     """
 
+    log_weight_M: Tensor
+    log_table_MF: Tensor
+    feature_MF: Tensor
+
     def __init__(self, components: int, segment: int, vocab_size: int) -> None:
         super().__init__()
         self.segment, self.vocab_size = segment, vocab_size

@@ -115,7 +115,10 @@ def split_calls(nfe: int, share: float, title: str) -> tuple[int, int]:
 class TimePath(ABC):
     """A monotone curve from (1, 1) to (0, 0): each time as a function of the other, and its cut into K calls."""
 
-    name: str
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the path is called in titles."""
 
     @abstractmethod
     def latent_time(self, t_x_B: Tensor) -> Tensor:

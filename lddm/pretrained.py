@@ -47,7 +47,7 @@ class TextReader:
             raise UserError(
                 f"encoder={source} has no hidden_size in its configuration; name a text model such as a BERT"
             )
-        self._model: nn.Module | None = None
+        self._model: Any = None  # one of `transformers`, from the first use on
 
     def _guarded(self, load: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """`load(source, ...)` with whatever it raises as one line."""
@@ -73,7 +73,7 @@ class TextReader:
         # Weights that are made in inference mode could not be used outside of it.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             try:
-                model = load_checked(
+                model: Any = load_checked(
                     AutoModel, self.source, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
                 )
             except UserError:
@@ -145,6 +145,8 @@ def _shares(content_WT: Tensor, owner_W: Tensor, slots: int, texts: int) -> Tens
 
 class PretrainedSlots(nn.Module):
     """Tokens (B, L) to slot features (B, S, D), as `SlotEncoder`: a frozen text model and a trained projection."""
+
+    weights_sha256: Tensor
 
     def __init__(
         self, reader: TextReader, decode: Callable[[Sequence[int]], str] | None, slots: int, dims: int

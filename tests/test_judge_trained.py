@@ -14,6 +14,9 @@ from harness.judges.corpus import END_OF_TEXT_ID, training_blocks
 from harness.judges.pretrained import PretrainedJudge, PretrainedJudgeOptions
 from harness.judges.scoring import pooled_ppl
 from harness.judges.trained import TrainedJudge, TrainedJudgeOptions
+from harness.store import read_jsonl
+from harness.training import checkpoint
+from harness.training.optimizer import rate_at
 from tests.hub_fixtures import EOS, WORDS, word_data
 
 DATA = word_data()
@@ -61,15 +64,15 @@ def test_the_cache_holds_it_and_nothing_is_trained_again(trained, monkeypatch):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
     judge, cache = trained
-    keep, steps = fit_module._keep, []
+    keep, steps = checkpoint.save_tensors, []
 
-    def killed(named, optimizer, path, label, step):
-        keep(named, optimizer, path, label, step)
-        if step == 40:
+    def killed(path, tensors, meta):
+        keep(path, tensors, meta)
+        if meta["step"] == 40:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit_module, "_keep", killed)
+        patch.setattr(checkpoint, "save_tensors", killed)
         train(tmp_path)
     windows = fit_module.windows
     monkeypatch.setattr(fit_module, "windows", lambda *a: steps.append(a[2]) or windows(*a))
@@ -79,18 +82,23 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(trained, tmp_path, mon
     (name,) = (p.name for p in (tmp_path / "judges").iterdir())  # nothing is left over
     ours, theirs = (load_file(c / "judges" / name / "model.safetensors") for c in (cache, tmp_path))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    curves = [read_jsonl(c / "judges" / name / "curves.jsonl") for c in (cache, tmp_path)]
+    assert [line["step"] for line in curves[0]] == [50, 60]
+    for whole, other in zip(*curves, strict=True):
+        del whole["values"]["train/tokens_per_second"], other["values"]["train/tokens_per_second"]
+        assert whole["values"] == other["values"] and whole["values"]["train/loss"] > 0
 
 
 def test_damaged_checkpoints_are_not_trusted(trained, tmp_path, monkeypatch):
-    keep = fit_module._keep
+    keep = checkpoint.save_tensors
 
-    def killed(named, optimizer, path, label, step):
-        keep(named, optimizer, path, label, step)
+    def killed(path, tensors, meta):
+        keep(path, tensors, meta)
         path.write_bytes(path.read_bytes()[:-100])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit_module, "_keep", killed)
+        patch.setattr(checkpoint, "save_tensors", killed)
         train(tmp_path)
     assert train(tmp_path).identity == trained[0].identity
 
@@ -133,8 +141,7 @@ def test_training_text_covers_the_split_and_reads_on_across_rows(monkeypatch):
 
 
 def test_learning_rate_warms_up_and_decays():
-    recipe = fit_module.Recipe(100, 1, 8, 1.0, 10, 0.0, 1.0, 0, False)
-    rates = [fit_module.learning_rate(recipe, step) for step in range(100)]
+    rates = [rate_at(step, 100, peak=1.0, warm=10, final=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert max(rates) == pytest.approx(1.0) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)

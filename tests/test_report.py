@@ -9,16 +9,17 @@ import pytest
 
 from harness.metrics.base import Column
 from harness.report import figures
-from harness.report.aggregate import aggregate, combine, labelled
+from harness.report.aggregate import aggregate, combine, labelled, with_labels
 from harness.report.report import write_report
 from harness.report.table import best_rows, cost_table, counted, frontier_table, measured, number, results_table
 from harness.store import ResultsTable
 
 COLUMNS = [
-    Column("gen_ppl", "Gen. perplexity", "", "lower"),
-    Column("entropy", "Entropy", "nats", "data"),
+    Column("gen_ppl", "Gen. perplexity", "", "lower", tradeoff="quality", meaning="pooled over all samples"),
+    Column("entropy", "Entropy", "nats", "data", tradeoff="diversity"),
     Column("mauve", "MAUVE", "", "higher"),
 ]
+SIDES = (COLUMNS[0], COLUMNS[1])
 
 
 def _row(title, role, nfe, ppl, entropy, mauve, **more):
@@ -114,6 +115,16 @@ def test_seeds_are_averaged_and_the_caption_says_so():
     assert "One training seed" in results_table(_frame(rows[:1]), COLUMNS)
 
 
+def test_two_samplers_of_one_method_have_a_style_each_and_keep_it_over_tasks():
+    one = [_row("Alpha", "method", 4, 30, 4, 0.5), _row("Alpha", "method", 4, 50, 4, 0.5, sampler="")]
+    two = [_row("Alpha", "method", 4, 30, 4, 0.5), _row("Beta", "method", 4, 30, 4, 0.5)]
+    first, second = with_labels(_frame(one), _frame(two))
+    assert set(first["label"]) == {"Alpha (alpha, x)", "Alpha (alpha)"}
+    assert set(second["label"]) == {"Alpha (alpha, x)", "Beta"}, "though its title is its own there"
+    style = figures.Style.of_table(aggregate(labelled(first), ["gen_ppl"]))
+    assert style.of("Alpha (alpha, x)") != style.of("Alpha (alpha)")
+
+
 def test_two_samplers_under_one_title_are_kept_apart():
     rows = [_row("Alpha", "method", 4, 30, 4, 0.5), _row("Alpha", "method", 4, 50, 4, 0.5, sampler="y")]
     text = results_table(_frame(rows), COLUMNS)
@@ -145,11 +156,12 @@ def test_perplexity_at_the_data_entropy_by_hand():
     # 4.5 is 5/8 of the way: 10^(3/8) 40^(5/8); relative errors of 10 % weigh 3/8 and 5/8.
     value = 10 ** (3 / 8) * 40 ** (5 / 8)
     error = value * 0.1 * math.hypot(3 / 8, 5 / 8)
-    line = frontier_table(_frame(rows)).splitlines()[2]
+    line = frontier_table(_frame(rows), COLUMNS).splitlines()[2]
     assert line == f"| Alpha | 4 | {value:.1f} ± {error:.1f} | 0.925 | 4.000 – 4.800 |"
     rows[0] = rows[0] | {"entropy": 5.0}
-    assert frontier_table(_frame(rows)).splitlines()[2] == "| Alpha | 4 | — | — | 4.000 – 4.800 |"
-    assert frontier_table(_frame(ROWS)) == ""
+    assert frontier_table(_frame(rows), COLUMNS).splitlines()[2] == "| Alpha | 4 | — | — | 4.000 – 4.800 |"
+    assert frontier_table(_frame(ROWS), COLUMNS) == ""
+    assert frontier_table(_frame(rows), COLUMNS[1:]) == "", "a study without such a score"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +217,7 @@ def test_figures_show_each_method_and_change_with_the_data(tmp_path):
 def test_figures_of_nothing_are_not_drawn(tmp_path):
     frame = labelled(_frame([ROWS[0], ROWS[2] | {"gen_ppl": None}]))
     assert figures.scores(frame, COLUMNS[0], "nfe", tmp_path / "a.png") is None
-    assert figures.plane(frame, tmp_path / "a.png") is None
+    assert figures.plane(frame, SIDES, tmp_path / "a.png") is None
     assert figures.curves({"a": [[]]}, tmp_path / "a.png", "t", "u") is None
     assert list(tmp_path.iterdir()) == []
 
@@ -213,10 +225,11 @@ def test_figures_of_nothing_are_not_drawn(tmp_path):
 def test_infinite_points_stay_out_of_the_plane(tmp_path):
     more = [_row("Beta", "method", 8, math.inf, 4.5, 0.8), _row("Far", "reference", 1, math.inf, 4.5, 0.8)]
     first, second = (
-        figures.plane(labelled(_frame(rows)), tmp_path / f"{i}.png") for i, rows in enumerate((ROWS, ROWS + more))
+        figures.plane(labelled(_frame(rows)), SIDES, tmp_path / f"{i}.png")
+        for i, rows in enumerate((ROWS, ROWS + more))
     )
     assert first.read_bytes() == second.read_bytes()
-    assert figures.plane(labelled(_frame(more)), tmp_path / "b.png") is None
+    assert figures.plane(labelled(_frame(more)), SIDES, tmp_path / "b.png") is None
 
 
 def test_styles_do_not_repeat_and_labels_do_not_collide():
@@ -253,7 +266,7 @@ def test_report_is_whole_and_repeatable(tmp_path):
     for heading in (
         "# A study",
         "## Scores",
-        "### At the entropy of the data",
+        "### At the diversity of the data",
         "### Cost",
         "### Figures",
         "## Training",

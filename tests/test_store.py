@@ -114,6 +114,9 @@ def test_jsonl_damage_elsewhere_is_reported(tmp_path):
         store.read_jsonl(path)
 
 
+METRICS = ["none", "none_se", "mauve", "gen_ppl"]
+
+
 def _row(**more):
     return {"study": "s", "data": "d", "method": "m", "sampler": "a", "cell": "c", "protocol": "p"} | more
 
@@ -126,16 +129,17 @@ def test_results_round_trip_with_stable_dtypes_and_order(tmp_path):
         _row(method="a", seed=None, nfe=None),
     ]
     path = tmp_path / "results.parquet"
-    ResultsTable(rows).write(path)
+    ResultsTable(rows, METRICS).write(path)
     frame = ResultsTable.read(path)
-    assert list(frame.columns) == [*SCHEMA, "abc", "words", "zebra"]
+    assert list(frame.columns) == [*SCHEMA, *METRICS, "abc", "words", "zebra"]
     assert {name: str(frame[name].dtype) for name in SCHEMA} == SCHEMA
     assert [str(frame[name].dtype) for name in ("abc", "words", "zebra")] == ["float64", "string", "float64"]
+    assert {str(frame[name].dtype) for name in METRICS} == {"float64"} and frame["none_se"].isna().all()
     assert list(frame["method"]) == ["a", "m", "m", "m"]
     assert list(zip(frame["seed"][1:], frame["nfe"][1:], strict=True)) == [(0, 8), (0, 16), (1, 8)]
     assert math.isnan(frame["mauve"][3]) and pd.isna(frame["nfe"][0]) and pd.isna(frame["judge"][0])
     assert frame["params"][2] == 2**40, "integers do not pass through floats"
-    pd.testing.assert_frame_equal(frame, ResultsTable(rows[::-1] + rows[:1]).frame())
+    pd.testing.assert_frame_equal(frame, ResultsTable(rows[::-1] + rows[:1], METRICS).frame())
 
 
 def test_results_of_no_rows(tmp_path):
@@ -147,7 +151,7 @@ def test_results_of_no_rows(tmp_path):
 @pytest.mark.parametrize("bad", [{"nfe": 2.5}, {"gen_ppl": "12"}, {"judge": 3}, {"seed": float("inf")}])
 def test_results_refuse_what_a_column_cannot_hold(bad):
     with pytest.raises((TypeError, OverflowError)):
-        ResultsTable([_row(**bad)]).frame()
+        ResultsTable([_row(**bad)], METRICS).frame()
 
 
 def test_reading_no_or_broken_results(tmp_path):

@@ -14,7 +14,7 @@ from harness.config.load import load
 from harness.metrics.entropy import sequence_entropy
 from harness.store import SCHEMA, ResultsTable, read_json
 from harness.study.session import Session
-from tests.study_kit import BUDGETS, METHODS, command, invoke, snapshot
+from tests.study_kit import BUDGETS, METHODS, ROWS, command, invoke, snapshot
 
 LENGTH, SAMPLES = 32, 24
 #: NFE at which each method is measured; None for held-out data, which nobody samples.
@@ -23,8 +23,8 @@ WANTED = {
     "unigram": [0],
     "bigram": [0],
     "ar": [LENGTH],
-    **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq", "seq_discrete")},
-    "seq_discrete_encoder": [1, 2],
+    **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq")},
+    "seq_discrete": [*BUDGETS, 1, 2],  # drawn, and given codes
 }
 
 
@@ -72,7 +72,7 @@ def test_places_that_are_printed_exist(finished):
 def test_parquet_has_the_documented_columns_and_one_row_for_each_measurement(frame):
     assert list(frame.columns)[: len(SCHEMA)] == list(SCHEMA)
     assert {"title", "role", "gen_ppl_se", "entropy_se", "mauve_se"} <= set(frame.columns)
-    keys = ["method", "seed", "nfe", "temperature"]
+    keys = ["method", "sampler", "seed", "nfe", "temperature"]
     assert not frame.duplicated(keys).any()
     found = {name: [None if pd.isna(k) else int(k) for k in part["nfe"]] for name, part in frame.groupby("method")}
     assert found == WANTED
@@ -97,7 +97,7 @@ def test_scores_are_numbers_where_they_are_defined(frame):
         assert np.isfinite(frame[column]).all()
     assert (frame["gen_ppl"] > 1).all() and frame["entropy"].between(0, math.log(LENGTH)).all()
     assert frame["mauve"].between(0, 1).all()
-    sampled = ~frame["method"].isin(("data", "seq_discrete_encoder"))  # given codes are no model of the data
+    sampled = ~frame["role"].isin(("data", "probe"))  # given codes are no model of the data
     assert (
         np.isfinite(frame.loc[sampled, "nelbo_nats_per_token"]).all()
         and frame.loc[frame["method"] == "data", "params"].isna().all()
@@ -110,7 +110,8 @@ def test_samples_decode_to_their_text_and_give_the_entropy_in_the_table(finished
     rows = frame[frame["method"] != "data"]
     assert len(list((finished.folder / "samples").glob("*.jsonl"))) == len(frame)
     for _, row in rows.iterrows():
-        path = finished.folder / "samples" / f"{row['method']}-seed{row['seed']}-nfe{row['nfe']:04d}-T1.jsonl"
+        name = f"{row['method']}-{row['sampler']}-seed{row['seed']}-nfe{row['nfe']:04d}-T1.jsonl"
+        path = finished.folder / "samples" / name
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert len(records) == SAMPLES
         for record in records:
@@ -131,7 +132,7 @@ def test_equivalent_budget_is_near_the_strict_one_for_the_baseline(frame):
     assert (ratio <= 1.0).all() and (ratio > 0.85).all()
     counted = frame[frame["equivalent_nfe"] > 0]
     unit = counted["flops_per_seq"] / counted["equivalent_nfe"]
-    assert set(counted["method"]) == {"ar", "mdlm", "fuji", "seq", "seq_discrete", "seq_discrete_encoder"}
+    assert set(counted["method"]) == {"ar", "mdlm", "fuji", "seq", "seq_discrete"}
     np.testing.assert_allclose(unit, unit.iloc[0], rtol=1e-12)
 
 
@@ -139,7 +140,7 @@ def test_figures_exist_and_are_embedded(finished):
     names = {path.name for path in (finished.folder / "figures").glob("*.png")}
     scores = ("gen_ppl", "entropy", "mauve")
     assert {f"{score}_{budget}.png" for score in scores for budget in ("nfe", "equivalent_nfe")} <= names
-    assert "perplexity_entropy.png" in names
+    assert "gen_ppl_entropy.png" in names
     report = (finished.folder / "report.md").read_text(encoding="utf-8")
     assert all(f"(figures/{name})" in report for name in names)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (finished.folder / "figures").glob("*.png"))
@@ -170,4 +171,6 @@ def test_same_command_again_trains_nothing_and_changes_no_number(finished, frame
 
 
 def test_all_methods_of_the_study_are_there(session):
-    assert sorted(session.method_names()) == sorted(METHODS)
+    assert {name: tuple(labels) for name, labels in session.rows.items()} == {
+        name: tuple(label for method, label in ROWS if method == name) for name in METHODS
+    }

@@ -11,8 +11,9 @@ import pytest
 from harness.config.load import load
 from harness.jobs import progress
 from harness.jobs.pool import Message, Pool, Worker
-from harness.jobs.progress import Display, clock
+from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, critical_path, ready, spread_failure, unfinished
+from harness.progress import clock
 from harness.study.cells import data_cell, make_cells
 from harness.study.session import Session
 from harness.study.tasks import JUDGE, make_tasks

@@ -11,7 +11,7 @@ import pytest
 from harness.store import ResultsTable
 from harness.tracking.mlflow_client import connect
 from harness.tracking.uri import default_store
-from tests.study_kit import BUDGETS, METHODS, invoke
+from tests.study_kit import BUDGETS, ROWS, invoke
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def runs(client) -> dict:
 
 
 def test_one_parent_and_a_child_for_each_cell(runs):
-    cells = {f"smoke/{name}/seed0" for name in (*METHODS, "data")}
+    cells = {"smoke/data", *(f"smoke/{name}/{label}/seed0" for name, label in ROWS)}
     assert set(runs) == {"smoke", *cells}
     parent = runs["smoke"].info.run_id
     assert {runs[cell].data.tags["mlflow.parentRunId"] for cell in cells} == {parent}
@@ -35,7 +35,7 @@ def test_one_parent_and_a_child_for_each_cell(runs):
 
 def test_scores_are_points_at_their_budget(runs, client, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet").set_index(["method", "nfe"])
-    run = runs["smoke/seq/seed0"].info.run_id
+    run = runs["smoke/seq/diffusion/seed0"].info.run_id
     for name in ("gen_ppl", "entropy", "mauve", "seconds_per_seq", "equivalent_nfe", "nelbo_nats_per_token"):
         points = {m.step: m.value for m in client.get_metric_history(run, name)}
         assert points == {k: pytest.approx(frame.loc[("seq", k), name]) for k in BUDGETS}
@@ -43,12 +43,12 @@ def test_scores_are_points_at_their_budget(runs, client, finished):
     # SEQ's steps cost more than the plain denoiser's, and the study matches FLOPs.
     steps = [m.step for m in curve]
     assert steps == sorted(steps) and len(steps) >= 3 and steps[-1] < 60
-    plain = runs["smoke/mdlm/seed0"].info.run_id
+    plain = runs["smoke/mdlm/ancestral/seed0"].info.run_id
     assert [m.step for m in client.get_metric_history(plain, "valid/bound_nats_per_token")] == [20, 40, 60]
 
 
 def test_parameters_tags_and_data(runs, finished):
-    run = runs["smoke/seq/seed0"]
+    run = runs["smoke/seq/diffusion/seed0"]
     assert run.data.params["method.slots"] == "4" and run.data.params["method._target_"] == "lddm.seq.SEQ"
     assert run.data.params["scale.width"] == "32" and run.data.params["seed"] == "0"
     assert not any(key.startswith("methods.") for key in run.data.params)
@@ -66,12 +66,17 @@ def test_figures_and_files_hang_on_the_parent(runs, client, finished):
     assert logged == {path.name for path in (finished.folder / "figures").glob("*.png")}
     files = {item.path for item in client.list_artifacts(parent)}
     assert {"report.md", "results.parquet", "config.yaml", "protocol.json"} <= files
-    assert {item.path for item in client.list_artifacts(runs["smoke/seq/seed0"].info.run_id)} >= {"samples.json"}
+    assert {item.path for item in client.list_artifacts(runs["smoke/seq/diffusion/seed0"].info.run_id)} >= {
+        "samples.json"
+    }
 
 
 def test_rows_name_their_run(runs, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet")
-    assert {f"smoke/{m}/seed{s}": r for m, s, r in zip(frame.method, frame.seed, frame.mlflow_run_id, strict=True)} == {
+    places = [
+        f"smoke/{m}/{s}/seed{k}" if s else f"smoke/{m}" for m, s, k in zip(frame.method, frame.sampler, frame.seed)
+    ]
+    assert dict(zip(places, frame.mlflow_run_id, strict=True)) == {
         name: run.info.run_id for name, run in runs.items() if name != "smoke"
     }
 

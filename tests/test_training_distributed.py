@@ -42,7 +42,9 @@ def pair(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
-    return [line["values"] | {"step": line["step"]} for line in read_jsonl(folder / "curves.jsonl")]
+    """The lines' values with their step, without the speed, which differs from run to run."""
+    lines = [line["values"] | {"step": line["step"]} for line in read_jsonl(folder / "curves.jsonl")]
+    return [{k: v for k, v in line.items() if k != "train/tokens_per_second"} for line in lines]
 
 
 def alone(run: Run, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -86,7 +88,10 @@ def test_running_statistics_and_stages_are_those_of_one_process(pair, tmp_path):
     states, curve = together(RUNS[2], pair)
     state, expected = alone(RUNS[2], tmp_path)
     for point, other in zip(curve, expected, strict=True):
+        assert ("valid/latent_std" in other) == (other["step"] in (20, 40)), "half-way and at the end"
         for key in ("train/token_nats_per_token", "valid/bound_nats_per_token", "valid/latent_std"):
+            if key == "valid/latent_std" and key not in other:
+                continue
             assert point[key] == pytest.approx(other[key], rel=1e-4), (point["step"], key)
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key

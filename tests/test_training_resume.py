@@ -15,6 +15,7 @@ from lddm.seq import SEQ, SEQOptions
 from tests.toys import generator_of, job_of, one_thread, scramble, tiny_problem, token_data  # noqa: F401
 
 PROBLEM = tiny_problem()
+SPEED = "train/tokens_per_second"
 SMALL = {"slots": 2, "dims": 2, "encoder_depth": 1}
 BUILDERS = {
     "mdlm": lambda: MDLM(PROBLEM, MDLMOptions()),
@@ -43,7 +44,9 @@ def killed_at(step: int):
 
 
 def curves(folder) -> list[tuple[int, dict]]:
-    return [(line["step"], line["values"]) for line in read_jsonl(folder / "curves.jsonl")]
+    """Lines as (step, values) but for the speed, which differs from run to run."""
+    lines = read_jsonl(folder / "curves.jsonl")
+    return [(line["step"], {k: v for k, v in line["values"].items() if k != SPEED}) for line in lines]
 
 
 # ---- killed and resumed ---------------------------------------------------------------------------------------------

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from harness.metrics.base import Column
 from harness.report.report import write_report
 from harness.report.suite import TaskResults, write_suite_report
-from harness.report.truth import truth_section
+from harness.report.truth import TRUTH, truth_section
 from harness.store import ResultsTable
-from harness.study import publish
+from harness.study.runs import logged_scores
 
 EXCESS = Column("excess_nats", "Excess", "nats", "lower")
 
@@ -84,34 +83,11 @@ def test_both_reports_have_the_section(tmp_path):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_distances_are_logged_at_their_budget_where_they_are_known(known, monkeypatch):
-    logged = []
-    publisher = publish.Publisher.__new__(publish.Publisher)
-    publisher.session = SimpleNamespace(columns=[EXCESS], headline_temperature=lambda cell: 1.0)
-    publisher.runs = {"a/seed0": "run"}
-    publisher.tracker = SimpleNamespace(
-        log_scores=lambda run, scores, nfe, time_ms: logged.append((nfe, scores)),
-        log_samples=lambda *_: None,
-        log_curves=lambda *_: None,
-        finish=lambda *_: None,
-    )
-    rows = [row | {"time_ms": 5, "excess_nats": math.inf} for row in (ROWS[1], ROWS[2])]
+def test_distances_are_logged_where_they_are_known(known):
+    row = ROWS[2] | {"time_ms": 5, "excess_nats": math.inf}
     if not known:
-        rows = [{k: v for k, v in row.items() if not k.startswith(("bound_", "reverse_", "path_"))} for row in rows]
-    monkeypatch.setattr(publish, "make_rows", lambda *_: rows)
-    monkeypatch.setattr(publish, "samples_of", lambda *_: [])
-    monkeypatch.setattr(publish.Publisher, "_log_curves", lambda *_: None)
-    monkeypatch.setattr(publish.Publisher, "protocol", lambda *_: "p1")
-    publisher._log_cell(SimpleNamespace(name="a/seed0"))
-    assert [nfe for nfe, _ in logged] == [1, 4]
-    scores = logged[1][1]
+        row = {k: v for k, v in row.items() if not k.startswith(("bound_", "reverse_", "path_"))}
+    scores = logged_scores(row, ["excess_nats", "excess_nats_se"])
     assert scores["excess_nats"] == math.inf and scores["excess_nats_se"] == 0.1
-    names = (
-        "bound_excess_nats",
-        "bound_excess_nats_se",
-        "reverse_nats",
-        "reverse_nats_se",
-        "path_nats",
-        "path_nats_se",
-    )
+    names = [f"{name}{end}" for name in TRUTH for end in ("", "_se")]
     assert [scores[name] for name in names] == ([5.0, 0.1, 3.0, 0.2, 4.0, 0.3] if known else [None] * 6)

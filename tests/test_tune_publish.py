@@ -81,9 +81,10 @@ def _check_files(loaded, log: SearchLog, parent: str, client) -> None:
     figure.parent.mkdir(exist_ok=True)
     figure.write_bytes(b"figure")
     (loaded.folder / "best.yaml").write_text("overrides: []\n")
-    log.files([figure, loaded.folder / "best.yaml", loaded.folder / "not there"])
-    log.table("trials", [{"number": 0}])
-    log.tags({"best.trial": 0})
+    log.tracker.log_file(parent, figure, "figures")
+    log.tracker.log_file(parent, loaded.folder / "best.yaml")
+    log.tracker.log_samples(parent, [{"number": 0}], "trials")
+    log.tracker.set_tags(parent, {"best.trial": 0})
     log.finish("FINISHED")
     log.close()
     assert {f.path for f in client.list_artifacts(parent)} == {"figures", "best.yaml", "trials.json"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.progress import counted
 
 if TYPE_CHECKING:
     from harness.study.cells import Cell
@@ -82,7 +83,7 @@ class _Log:
     def __call__(self, text: str, done: int, total: int) -> None:
         if text != self._text or done == total or time.monotonic() - self._said > 30:
             self._text, self._said = text, time.monotonic()
-            print(f"{self._name}: {text}" + (f" {done}/{total}" if total else ""), file=sys.stderr, flush=True)
+            print(f"{self._name}: {counted(text, done, total)}", file=sys.stderr, flush=True)
 
 
 def _open(job: Job) -> tuple[Session, dict[str, Cell]]:

@@ -35,6 +35,7 @@ _YOUNG: dict[tuple[str, ...], Any] = {
     ("study", "tasks"): {},
     ("study", "nfe_of"): {},
     ("compute", "processes"): 1,
+    ("train", "log_every"): 50,
     ("only_tasks",): [],
 }
 #: What a task of a study may not set: it belongs to the study as a whole.

@@ -81,6 +81,7 @@ class TrainConfig:
     )
     validations: int = 10  # over a training run
     valid_sequences: int = 256
+    log_every: int = 50  # steps between lines of the training's own values in `curves.jsonl`
     checkpoint_seconds: float = 20.0
 
 
@@ -205,7 +206,7 @@ def check(cfg: RunConfig) -> None:
     need(t.weight_decay >= 0, "train.weight_decay", t.weight_decay, "must be 0 or more")
     for key in ("beta1", "beta2"):
         need(0 <= getattr(t, key) < 1, f"train.{key}", getattr(t, key), "must be at least 0 and below 1")
-    for key in ("validations", "valid_sequences"):
+    for key in ("validations", "valid_sequences", "log_every"):
         need(getattr(t, key) >= 1, f"train.{key}", getattr(t, key), "must be 1 or more")
     choices = ("cosine", "linear", "constant")
     need(t.decay in choices, "train.decay", t.decay, f"is unknown{nearest(t.decay, choices)}")

@@ -6,7 +6,7 @@ Shapes: N sequences, L tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class TokenData:
     splits: dict[str, np.ndarray]
     fingerprint: str
     decode: Callable[[Sequence[int]], str]
-    facts: dict[str, str | int | float] = field(default_factory=dict)
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
     task: ExactTask | None = None
     render: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -62,4 +62,4 @@ class Corpus:
     name: str
     documents: dict[str, list[str]]
     fingerprint: str
-    facts: dict[str, str | int | float] = field(default_factory=dict)
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)

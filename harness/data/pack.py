@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict
         if not len(stream_T):
             raise UserError(f"data {corpus.name}: no character of the {split} split is in the tokenizer's alphabet")
         path = _path(cache, key, split)
-        write_atomically(path, lambda file, stream_T=stream_T: np.save(file, stream_T, allow_pickle=False))
+        write_atomically(path, partial(np.save, arr=stream_T, allow_pickle=False))
         text_bytes = tokenizer.text_bytes(documents) + (written - 1) * tokenizer.separator_bytes
         record[split] = {
             "tokens": len(stream_T),

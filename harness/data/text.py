@@ -7,6 +7,7 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -177,7 +178,7 @@ def _hold_out(
     """Cut the missing splits from the end of the training text, as contiguous blocks: train, valid, test."""
     remaining, found = documents["train"], dict(documents)
     whole = len(remaining) == 1
-    units = remaining[0] if whole else remaining
+    units: Any = remaining[0] if whole else remaining  # characters or documents, which are cut alike
     total = len(units)
     for split in reversed(cut):
         count = max(1, round(total * getattr(options, f"{split}_fraction")))

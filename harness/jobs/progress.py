@@ -9,14 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from harness.jobs.schedule import Task, TaskKey
-
-
-def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss from an hour on."""
-    whole = max(0, round(seconds))
-    if whole >= 3600:
-        return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-    return f"{whole // 60}:{whole % 60:02d}"
+from harness.progress import clock, counted
 
 
 class Display:
@@ -73,7 +66,7 @@ class Display:
     @staticmethod
     def _describe(task: Task) -> str:
         kind, name = task.key
-        return f"{name}: {task.text or kind}" + (f" {task.done}/{task.total}" if task.total else "")
+        return f"{name}: {counted(task.text or kind, task.done, task.total)}"
 
     def _write(self, line: str) -> None:
         if self.live:

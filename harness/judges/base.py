@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -27,9 +28,17 @@ class Judge(ABC):
     """Built as `cls(options)`; `prepare` loads or trains it, after which the rest may be called."""
 
     Options: type
+    #: Whether `prepare` is done.
+    ready = False
 
     def __init__(self, options) -> None:
         self.options = options
+
+    @property
+    def _prepared(self) -> Self:
+        if not self.ready:
+            raise RuntimeError("call prepare() before the judge is asked anything")
+        return self
 
     @abstractmethod
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
@@ -42,8 +51,8 @@ class Judge(ABC):
 
     @property
     @abstractmethod
-    def heldout_ppl(self) -> float:
-        """Pooled perplexity on held-out sequences of the study's data, scored just as samples are."""
+    def heldout_ppl(self) -> float | None:
+        """Pooled perplexity on held-out sequences of the study's data, scored just as samples are; None without one."""
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> TextScores:

@@ -9,28 +9,26 @@ Shapes: N pictures, F features, C classes, B batch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.data.base import TokenData
 from harness.data.digits import CLASSES, SIDE, LabelledData, encode
-from harness.data.files import digest, write_atomically
+from harness.data.files import digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.judges.weights import sha256_of_weights
+from harness.training import checkpoint
+from harness.training.precision import threads
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 _READ_AT_ONCE = 1024
 
 
@@ -109,17 +107,16 @@ class DigitsJudge(Judge):
         if not path.is_file():
             self._train(data, path, progress)
         try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads(file.metadata()["judge"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            state, record = checkpoint.load_tensors(path)
             if sha256_of_weights(state) != record["sha256"]:
                 raise ValueError("other weights than those that were trained")
             with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
                 model = Classifier(self.options)
-            model.load_state_dict(state)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            checkpoint.load_model(model, state, path)
+        except (UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the judge in {path} cannot be read; delete that file to train it again") from error
         self.model, self.record, self.highest = model.eval(), record, data.vocab_size - 1
+        self.ready = True
 
     @property
     def identity(self) -> str:
@@ -135,7 +132,9 @@ class DigitsJudge(Judge):
 
     def score(self, texts: Sequence[str]) -> TextScores:
         """Always a `UserError`: there is no likelihood to give."""
-        raise UserError("judge=digits classifies pictures and gives no likelihood; leave metrics.gen_ppl out")
+        raise UserError(
+            "judge=digits classifies pictures and gives no likelihood; choose metrics that need none, or another judge"
+        )
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """(N, F) float32: the penultimate layer, after its nonlinearity."""
@@ -144,12 +143,6 @@ class DigitsJudge(Judge):
     def class_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """(N, 10) float64, rows sum to 1."""
         return self._read(texts)[1].double().softmax(-1).numpy()
-
-    @property
-    def _prepared(self) -> DigitsJudge:
-        if not hasattr(self, "model"):
-            raise RuntimeError("call prepare() before the judge is asked anything")
-        return self
 
     @torch.no_grad()
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -171,7 +164,7 @@ class DigitsJudge(Judge):
         highest = data.vocab_size - 1
         ink_N1HW = _ink(data.splits["train"], highest)
         label_N = torch.from_numpy(data.labels["train"])
-        with _one_thread(), torch.random.fork_rng(devices=[]):
+        with threads(1), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.options.seed)
             model = Classifier(self.options)
             progress(f"judge: learns the classes of {len(label_N)} pictures, once")
@@ -179,15 +172,14 @@ class DigitsJudge(Judge):
             with torch.no_grad():
                 guess_N = model.eval()(_ink(data.splits["test"], highest))[1].argmax(-1)
         accuracy = float((guess_N.numpy() == data.labels["test"]).mean())
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        state = model.state_dict()
         record = {
             "sha256": sha256_of_weights(state),
             "options": dataclasses.asdict(self.options),
             "data": data.fingerprint,
             "test_accuracy": accuracy,
         }
-        content = save(state, metadata={"judge": json.dumps(record)})
-        write_atomically(path, lambda file: file.write(content))
+        checkpoint.save_tensors(path, state, record)
         progress(f"judge: {accuracy:.1%} of the test pictures named right, {time.monotonic() - began:.0f} s")
 
 
@@ -215,21 +207,11 @@ def _fit(model: Classifier, ink_N1HW: Tensor, label_N: Tensor, options: DigitsJu
         seen_B1HW = seen_B1HW + options.noise * torch.randn_like(seen_B1HW)
         logits_BC = model(seen_B1HW)[1]
         loss = nn.functional.cross_entropy(logits_BC, label_N[row_B], label_smoothing=options.smoothing)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"judge lr={options.lr} makes training diverge at step {step + 1}; use {options.lr / 3:.2g}"
-            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        if not torch.isfinite(loss) or (step + 1 == options.steps and checkpoint.not_finite(model)):
+            raise UserError(
+                f"judge lr={options.lr} makes training diverge at step {step + 1}; use {options.lr / 3:.2g}"
+            )

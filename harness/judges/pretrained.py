@@ -5,19 +5,15 @@ Shapes: N texts, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.data.base import TokenData
 from harness.errors import UserError, nearest
-from harness.judges.base import Judge, TextScores
 from harness.judges.corpus import END_OF_TEXT
-from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl
+from harness.judges.scoring import CausalJudge, CausalReader, Reading
 from harness.judges.weights import KEY, load_causal_model
 from harness.nn.pretrained import DTYPES, first_line, locate, quiet_transformers, sha256_of_weights
 
@@ -45,7 +41,7 @@ class PretrainedJudgeOptions:
     heldout_rows: int = 512
 
 
-class PretrainedJudge(Judge):
+class PretrainedJudge(CausalJudge):
     """A pretrained model, loaded once in a named dtype, all of its weights checked to be there."""
 
     Options = PretrainedJudgeOptions
@@ -79,36 +75,15 @@ class PretrainedJudge(Judge):
             bos_id=_bos_id(o.bos, tokenizer, o.model),
             eos_id=tokenizer.eos_token_id,
         )
-        self.reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), o.dtype, reading)
+        reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), o.dtype, reading)
         name = Path(o.model).name if Path(o.model).is_dir() else o.model  # a path would tie the number to one disk
         self._identity = f"{name}@{version}/{o.dtype}/{reading.describe()}"
-        self._data = data
-        self.__dict__.pop("heldout_ppl", None)
+        self._read_by(reader, data)
 
     @property
     def identity(self) -> str:
         """`<name>@<revision or weight hash>/<dtype>/<how it reads>`."""
         return self._prepared._identity
-
-    @cached_property
-    def heldout_ppl(self) -> float:
-        """Pooled perplexity on `heldout_rows` rows of the test split, decoded and read just as samples are."""
-        data = self._prepared._data
-        return pooled_ppl(self.score(heldout_texts(data, self.options.heldout_rows)))
-
-    def score(self, texts: Sequence[str]) -> TextScores:
-        """NLL in nats and scored tokens of each text."""
-        return self._prepared.reader.read(texts)[0]
-
-    def features(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, F) float32: the last hidden states, pooled as the identity says."""
-        return self._prepared.reader.read(texts)[1]
-
-    @property
-    def _prepared(self) -> PretrainedJudge:
-        if not hasattr(self, "reader"):
-            raise RuntimeError("call prepare() before the judge is asked anything")
-        return self
 
 
 def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str | None]:

@@ -15,6 +15,8 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,8 +24,11 @@ from torch import Tensor
 
 from harness.data.base import TokenData
 from harness.errors import UserError, nearest
-from harness.judges.base import TextScores
+from harness.judges.base import Judge, TextScores
 from harness.nn.pretrained import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POOLS = ("mean", "last")
 _SETS_KEPT = 4  # samples, reference and held-out text come in turns
@@ -97,7 +102,7 @@ class CausalReader:
     """
 
     def __init__(
-        self, model: torch.nn.Module, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
+        self, model: PreTrainedModel, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"judge dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
@@ -247,3 +252,25 @@ def pooled_ppl(scores: TextScores) -> float:
     """`exp(sum NLL / sum tokens)`; NaN where nothing was scored."""
     tokens = int(scores.tokens_N.sum())
     return float(np.exp(scores.nll_N.sum() / tokens)) if tokens else float("nan")
+
+
+class CausalJudge(Judge):
+    """A judge that is a causal language model: what it says once `prepare` has handed over its reader."""
+
+    def _read_by(self, reader: CausalReader, data: TokenData) -> None:
+        self.reader, self._data, self.ready = reader, data, True
+        self.__dict__.pop("heldout_ppl", None)  # that of other data
+
+    @cached_property
+    def heldout_ppl(self) -> float:
+        """Pooled perplexity on `heldout_rows` rows of the test split, decoded and read just as samples are."""
+        data = self._prepared._data
+        return pooled_ppl(self.score(heldout_texts(data, self.options.heldout_rows)))
+
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """NLL in nats and scored tokens of each text."""
+        return self._prepared.reader.read(texts)[0]
+
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, F) float32: the last hidden states, pooled as the identity says."""
+        return self._prepared.reader.read(texts)[1]

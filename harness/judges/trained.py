@@ -13,9 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ from safetensors.torch import load_file
 from harness.data.base import TokenData
 from harness.data.files import digest, write_atomically
 from harness.errors import UserError, nearest
-from harness.judges.base import Judge, TextScores
 from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, train_tokenizer
 from harness.judges.fit import Recipe, fit
-from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl
+from harness.judges.scoring import CausalJudge, CausalReader, Reading
 from harness.judges.weights import load_causal_model, quiet_transformers, sha256_of_weights
+from harness.training.precision import threads
 
 JUDGE_VERSION = 1
 _BYTES = 256
@@ -73,7 +72,7 @@ class TrainedJudgeOptions:
     heldout_rows: int = 512
 
 
-class TrainedJudge(Judge):
+class TrainedJudge(CausalJudge):
     """See the head of this file; cached in `cache/judges/<hash of data and options>` in the hub's format."""
 
     Options = TrainedJudgeOptions
@@ -113,8 +112,6 @@ class TrainedJudge(Judge):
         folder = Path(cache) / "judges" / key
         if not (folder / "judge.json").is_file():
             self._train(data, folder, deciding, device, progress)
-        self._data = data
-        self.__dict__.pop("heldout_ppl", None)
         try:
             self.record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
             trained_as = self.record["sha256"]
@@ -127,34 +124,15 @@ class TrainedJudge(Judge):
             raise UserError(f"the judge in {folder} cannot be read; delete that folder to train it again") from error
         if found != trained_as:
             raise UserError(f"the judge in {folder} is not the one that was trained there; delete that folder")
-        self.reader = CausalReader(
+        reader = CausalReader(
             model, lambda texts: [e.ids for e in tokenizer.encode_batch(texts)], o.dtype, self.reading
         )
+        self._read_by(reader, data)
 
     @property
     def identity(self) -> str:
         """`trained-<hash of weights and tokenizer>/<dtype>/<how it reads>`."""
         return f"trained-{self._prepared.record['sha256'][:16]}/{self.options.dtype}/{self.reading.describe()}"
-
-    @cached_property
-    def heldout_ppl(self) -> float:
-        """Pooled perplexity on `heldout_rows` rows of the test split, decoded and read just as samples are."""
-        data = self._prepared._data
-        return pooled_ppl(self.score(heldout_texts(data, self.options.heldout_rows)))
-
-    def score(self, texts: Sequence[str]) -> TextScores:
-        """NLL in nats and scored tokens of each text."""
-        return self._prepared.reader.read(texts)[0]
-
-    def features(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, F) float32: the last hidden states, pooled as the identity says."""
-        return self._prepared.reader.read(texts)[1]
-
-    @property
-    def _prepared(self) -> TrainedJudge:
-        if not hasattr(self, "reader"):
-            raise RuntimeError("call prepare() before the judge is asked anything")
-        return self
 
     def _train(
         self, data: TokenData, folder: Path, deciding: dict, device: str, progress: Callable[[str], None]
@@ -180,9 +158,9 @@ class TrainedJudge(Judge):
             bos_token_id=None,
             eos_token_id=END_OF_TEXT_ID,
             # The fused kernel's backward pass is several times slower than plain products in bfloat16 on CPUs.
-            attn_implementation="eager" if half and device == "cpu" else "sdpa",
+            attn_implementation="eager" if half and device == "cpu" else "sdpa",  # type: ignore[call-arg]  # of its base
         )
-        with _threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
+        with threads(o.threads if device == "cpu" else 0), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(o.seed)  # weights are drawn on the CPU whatever the device
             model = LlamaForCausalLM(config).float().to(device)
             size = sum(p.numel() for p in model.parameters())
@@ -197,6 +175,7 @@ class TrainedJudge(Judge):
             model.save_pretrained(fresh)
             PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT).save_pretrained(fresh)
         tokenizer.save(str(fresh / "tokenizer.json"))
+        shutil.copy(part / "curves.jsonl", fresh)
         record = {
             "sha256": _hash_of(load_file(fresh / "model.safetensors"), tokenizer),
             "options": deciding,
@@ -243,14 +222,3 @@ def _bfloat16(precision: str, device: str) -> bool:
         return torch.cuda.is_bf16_supported()
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent on other processors and versions
     return device == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -5,7 +5,10 @@ Shapes: N sequences, L tokens.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from harness.data.base import TokenData
+from harness.errors import UserError
 from harness.judges.base import Judge
 
 
@@ -21,7 +25,9 @@ class Column:
     """A column of the results: `name` in the parquet (its standard error is `name_se`), a title and a unit for people.
 
     `better` says which way is better: "lower", "higher", or "data" where the data's own value is the aim. Columns that
-    are not `headline` are in the parquet and in tracking, but not in the printed table or the figures.
+    are not `headline` are in the parquet and in tracking, but not in the printed table or the figures. `tradeoff` names a
+    side of the trade between quality (above 0, better low, compared by ratios) and diversity, which is read together: the
+    first of each in a study are drawn against each other. `meaning` is what a report says of the number.
     """
 
     name: str
@@ -29,6 +35,13 @@ class Column:
     unit: str
     better: Literal["lower", "higher", "data"]
     headline: bool = True
+    tradeoff: Literal["", "quality", "diversity"] = ""
+    meaning: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title and unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Scores:
 class Metric(ABC):
     """Built as `cls(options)`; `version` changes whenever the definition does and is part of the protocol's identity.
 
-    `definition` says in one sentence what the number is.
+    `definition` says in one sentence what the number is; a column's `meaning` adds how it is to be read.
     """
 
     Options: type
@@ -79,3 +92,34 @@ class Metric(ABC):
     @abstractmethod
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Score one set of samples."""
+
+    def identity(self) -> str:
+        """What the numbers mean, as JSON with sorted keys: they are comparable only where these strings are equal."""
+        return json.dumps(
+            {
+                "metric": type(self).__name__,
+                "version": self.version,
+                "definition": self.definition,
+                "options": dataclasses.asdict(self.options),
+            },
+            sort_keys=True,
+        )
+
+
+def columns_of(metrics: Sequence[Metric]) -> list[Column]:
+    """The columns of a study's metrics, in their order; each with its metric's definition before its own meaning."""
+    return [
+        dataclasses.replace(column, meaning=". ".join(part for part in (metric.definition, column.meaning) if part))
+        for metric in metrics
+        for column in metric.columns
+    ]
+
+
+def need_same_shape(name: str, samples: Samples, context: ScoreContext) -> None:
+    """Raises `UserError` where there are not as many samples of the same length as in the reference set."""
+    n, length = context.reference.x_NL.shape
+    if samples.x_NL.shape != (n, length):
+        raise UserError(
+            f"{name} got samples of shape {samples.x_NL.shape} against a reference of {(n, length)}; "
+            f"n and length must agree: use {n} samples of {length} tokens"
+        )

@@ -15,8 +15,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.bootstrap import bootstrap
-from harness.metrics.identity import metric_identity
+from harness.metrics.bootstrap import bootstrap, mean_and_error
 
 
 def entropy_of_sums(sums: np.ndarray) -> np.ndarray:
@@ -52,10 +51,6 @@ class ClassEntropy(Metric):
         if options.resamples < 2:
             raise UserError(f"class_entropy with resamples={options.resamples} gives no error; use at least 2")
 
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
-
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Both values; `per_sequence` keeps each sample's confidence and most likely class."""
         classify = getattr(context.judge, "class_probabilities", None)
@@ -64,9 +59,7 @@ class ClassEntropy(Metric):
         p_NC = np.asarray(classify(samples.texts), dtype=np.float64)
         entropy = bootstrap(p_NC, entropy_of_sums, self.options.resamples, context.seed)
         top_N = p_NC.max(axis=1)
-        n = len(top_N)
-        error = float(top_N.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
         return Scores(
-            {"class_entropy": (entropy.value, entropy.se), "class_confidence": (float(top_N.mean()), error)},
+            {"class_entropy": entropy, "class_confidence": mean_and_error(top_N)},
             {"class_confidence": top_N, "class": p_NC.argmax(axis=1)},
         )

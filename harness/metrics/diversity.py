@@ -150,11 +150,9 @@ def data_against_data(
     path = Path(cache) / "diversity" / f"{key}.json"
     if not path.is_file():
         scale_F = reference_of(task, n, directions).scale_F
-        distances = [
-            sliced_wasserstein(*(_drawn_statistics(task, n, pair, side) / scale_F for side in range(2)), directions)
-            for pair in range(pairs)
-        ]
-        write_json(path, {"task": task.name, "n": n, "distances": distances})
+        sides = ([_drawn_statistics(task, n, pair, side) / scale_F for side in range(2)] for pair in range(pairs))
+        found = [sliced_wasserstein(one, other, directions) for one, other in sides]
+        write_json(path, {"task": task.name, "n": n, "distances": found})
     distances = np.array(read_json(path)["distances"])
     return float(distances.mean()), float(distances.std(ddof=1) / math.sqrt(len(distances)))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
+from harness.metrics.bootstrap import mean_and_error
 
 
 def sequence_entropy(x_NL: np.ndarray) -> np.ndarray:
@@ -49,16 +49,9 @@ class Entropy(Metric):
         "mean over samples of -sum p log p (natural log) of each sample's histogram of the generator's token ids; "
         "standard error is the sample standard deviation over sqrt(n)"
     )
-    columns = (Column("entropy", "Unigram entropy", "nats", "data"),)
-
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
+    columns = (Column("entropy", "Unigram entropy", "nats", "data", tradeoff="diversity"),)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Mean and its analytic standard error; `per_sequence` keeps each sample's entropy in nats."""
         entropy_N = sequence_entropy(samples.x_NL)
-        n = len(entropy_N)
-        mean = float(entropy_N.mean()) if n else float("nan")
-        se = float(entropy_N.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-        return Scores({"entropy": (mean, se)}, {"entropy": entropy_N})
+        return Scores({"entropy": mean_and_error(entropy_N)}, {"entropy": entropy_N})

@@ -12,15 +12,8 @@ import numpy as np
 import torch
 
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
+from harness.metrics.bootstrap import mean_and_error
 from harness.tasks.require import require_task
-
-
-def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error; NaN from too few values. The mean with an infinite value is infinite, without error."""
-    n = len(values_N)
-    if n == 0 or not np.isfinite(values_N).all():
-        return float(values_N.sum()) if n else math.nan, math.nan
-    return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
 @dataclass

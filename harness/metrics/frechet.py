@@ -16,7 +16,6 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
 from harness.metrics.mauve import cached_features
 
 
@@ -40,7 +39,7 @@ def moments(features_NF: np.ndarray) -> Moments:
     mean_F = features_NF.mean(axis=0)
     # The triangle of QR is a root without squaring, so that small eigenvalues keep their digits.
     root_DF = np.linalg.qr((features_NF - mean_F) / np.sqrt(len(features_NF) - 1), mode="r")
-    return Moments(mean_F, root_DF)
+    return Moments(mean_F, root_DF)  # type: ignore[arg-type]  # stubs know no mode; with "r" it is the triangle alone
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -78,10 +77,6 @@ class Frechet(Metric):
         super().__init__(options)
         if options.resamples < 0 or options.resamples == 1:
             raise UserError(f"frechet with resamples={options.resamples} gives no error; use 0 (none) or at least 2")
-
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The distance and the spread of its bootstrap draws."""

@@ -22,8 +22,7 @@ import numpy as np
 from harness.data.files import write_atomically
 from harness.errors import UserError
 from harness.judges.base import Judge
-from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores, need_same_shape
 
 MIN_SEEDS = 5
 _THREADS = 1  # fixed, so that sums are taken in the same order whatever the number of cores
@@ -110,7 +109,15 @@ class Mauve(Metric):
         "area under the divergence frontier of k-means histograms of the judge's features (mauve-text); mean over "
         "k-means seeds, and standard error of that mean: spread of seeds for these samples, not of other samples"
     )
-    columns = (Column("mauve", "MAUVE", "0 to 1", "higher"),)
+    columns = (
+        Column(
+            "mauve",
+            "MAUVE",
+            "0 to 1",
+            "higher",
+            meaning="The row of held-out data compares human text with other human text: the ceiling, which is below 1",
+        ),
+    )
 
     def __init__(self, options: MauveOptions) -> None:
         super().__init__(options)
@@ -126,18 +133,9 @@ class Mauve(Metric):
         if not options.scaling > 0:
             raise UserError(f"mauve with scaling={options.scaling} is always 1; use 5")
 
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
-
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Mean over k-means seeds and `std(ddof=1) / sqrt(S)`."""
-        n, length = context.reference.x_NL.shape
-        if samples.x_NL.shape != (n, length):
-            raise UserError(
-                f"mauve got samples of shape {samples.x_NL.shape} against a reference of {(n, length)}; "
-                f"n and length must agree: use {n} samples of {length} tokens"
-            )
+        need_same_shape("mauve", samples, context)
         reference_NF = cached_features(context.judge, context.reference.texts, context.cache)
         scores_S = mauve_scores(reference_NF, context.judge.features(samples.texts), self.options, context.seed)
         return Scores({"mauve": (float(scores_S.mean()), float(scores_S.std(ddof=1) / np.sqrt(len(scores_S))))})

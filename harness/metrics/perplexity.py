@@ -12,22 +12,6 @@ import numpy as np
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap
-from harness.metrics.identity import metric_identity
-
-
-def pooled_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
-    """`exp(sum NLL / sum tokens)`: every token weighs the same. NaN where no token was scored."""
-    return _value(pooled_of_sums, nll_N, tokens_N)
-
-
-def seqmean_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
-    """`exp(mean over sequences of NLL_i / tokens_i)`: every sequence weighs the same; unscored ones have no mean."""
-    return _value(seqmean_of_sums, nll_N, tokens_N)
-
-
-def meanseq_perplexity(nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
-    """`mean over sequences of exp(NLL_i / tokens_i)`: the worst sequences weigh most; unscored ones have none."""
-    return _value(meanseq_of_sums, nll_N, tokens_N)
 
 
 def perplexity_terms(nll_N: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
@@ -45,23 +29,18 @@ def perplexity_terms(nll_N: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
 
 
 def pooled_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Pooled perplexity from sums (..., 5) of `perplexity_terms`; fit for `bootstrap` and `paired_difference`."""
+    """`exp(sum NLL / sum tokens)` from sums (..., 5) of `perplexity_terms`: every token weighs the same."""
     return np.exp(sums[..., 0] / sums[..., 1])
 
 
 def seqmean_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Exponential of the mean per-sequence NLL from sums (..., 5) of `perplexity_terms`."""
+    """`exp(mean over sequences of NLL_i / tokens_i)`, from the same sums: every sequence weighs the same."""
     return np.exp(sums[..., 2] / sums[..., 4])
 
 
 def meanseq_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Mean per-sequence perplexity from sums (..., 5) of `perplexity_terms`."""
+    """`mean over sequences of exp(NLL_i / tokens_i)`, from the same sums: the worst sequences weigh most."""
     return sums[..., 3] / sums[..., 4]
-
-
-def _value(of_sums, nll_N: np.ndarray, tokens_N: np.ndarray) -> float:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return float(of_sums(perplexity_terms(nll_N, tokens_N).sum(axis=0)))
 
 
 @dataclass
@@ -81,7 +60,14 @@ class GenerativePerplexity(Metric):
         "with a BOS, nothing after the first end-of-text; standard errors by bootstrap over sequences"
     )
     columns = (
-        Column("gen_ppl", "Gen. PPL", "perplexity per judge token", "lower"),
+        Column(
+            "gen_ppl",
+            "Gen. PPL",
+            "perplexity per judge token",
+            "lower",
+            tradeoff="quality",
+            meaning="Repetitive text lowers it, so it is read together with the entropy",
+        ),
         Column(
             "gen_ppl_seqmean",
             "Gen. PPL (exp of mean per-sequence NLL)",
@@ -104,22 +90,19 @@ class GenerativePerplexity(Metric):
         if options.resamples < 2:
             raise UserError(f"resamples={options.resamples} gives no standard error; use at least 2")
 
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
-
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The three definitions; `per_sequence` keeps NLL (nats) and judge tokens, so that any other can be had."""
         scored = context.judge.score(samples.texts)
         terms_NK = perplexity_terms(scored.nll_N, scored.tokens_N)
-        values: dict[str, tuple[float, float]] = {}
-        for name, statistic in (
-            ("gen_ppl", pooled_of_sums),
-            ("gen_ppl_seqmean", seqmean_of_sums),
-            ("gen_ppl_meanseq", meanseq_of_sums),
-        ):
-            estimate = bootstrap(terms_NK, statistic, self.options.resamples, context.seed)
-            values[name] = (estimate.value, estimate.se)
+        statistics = {
+            "gen_ppl": pooled_of_sums,
+            "gen_ppl_seqmean": seqmean_of_sums,
+            "gen_ppl_meanseq": meanseq_of_sums,
+        }
+        values = {
+            name: bootstrap(terms_NK, statistic, self.options.resamples, context.seed)
+            for name, statistic in statistics.items()
+        }
         n = len(terms_NK)
         unscored = float(1.0 - terms_NK[:, 4].mean()) if n else float("nan")
         values["gen_unscored"] = (unscored, float(np.sqrt(unscored * (1.0 - unscored) / n)) if n > 1 else float("nan"))

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import UserError
-from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.metrics.identity import metric_identity
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores, need_same_shape
 
 
 def neighbour_weights(points_PL: np.ndarray) -> np.ndarray:
@@ -98,10 +97,6 @@ class TwoSample(Metric):
         Column("two_sample_data", "1-NN accuracy on data", "", "data", headline=False),
     )
 
-    def identity(self) -> str:
-        """Definition, version and options as one string."""
-        return metric_identity(self)
-
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """See `two_sample_accuracy`; raises `UserError` where ids have no order, so that distances mean nothing."""
         if context.data.render is None and context.data.vocab_size > 2:
@@ -109,10 +104,5 @@ class TwoSample(Metric):
                 f"two_sample measures distances between grey levels and ids of data {context.data.name} have no order; "
                 "leave metrics.two_sample out or use data=digits"
             )
-        n, length = context.reference.x_NL.shape
-        if samples.x_NL.shape != (n, length):
-            raise UserError(
-                f"two_sample got samples of shape {samples.x_NL.shape} against a reference of {(n, length)}; "
-                f"n and length must agree: use {n} samples of {length} tokens"
-            )
+        need_same_shape("two_sample", samples, context)
         return Scores(two_sample_accuracy(samples.x_NL, context.reference.x_NL))

@@ -10,12 +10,15 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROBE_TIMEOUT_S = 5.0
@@ -47,7 +50,7 @@ def locate(source: str, revision: str | None, key: str, instead: str) -> dict[st
 
 def load_checked(
     auto: Any, source: str, dtype: str, key: str, instead: str, unused: tuple[str, ...] = (), **where: Any
-) -> nn.Module:
+) -> PreTrainedModel:
     """`auto.from_pretrained(source)` in evaluation mode, from safetensors only; `where` is what `locate` says.
 
     Raises `UserError` where a weight that the network needs is not in the file (it would be random), or the dtype is
@@ -80,7 +83,7 @@ def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

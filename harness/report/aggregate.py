@@ -1,16 +1,19 @@
 """From rows of results to what a table or figure shows: one value and one error per method, budget and temperature.
 
-The frame is that of `harness.store.ResultsTable` with two more columns: `title`, what people call the method, and
-`role`: "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "probe" for a
+The frame is that of `harness.store.ResultsTable`. A row is of a method and a sampler; `title` is what people call the two,
+`role` is "method" for what is compared, "floor" for what a perfect network would score at the same budgets, "probe" for a
 method that is given something that it would have to model, "reference" for rows that give the scale, "data" for held-out
 data itself (a single reference without an NFE is taken to be that).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
@@ -20,7 +23,14 @@ ROLES = ("data", "method", "floor", "probe", "reference")
 #: Those that are drawn as curves over budgets; the others are horizontal lines.
 CURVES = ("method", "floor", "probe")
 #: The bound belongs to a trained model and not to a budget, so no `Metric` brings it; its column is the schema's.
-BOUND = Column("nelbo_nats_per_token", "Bound", "nats/token", "lower")
+BOUND = Column(
+    "nelbo_nats_per_token",
+    "Bound",
+    "nats/token",
+    "lower",
+    meaning="upper bound on -ln p(x) of held-out sequences per token, all latent terms included; exact for methods that "
+    "have a likelihood. Only methods that have one are shown",
+)
 SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")
 EQUIVALENT = Column("equivalent_nfe", "Equivalent NFE", "calls of the baseline's network", "lower")
 _ERROR_NAMES = {BOUND.name: "nelbo_se"}
@@ -32,8 +42,26 @@ def error_name(name: str) -> str:
     return _ERROR_NAMES.get(name, f"{name}_se")
 
 
+def labels_of(kinds: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    """A label for each (method, sampler) of `kinds` (title, method, sampler): its title, with both where others share it."""
+    titles = {(method, sampler): title for title, method, sampler in kinds}
+    count = Counter(titles.values())
+    return {
+        key: title if count[title] == 1 else f"{title} ({', '.join(filter(None, key))})"
+        for key, title in titles.items()
+    }
+
+
+def with_labels(*frames: pd.DataFrame) -> list[pd.DataFrame]:
+    """The frames with a `label` for each method and sampler (see `labels_of`), the same in all of them."""
+    names = ["title", "method", "sampler"]
+    kinds = [list(f[names].astype("object").fillna("").itertuples(index=False, name=None)) for f in frames]
+    labels = labels_of(itertools.chain.from_iterable(kinds))
+    return [f.assign(label=[labels[kind[1:]] for kind in own]) for f, own in zip(frames, kinds, strict=True)]
+
+
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a `label` for each method: its title, with method and sampler where two of them share a title.
+    """The frame with labels (unless it has them already) and plain numbers.
 
     Raises `ValueError` for a role that is none of `ROLES`, and for rows of different data or protocols.
     """
@@ -42,15 +70,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"role must be one of {ROLES}, not {sorted(map(str, strange))}")
     if frame["protocol"].nunique(dropna=False) > 1 or frame["data"].nunique(dropna=False) > 1:
         raise ValueError("rows of different data or protocols cannot be compared: pass them one at a time")
-    made = frame.copy()
-    kinds = made[["title", "method", "sampler"]].astype("object").fillna("").drop_duplicates()
-    shared = set(kinds.loc[kinds["title"].duplicated(), "title"])
-    made["label"] = [
-        f"{title} ({', '.join(str(part) for part in (method, sampler) if not pd.isna(part))})"
-        if title in shared
-        else str(title)
-        for title, method, sampler in zip(made["title"], made["method"], made["sampler"], strict=True)
-    ]
+    made = frame.copy() if "label" in frame else with_labels(frame)[0]
     for name in made.columns:
         if made[name].dtype.kind in "iufb":
             made[name] = made[name].astype("float64")
@@ -94,43 +114,39 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """
     rows = []
     for key, group in frame.groupby(list(KEYS), sort=False, dropna=False):
+        codes, seeds = pd.factorize(group["seed"], use_na_sentinel=False)
+        # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
+        of_seeds = [np.flatnonzero(codes == code) for code in range(len(seeds))]
         row = dict(zip(KEYS, key, strict=True))
         row["seeds"] = int(max(1, group["seed"].nunique()))
         row["n"] = group["n"].min()
         for name in ("nfe_latent", "nfe_token"):
             row[name] = group[name].iloc[0]
-        # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
         for name in names:
-            if name not in group:
-                row[name], row[f"{name}_error"] = math.nan, math.nan
-                continue
-            errors = group[error_name(name)] if error_name(name) in group else pd.Series(math.nan, group.index)
-            seeds = [
-                combine(list(group.loc[part, name]), list(errors[part]))
-                for part in group.groupby("seed", dropna=False).groups.values()
-            ]
-            row[name], row[f"{name}_error"] = combine([v for v, _ in seeds], [e for _, e in seeds])
+            values, errors = (
+                group[column].to_numpy(dtype=float) if column in group else np.full(len(group), math.nan)
+                for column in (name, error_name(name))
+            )
+            by_seed = [combine(values[rows_S].tolist(), errors[rows_S].tolist()) for rows_S in of_seeds]
+            row[name], row[f"{name}_error"] = combine([v for v, _ in by_seed], [e for _, e in by_seed])
         rows.append(row)
-    wanted = [
-        *KEYS,
-        "seeds",
-        "n",
-        "nfe_latent",
-        "nfe_token",
-        *(part for name in names for part in (name, f"{name}_error")),
-    ]
-    made = pd.DataFrame(rows, columns=wanted)
-    order = {label: place for place, label in enumerate(dict.fromkeys(made["label"]))}
-    places = made["label"].map(order)
-    return (
-        made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable").drop(columns="_place")
-    )
+    shown = [part for name in names for part in (name, f"{name}_error")]
+    made = pd.DataFrame(rows, columns=[*KEYS, "seeds", "n", "nfe_latent", "nfe_token", *shown])
+    places = made["label"].map({label: place for place, label in enumerate(dict.fromkeys(made["label"]))})
+    ordered = made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable")
+    return ordered.drop(columns="_place")
 
 
 def data_value(table: pd.DataFrame, name: str) -> float:
     """The value of held-out data itself in an aggregated table, NaN without such a row."""
     rows = table.loc[table["role"] == "data", name]
     return float(rows.iloc[0]) if len(rows) else math.nan
+
+
+def tradeoff(columns: Sequence[Column]) -> tuple[Column, Column] | None:
+    """The first column of quality and the first of diversity, where there are both."""
+    sides = [[column for column in columns if column.tradeoff == side] for side in ("quality", "diversity")]
+    return (sides[0][0], sides[1][0]) if all(sides) else None
 
 
 def columns_with_bound(columns: Sequence[Column]) -> list[Column]:

@@ -1,6 +1,7 @@
-"""Figures of a report as PNG: scores against budgets, the entropy-perplexity plane, training curves.
+"""Figures of a report as PNG: scores against budgets, quality against diversity, training curves.
 
-Every function draws what `harness.report.aggregate` describes, with one colour and marker per method in all figures.
+Every function draws what `harness.report.aggregate` describes; a label (of a method and its sampler) has one colour and
+marker in all figures.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report.aggregate import CURVES, aggregate, data_value, headline
 from harness.report.axes import plain_ticks, scale_y, ticks_y
+from harness.report.canvas import new_figure, write_png
 from harness.report.style import Style
-from harness.store import write_bytes
 
 _GREY = "#6e6e6e"
-_SIZE, _DPI = (7.2, 4.6), 150
+_SIZE = (7.2, 4.6)
 BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
 BUDGETS = {
     "nfe": "NFE (network calls per sequence)",
@@ -30,11 +31,7 @@ BUDGETS = {
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_SIZE)
     axes = figure.add_subplot()
     dress(axes, title, x, y)
     return figure, axes
@@ -52,14 +49,8 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _save(figure: Any, axes: Any, path: Path) -> Path:
-    return save(figure, [axes], path)
-
-
 def save(figure: Any, panels: Sequence[Any], path: Path, width: int = 84) -> Path:
-    """Write the figure with one legend for its panels, about `width` characters wide; equal figures are equal bytes."""
-    import io
-
+    """Write the figure with one legend for its panels, about `width` characters wide."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -69,11 +60,7 @@ def save(figure: Any, panels: Sequence[Any], path: Path, width: int = 84) -> Pat
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=10
         )
-    buffer = io.BytesIO()
-    # The software's version would make equal figures different files.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
-    return path
+    return write_png(figure, path)
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -154,8 +141,7 @@ def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path
     methods = table[(table["role"] == "method") & np.isfinite(table[column.name]) & (table[budget] > 0)]
     if methods.empty:
         return None
-    unit = f" ({column.unit})" if column.unit else ""
-    figure, axes = _axes(f"{column.title} ({BETTER[column.better]})", BUDGETS[budget], column.title + unit)
+    figure, axes = _axes(f"{column.title} ({BETTER[column.better]})", BUDGETS[budget], column.heading)
     draw_curves(axes, table, column, budget, Style.of_table(table))
     references = of_scale(table, column.name)[column.name]
     if len(references):
@@ -163,24 +149,23 @@ def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path
         axes.autoscale_view(scalex=False)
     ticks_y(axes)
     _reference_lines(axes, table, column.name)
-    return _save(figure, axes, path)
+    return save(figure, [axes], path)
 
 
-def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: str = "entropy") -> Path | None:
-    """Perplexity against entropy: one line per method and NFE through its temperatures, or else through its NFEs.
+def plane(frame: pd.DataFrame, sides: tuple[Column, Column], path: Path) -> Path | None:
+    """Quality against diversity: one line per label and NFE through its temperatures, or else through its NFEs.
 
-    The data's point is a star and references are grey diamonds. Better is down, and near the data's entropy. None where
+    The data's point is a star and references are grey diamonds. Better is down, and near the data's diversity. None where
     no method has both scores.
     """
+    quality, diversity = (column.name for column in sides)
     table = aggregate(frame, [quality, diversity])
     style = Style.of_table(table)
     table = table[table[quality].gt(0) & np.isfinite(table[quality]) & np.isfinite(table[diversity])]
     methods = table[table["role"] == "method"]
     if methods.empty:
         return None
-    from matplotlib.patheffects import withStroke
-
-    figure, axes = _axes("Perplexity against diversity", "Entropy (nats)", "Generative perplexity")
+    figure, axes = _axes(f"{sides[0].title} against {sides[1].title}", sides[1].heading, sides[0].heading)
     axes.set_yscale("log")
     for label, group in methods.groupby("label", sort=False):
         look = style.of(str(label))
@@ -198,56 +183,50 @@ def plane(frame: pd.DataFrame, path: Path, quality: str = "gen_ppl", diversity: 
         of_data = row["role"] == "data"
         axes.plot([row[diversity]], [row[quality]], marker="*" if of_data else "d", markersize=15 if of_data else 8,
                   color="#222222" if of_data else _GREY, linestyle="none", zorder=4)  # fmt: skip
-        axes.annotate(
-            row["label"],
-            (row[diversity], row[quality]),
-            xytext=(9, -4),
-            textcoords="offset points",
-            fontsize=9,
-            color="#333333",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            zorder=6,
-        )
+        _note(axes, row["label"], (row[diversity], row[quality]), (9, -4), 6)
     if not math.isnan(data_value(table, diversity)):
         axes.axvline(data_value(table, diversity), color="#222222", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
     axes.margins(x=0.1, y=0.1)
     plain_ticks(axes.yaxis)
-    return _save(figure, axes, path)
+    return save(figure, [axes], path)
 
 
 def _name_budgets(axes: Any, methods: pd.DataFrame, quality: str, diversity: str) -> None:
-    """Write each NFE once, above the methods' points of highest entropy; only the ends where nothing else tells."""
-    from matplotlib.patheffects import withStroke
-
+    """Write each NFE once, above the methods' points of highest diversity; only the ends where nothing else tells."""
     swept = methods.groupby(["label", "nfe"])["temperature"].nunique().max() > 1
     wanted = sorted(set(methods["nfe"].dropna()))
     for nfe in wanted if swept else dict.fromkeys((wanted[0], wanted[-1])):
         points = methods[methods["nfe"] == nfe]
-        axes.annotate(
-            f"NFE {nfe:.0f}",
-            (points[diversity].max(), points[quality].max()),
-            xytext=(7, 3),
-            textcoords="offset points",
-            fontsize=9,
-            color="#333333",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            zorder=5,
-        )
+        _note(axes, f"NFE {nfe:.0f}", (points[diversity].max(), points[quality].max()), (7, 3), 5)
+
+
+def _note(axes: Any, text: str, place: tuple[float, float], offset: tuple[int, int], zorder: int) -> None:
+    """Text beside a point, readable over lines; `offset` is in points of type."""
+    from matplotlib.patheffects import withStroke  # late, as in `canvas`
+
+    halo = [withStroke(linewidth=2.5, foreground="white")]
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", fontsize=9, color="#333333",
+                  path_effects=halo, zorder=zorder)  # fmt: skip
 
 
 def curves(
-    series: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path, title: str, unit: str
+    series: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    path: Path,
+    title: str,
+    unit: str,
+    labels: Sequence[str] = (),
 ) -> Path | None:
     """Training curves: for each label the runs of its seeds, each a list of (step, value), thin; their mean, thick.
 
-    The mean is over the seeds at the steps that all of them have. None where there are no points.
+    The mean is over the seeds at the steps that all of them have. `labels` are those of the methods in the other figures,
+    whose colours they keep. None where there are no points.
     """
     known = {label: [list(run) for run in runs if len(run)] for label, runs in series.items()}
     known = {label: runs for label, runs in known.items() if runs}
     if not known:
         return None
     figure, axes = _axes(title, "Optimiser step", unit)
-    style = Style(list(known))
+    style = Style([*labels, *known])
     for label, runs in known.items():
         look = style.of(label) | {"marker": None}
         maps = [dict(run) for run in runs]
@@ -257,4 +236,4 @@ def curves(
         steps = sorted(set.intersection(*(set(run) for run in maps)))
         means = [float(np.mean([run[step] for run in maps])) for step in steps]
         axes.plot(steps, means, label=label, linewidth=1.8, **look)
-    return _save(figure, axes, path)
+    return save(figure, [axes], path)

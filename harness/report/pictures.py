@@ -7,7 +7,6 @@ Shapes: N pictures of H x W pixels; Y x X pixels of a sheet.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.store import write_bytes
+from harness.report.canvas import new_figure, write_png
 
 ROWS = COLUMNS = 4
 BUDGETS_SHOWN = 4
@@ -28,7 +27,7 @@ _DPI = 100
 
 @dataclass(frozen=True)
 class Block:
-    """The first pictures (N, H, W) uint8 that a method drew at a budget; `nfe` is None for held-out data."""
+    """The first pictures (N, H, W) uint8 that a sampler drew at a budget; `nfe` is None for held-out data."""
 
     title: str
     nfe: int | None
@@ -80,9 +79,6 @@ def picture_sheet(blocks: Sequence[Block], path: Path) -> Path | None:
     """Write the sheet as PNG; None without blocks. Pixel positions are those of `corner`."""
     if not blocks:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     placed = places(blocks)
     tiles = {place: tile(block.pictures_NHW) for place, block in placed.items()}
     size = tuple(max(made.shape[axis] for made in tiles.values()) for axis in (0, 1))
@@ -92,8 +88,7 @@ def picture_sheet(blocks: Sequence[Block], path: Path) -> Path | None:
     for place, made in tiles.items():
         y, x = corner(*place, size)
         canvas_YX[y : y + made.shape[0], x : x + made.shape[1]] = made
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
+    figure = new_figure((width / _DPI, height / _DPI), _DPI, None)
     figure.figimage(np.repeat(canvas_YX[:, :, None], 3, axis=2), 0, 0, origin="upper")
     named: set[int] = set()
     for (row, column), block in sorted(placed.items()):
@@ -104,10 +99,7 @@ def picture_sheet(blocks: Sequence[Block], path: Path) -> Path | None:
             named.add(column)
             top = corner(0, column, size)[0] - _CAPTION - 5
             figure.text(x / width, 1 - top / height, _short(block.title, size[1]), fontsize=10, va="baseline")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
-    return path
+    return write_png(figure, path)
 
 
 def corner(row: int, column: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from harness.metrics.base import Column
 from harness.report import figures
-from harness.report.aggregate import BOUND, columns_with_bound, labelled
-from harness.report.definitions import BUDGETS, definitions
+from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
+from harness.report.definitions import definitions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.table import cost_table, frontier_table, number, results_table
 from harness.report.truth import truth_section
@@ -35,18 +35,19 @@ _TITLES = {
 def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], context: Mapping[str, Any]) -> Path:
     """Write `report.md` and `figures/*.png` into `folder` and return the path of the former.
 
-    `frame`: results with `title` and `role` (see `harness.report.aggregate`); rows of different data or protocols get
-    sections of their own. `columns`: those of the study's metrics. `context`, all optional: `title`; `judge`,
+    `frame`: results (see `harness.report.aggregate`); rows of different data or protocols get sections of their own.
+    `columns`: those of the study's metrics. `context`, all optional: `title`; `judge`,
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
-    (a mapping of versions and the like); `notes` (lines); `definitions` (sentence by column name); `samples` (rows with
-    title, nfe, text and optionally temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title
-    of the figure: unit, and series as `harness.report.figures.curves` takes them).
+    (a mapping of versions and the like); `notes` (lines); `samples` (rows with title, nfe, text and optionally
+    temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
+    `harness.report.figures.curves` takes them).
     """
     folder = Path(folder)
     parts = [f"# {context.get('title', 'Results')}"]
     notes = list(context.get("notes") or [])
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
+    (frame,) = with_labels(frame)
     sections = list(frame.groupby(["data", "protocol"], sort=True, dropna=False))
     for (data, protocol), part in sections:
         several = len(sections) > 1
@@ -54,18 +55,17 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
         parts.append(f"{heading}\n\n{results_table(part, columns)}")
         parts.append(truth_section(part))
-        swept = frontier_table(part)
+        swept = frontier_table(part, columns)
         if swept:
-            parts.append(f"### At the entropy of the data\n\n{swept}")
+            parts.append(f"### At the diversity of the data\n\n{swept}")
         parts.append(f"### Cost\n\n{cost_table(part)}")
         parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), columns, prefix)))
-    parts.append(_curves(folder, context.get("curves") or {}))
+    compared = list(frame.loc[frame["role"] == "method", "label"])
+    parts.append(_curves(folder, context.get("curves") or {}, compared))
     parts.append(_pictures(folder, context.get("pictures") or []))
     parts.append(_samples(context.get("samples") or []))
     with_bound = columns_with_bound(columns) if _has(frame, BOUND.name) else list(columns)
-    parts.append(
-        "## Definitions\n\n" + "\n".join([*definitions(with_bound, context.get("definitions")), f"- {BUDGETS}"])
-    )
+    parts.append(definitions(with_bound))
     parts.append(_provenance(context))
     path = folder / "report.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
@@ -92,17 +92,19 @@ def _figures(folder: Path, part: pd.DataFrame, columns: Sequence[Column], prefix
             path = folder / "figures" / f"{prefix}{column.name}_{budget}.png"
             if figures.scores(part, column, budget, path):
                 made.append(_embed(path, folder, f"{column.title} against {title}"))
-    path = folder / "figures" / f"{prefix}perplexity_entropy.png"
-    if figures.plane(part, path):
-        made.append(_embed(path, folder, "Generative perplexity against entropy"))
+    sides = tradeoff(columns)
+    if sides:
+        path = folder / "figures" / f"{prefix}{sides[0].name}_{sides[1].name}.png"
+        if figures.plane(part, sides, path):
+            made.append(_embed(path, folder, f"{sides[0].title} against {sides[1].title}"))
     return made or ["None: no method has a score at a known budget."]
 
 
-def _curves(folder: Path, wanted: Mapping[str, Any]) -> str:
+def _curves(folder: Path, wanted: Mapping[str, Any], labels: Sequence[str]) -> str:
     made = []
     for title, curve in wanted.items():
         path = folder / "figures" / f"curve_{_slug(title)}.png"
-        if figures.curves(curve["series"], path, title, curve["unit"]):
+        if figures.curves(curve["series"], path, title, curve["unit"], labels):
             made.append(_embed(path, folder, title))
     return "## Training\n\n" + "\n\n".join(made) if made else ""
 

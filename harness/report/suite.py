@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics.base import Column
-from harness.report.aggregate import CURVES, aggregate, headline, labelled
+from harness.report.aggregate import CURVES, aggregate, headline, labelled, with_labels
 from harness.report.axes import ticks_y
-from harness.report.definitions import BUDGETS, definitions
-from harness.report.figures import BETTER, draw_curves, dress, of_scale, save
-from harness.report.figures import BUDGETS as X_TITLES
+from harness.report.canvas import new_figure
+from harness.report.definitions import definitions
+from harness.report.figures import BETTER, BUDGETS, draw_curves, dress, of_scale, save
 from harness.report.style import Style
 from harness.report.table import results_table
 from harness.report.truth import truth_section
 from harness.store import ResultsTable, write_text
 
-_PANEL, _DPI = (5.4, 4.0), 150
+_PANEL = (5.4, 4.0)
 #: References are told apart by their dashes, since colours are the methods'.
 _DASHES: tuple[Any, ...] = ((0, (4, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)))
 _TITLES = {"n": "Sequences per score", "seeds": "Training seeds", "device": "Device", "command": "Command"} | {
@@ -39,7 +39,6 @@ class TaskResults:
     expected: int
     columns: Sequence[Column] = ()
     notes: Sequence[str] = ()
-    definitions: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapping[str, Any]) -> Path:
@@ -51,12 +50,15 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
     """
     folder = Path(folder)
     known = [task for task in tasks if task.frame is not None and len(task.frame)]
-    ResultsTable(row for task in known for row in task.frame.to_dict("records")).write(folder / "results.parquet")
+    rows = [row for task in known for row in task.frame.to_dict("records")]
+    order = dict.fromkeys(name for task in known for name in task.frame)
+    ResultsTable(rows, list(order)).write(folder / "results.parquet")
+    shown = dict(zip((task.name for task in known), with_labels(*(task.frame for task in known)), strict=True))
     columns = {column.name: column for task in known for column in task.columns}
     drawn = {
         path: column
         for column in columns.values()
-        if (path := panels({t.name: t.frame for t in known}, column, folder / "figures" / f"{column.name}.png"))
+        if (path := panels(shown, column, folder / "figures" / f"{column.name}.png"))
     }
     for path in (folder / "figures").glob("*.png"):
         if path not in drawn:
@@ -67,10 +69,9 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
         embedded = [f"![{column.title} against NFE](figures/{path.name})" for path, column in drawn.items()]
         parts.append("## Figures\n\n" + "\n\n".join(embedded))
     for task in known:
-        parts += [f"## {task.name}\n\n{results_table(task.frame, list(task.columns))}", truth_section(task.frame)]
-    given = {name: sentence for task in known for name, sentence in task.definitions.items() if sentence}
-    lines = [*definitions(list(columns.values()), given), f"- {BUDGETS}"]
-    parts.append("## Definitions\n\n" + "\n".join(lines))
+        frame = shown[task.name]
+        parts += [f"## {task.name}\n\n{results_table(frame, list(task.columns))}", truth_section(frame)]
+    parts.append(definitions(list(columns.values())))
     facts = [f"- {title}: `{context[name]}`" for name, title in _TITLES.items() if context.get(name) is not None]
     facts.append("- Data, judge, protocol and versions: in the report of each task.")
     parts.append("## Where the numbers come from\n\n" + "\n".join(facts))
@@ -96,26 +97,22 @@ def panels(frames: Mapping[str, pd.DataFrame], column: Column, path: Path) -> Pa
     Each panel has its own y axis: logarithmic where all values are clear of 0 and span far, and with a linear part of
     stated width where some are not (a score that can be 0 or less is never cut off).
     """
-    tables = {task: aggregate(headline(labelled(frame)), [column.name]) for task, frame in frames.items()}
+    alike = with_labels(*frames.values())
+    tables = {t: aggregate(headline(labelled(f)), [column.name]) for t, f in zip(frames, alike, strict=True)}
     tables = {task: table for task, table in tables.items() if _is_drawn(table, column.name)}
     if not tables:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     wide = 1 if len(tables) == 1 else 2 if len(tables) <= 4 else 3
     high = math.ceil(len(tables) / wide)
-    figure = Figure(figsize=(_PANEL[0] * wide, _PANEL[1] * high + 0.9), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((_PANEL[0] * wide, _PANEL[1] * high + 0.9))
     figure.suptitle(f"{column.title} ({BETTER[column.better]})", fontsize=13, x=0.01, ha="left")
     shown = pd.concat(table for table in tables.values())
     style = Style.of_table(shown)
     references = list(dict.fromkeys(shown.loc[shown["role"] == "reference", "label"]))
-    unit = f" ({column.unit})" if column.unit else ""
     drawn = []
     for place, (task, table) in enumerate(tables.items()):
         axes = figure.add_subplot(high, wide, place + 1)
-        dress(axes, task, X_TITLES["nfe"], column.title + unit)
+        dress(axes, task, BUDGETS["nfe"], column.heading)
         draw_curves(axes, table, column, "nfe", style)
         for _, row in of_scale(table, column.name).iterrows():
             of_data = row["role"] == "data"

@@ -1,4 +1,4 @@
-"""A report's tables as Markdown: scores by method and budget, their costs, perplexity at the data's entropy."""
+"""A report's tables as Markdown: scores by method and budget, their costs, quality at the data's diversity."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from harness.report.aggregate import (
     data_value,
     headline,
     labelled,
+    tradeoff,
 )
-from harness.report.frontier import at_entropy
+from harness.report.frontier import at_data_diversity
 
 UNKNOWN = "—"
 _ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
@@ -125,7 +126,7 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
         arrow = _ARROWS[column.better]
         if column.better == "data" and not math.isnan(aim):
             arrow += f" {number(aim, 4)}"
-        header.append(f"{column.title}{f' ({column.unit})' if column.unit else ''} {arrow}")
+        header.append(f"{column.heading} {arrow}")
         bold[column.name] = best_rows(table, column, aim)
     header.append("Seconds per sequence ↓")
     rows = []
@@ -190,24 +191,35 @@ def cost_table(frame: pd.DataFrame) -> str:
     return markdown(header, rows)
 
 
-def frontier_table(frame: pd.DataFrame) -> str:
-    """Generative perplexity at the data's entropy, read off each method's temperature sweep; '' without sweeps."""
-    table, aim = at_entropy(labelled(frame))
+def frontier_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """Quality at the data's diversity, read off each temperature sweep; '' without sweeps or one of the two columns."""
+    sides = tradeoff(columns)
+    if sides is None:
+        return ""
+    quality, diversity = sides
+    table, aim = at_data_diversity(labelled(frame), quality.name, diversity.name)
     if table.empty:
         return ""
     rows = [
         [
             row["label"],
             f"{row['nfe']:.0f}",
-            measured(row["gen_ppl"], row["error"]),
+            measured(row["value"], row["error"]),
             number(row["temperature"]),
             f"{row['lowest']:.3f} – {row['highest']:.3f}",
         ]
         for _, row in table.iterrows()
     ]
-    header = ["Method", "NFE", "Gen. perplexity ↓", "Temperature", "Entropies reached"]
+    header = [
+        "Method",
+        "NFE",
+        f"{quality.title} {_ARROWS[quality.better]}",
+        "Temperature",
+        f"{diversity.title} reached",
+    ]
+    own = f"{aim:.3f} {diversity.unit}".rstrip()
     caption = (
-        f"At the data's entropy of {aim:.3f} nats, by interpolation of log perplexity between the two temperatures on "
-        f"either side of it; {UNKNOWN} where the sweep does not reach it."
+        f"{diversity.title} as the data's own ({own}), by interpolation of log {quality.title} between the two temperatures "
+        f"on either side of it; {UNKNOWN} where the sweep does not reach it."
     )
     return markdown(header, rows) + "\n\n" + caption

@@ -11,7 +11,6 @@ import datetime
 import math
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -26,9 +25,8 @@ from harness.search.trials import CONSTRAINTS, all_trials, reason, status
 from harness.store import read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
-from harness.tracking.base import Point, Status, Tracker, TrackingOptions
-from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.null import NullTracker
+from harness.tracking.base import Point, Status
+from harness.tracking.open import open_tracker
 from harness.tracking.uri import redact
 
 #: Tags of a child run.
@@ -39,21 +37,13 @@ _STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "faile
 _POINTS = 40
 
 
-def make_tracker(loaded: LoadedTune) -> Tracker:
-    """Where the study's runs go, as its configuration says; no connection is made yet."""
-    t = loaded.base.cfg.tracking
-    if not t.enabled:
-        return NullTracker()
-    experiment = t.experiment or loaded.base.cfg.study.name
-    return MlflowTracker(TrackingOptions(True, t.uri, experiment, False), Path(loaded.base.cfg.runs_dir))
-
-
 class SearchLog:
     """The parent run, the same one for every command, host and restart of one study in one storage, and its children."""
 
     def __init__(self, loaded: LoadedTune, study: optuna.Study) -> None:
         self.loaded, self.study = loaded, study
-        self.tracker = make_tracker(loaded)
+        cfg = loaded.base.cfg
+        self.tracker = open_tracker(cfg.tracking, cfg.runs_dir, cfg.study.name, system_metrics=False)
         self.run = ""
         self._open: dict[int, tuple[str, int]] = {}  # runs of trials that are at work, and when they began
 
@@ -137,27 +127,9 @@ class SearchLog:
         self.tracker.finish(run, _STATUS[state], _ms(trial.datetime_complete))
         self.tracker.set_tags(run, {STATE: state, REASON: reason(trial)})
 
-    # ---- the parent -----------------------------------------------------------------------------------------------
-    def tags(self, tags: Mapping[str, Any]) -> None:
-        """Tags of the parent run, such as the best trial."""
-        if self.run:
-            self.tracker.set_tags(self.run, tags)
-
-    def files(self, paths: Iterable[Path]) -> None:
-        """Keep files with the run; figures in a folder of their own."""
-        for path in paths:
-            if self.run and path.is_file():
-                self.tracker.log_file(self.run, path, "figures" if path.suffix == ".png" else None)
-
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """A table that the service shows with the run."""
-        if self.run and rows:
-            self.tracker.log_samples(self.run, rows, name)
-
     def finish(self, state: Status) -> None:
-        """Close the run."""
-        if self.run:
-            self.tracker.finish(self.run, state)
+        """Close the parent run."""
+        self.tracker.finish(self.run, state)
 
     def close(self) -> None:
         """Send what waits; may be called more than once."""

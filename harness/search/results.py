@@ -23,7 +23,7 @@ from harness.search.report import Findings, table_of, write_report
 from harness.search.table import FILES as TABLES
 from harness.search.table import write_trials
 from harness.search.trials import Tally, all_trials, tally
-from harness.study.runner import Outcome
+from harness.study.outcome import Outcome
 from harness.tracking.uri import redact
 
 
@@ -130,23 +130,27 @@ def _places(loaded: LoadedTune, found: Findings, log: SearchLog) -> list[str]:
 
 def _log(loaded: LoadedTune, log: SearchLog, found: Findings, frame: pd.DataFrame, now: Tally) -> None:
     """Figures, table and files on the parent run, and how it ended."""
-    log.files(found.figures)
-    names = (
+    names = [
         "report.md",
         *TABLES,
         *([BEST_FILE] if found.best else []),
         *([CONFIRM_FILE] if found.confirmation else []),
-    )
-    log.files(loaded.folder / name for name in names)
-    log.table("trials", frame.astype(object).where(frame.notna(), None).astype(str).to_dict("records"))
+    ]
+    for path in found.figures:
+        log.tracker.log_file(log.run, path, "figures")
+    for path in (loaded.folder / name for name in names):
+        log.tracker.log_file(log.run, path)
+    rows = frame.astype(object).where(frame.notna(), None).astype(str).to_dict("records")
+    log.tracker.log_samples(log.run, rows, "trials")
     best = found.best
-    log.tags(
+    log.tracker.set_tags(
+        log.run,
         {
             "trials.complete": now.complete,
             "trials.pruned": now.pruned,
             "trials.failed": now.failed,
             "best.trial": None if best is None else best.trial.number,
             "best.verdict": None if found.confirmation is None else verdict(found),
-        }
+        },
     )
     log.finish("FINISHED")

@@ -26,7 +26,8 @@ from harness.search.storage import Store, open_store, study_name
 from harness.search.trial import begin
 from harness.search.trials import all_trials, tally
 from harness.store import write_json
-from harness.study.runner import Outcome, worker_count
+from harness.study.outcome import Outcome
+from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
 
 

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from harness.jobs.progress import clock
+from harness.progress import clock
 from harness.study import match
 from harness.study.cells import Cell, Weights, left_out, make_cells
 from harness.study.runner import worker_count

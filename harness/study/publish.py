@@ -6,7 +6,6 @@ was not. Times of tracked points are those in the files; a replay adds nothing t
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import time
@@ -15,91 +14,63 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
-from harness.config.load import flatten
 from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
+from harness.report.aggregate import error_name, labels_of
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
-from harness.report.truth import TRUTH
-from harness.store import ResultsTable, read_json, read_jsonl, write_json, write_text
+from harness.store import ResultsTable, read_json, write_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
-from harness.study.rows import make_rows, samples_of
+from harness.study.outcome import Outcome
+from harness.study.rows import StudyRows, first_samples, samples_of
+from harness.study.runs import StudyRuns
 from harness.study.session import Session
 from harness.study.steps import samples_file
 from harness.study.tasks import JUDGE
-from harness.tracking.base import Tracker, TrackingOptions
-from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.null import NullTracker
 
 #: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
 _RESULTS = ("results.parquet", "report.md", "config.yaml", "protocol.json", "figures", "samples")
-_TRUTH = tuple(part for name in TRUTH for part in (name, f"{name}_se"))
+_CURVE_SECONDS, _TABLE_SECONDS = 10.0, 5.0
 
 
 class Publisher:
-    """Publishes one study; a context manager that marks the tracking runs as killed where it is left by an error."""
+    """Publishes one study; a context manager that marks the tracking runs as killed where it is left by an error.
+
+    A job costs what its cell costs: files that have not changed are not read again, a cell's run in tracking is opened when
+    there is something to put into it, and `results.parquet` is written every few seconds and at the end.
+    """
 
     def __init__(self, session: Session, cells: list[Cell], data: Cell, command: str) -> None:
         self.session, self.cells, self.data, self.command = session, cells, data, command
         self.git = git_state()
         self.facts = provenance(session.numerics.device)
-        self.tracker: Tracker = _tracker(session)
-        self.runs: dict[str, str] = {}
-        self.parent = ""
-        self._refreshed = 0.0
+        self.metrics = [part for c in session.columns for part in (c.name, error_name(c.name))]
+        self.runs = StudyRuns(session, self.metrics)
+        self._protocol: dict[str, Any] = {}
+        self._rows: StudyRows | None = None
+        self._is_stale = False
+        self._curves_at = self._table_at = -float("inf")
 
     # ---- life -----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Publisher:
         try:
-            self._open()
+            key = self._state()["key"]
+            self._read_protocol()
+            write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
+            self.runs.open(key, self._tags())
         except BaseException:
-            self.tracker.close()
+            self.runs.tracker.close()
             raise
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is not None:
-            for run in (*self.runs.values(), self.parent):
-                if run:
-                    self.tracker.finish(run, "KILLED")
-        self.tracker.close()
-
-    def _open(self) -> None:
-        self.key = self._state()["key"]
-        write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
-        self._open_runs()
-
-    def _open_runs(self) -> None:
-        """Open the runs, or bring the tags of open ones up to date."""
-        s = self.session
-        config = {k: str(v) for k, v in flatten(s.tree).items()}
-        self.parent = self.tracker.open_study(s.cfg.study.name, config, self._tags(), key=self.key)
-        self.tracker.log_dataset(
-            self.parent,
-            s.data.name,
-            s.data.fingerprint[:36],
-            str(s.tree["data"].get("path") or s.data.name),
-            s.data.facts,
-        )
-        for cell in (*self.cells, self.data):
-            # What a method does not read is not among its parameters.
-            own = {
-                k: v for k, v in config.items() if not k.startswith(("methods.", "tracking.", "study.seeds", "only"))
-            }
-            own |= {"method": cell.method, "sampler": cell.sampler, "seed": str(cell.seed)}
-            node = dict(s.tree["methods"].get(cell.method, {}))
-            samplers = node.pop("samplers", {})
-            node["sampler"] = samplers.get(cell.sampler, {})
-            own |= {f"method.{k}": str(v) for k, v in flatten(node).items()}
-            name = f"{s.cfg.study.name}/{cell.name}"
-            tags = self._tags() | {"method": cell.method, "sampler": cell.sampler, "role": cell.role, "cell": cell.key}
-            self.runs[cell.name] = self.tracker.open_cell(self.parent, name, f"{cell.name}-{cell.key}", own, tags)
-            self.tracker.log_dataset(
-                self.runs[cell.name], s.data.name, s.data.fingerprint[:36], s.data.name, s.data.facts
-            )
+            self.runs.kill()
+        self.runs.tracker.close()
 
     def _state(self) -> dict[str, str]:
         """The study's key in tracking, kept in its folder; results of another configuration are put aside first."""
@@ -135,33 +106,40 @@ class Publisher:
     # ---- while it runs --------------------------------------------------------------------------------------------
     def protocol(self) -> str | None:
         """The protocol's identity, known once the judge is ready."""
+        return self._protocol.get("id")
+
+    def _read_protocol(self) -> None:
         path = self.session.folder / "protocol.json"
-        return read_json(path)["id"] if path.exists() else None
+        if path.exists():
+            self._protocol = read_json(path)
+            if self._rows is None or self._rows.protocol != self._protocol["id"]:
+                self._rows = StudyRows(self.session, self._protocol["id"])
 
     def job_done(self, key: TaskKey, cell: Cell | None) -> None:
         """A job's files are there: show them."""
         if key == JUDGE:
-            self._open_runs()  # the protocol, which is one of the tags, is known from here on
-        if cell is not None and key[0] in ("train", "score"):
-            self._log_cell(cell)
-        self.refresh()
+            self._read_protocol()
+            self.runs.tag(protocol=self._protocol["id"])
+        elif cell is not None and key[0] == "train":
+            self.runs.log_curves(cell)
+        elif cell is not None and key[0] == "score":
+            self.runs.log_scores(cell, self._rows_of(cell))
+        self._is_stale = True
 
     def tick(self) -> None:
-        """Curves of what trains now, every few seconds."""
-        if time.monotonic() - self._refreshed > 10:
-            self._refreshed = time.monotonic()
+        """Every few seconds: curves of what trains now, and the table where there is something new."""
+        now = time.monotonic()
+        if now - self._curves_at > _CURVE_SECONDS:
+            self._curves_at = now
             for cell in self.cells:
-                if cell.weights.curves.exists() and not cell.weights.model.exists():
-                    self._log_curves(cell)
+                if not cell.weights.model.exists():
+                    self.runs.log_curves(cell)
+        if self._is_stale and now - self._table_at > _TABLE_SECONDS:
+            self.refresh()
 
-    def refresh(self) -> None:
-        """Write all rows that are known to `results.parquet`."""
-        table = self._table()
-        if table.rows:
-            table.write(self.session.folder / "results.parquet")
-
-    def _table(self) -> ResultsTable:
-        protocol = self.protocol()
+    def refresh(self) -> pd.DataFrame:
+        """Write all rows that are known to `results.parquet`; returns them."""
+        self._is_stale, self._table_at = False, time.monotonic()
         common = {
             "git_sha": self.git.label,
             "device": self.session.numerics.device.split(":")[0],
@@ -169,123 +147,83 @@ class Publisher:
         }
         rows: list[dict[str, Any]] = []
         for cell in (*self.cells, self.data):
-            run = self.tracker.resolve(self.runs[cell.name])
-            rows += [row | common | {"mlflow_run_id": run} for row in make_rows(self.session, cell, protocol)]
-        return ResultsTable(rows)
-
-    def _log_curves(self, cell: Cell) -> None:
-        points = [
-            {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
-            for line in read_jsonl(cell.weights.curves)
-            for name, value in line["values"].items()
-        ]
-        self.tracker.log_curves(self.runs[cell.name], points)
-
-    def _log_cell(self, cell: Cell) -> None:
-        run, protocol = self.runs[cell.name], self.protocol()
-        self._log_curves(cell)
-        rows = make_rows(self.session, cell, protocol)
-        names = [c.name for c in self.session.columns] + ["seconds_per_seq", "flops_per_seq", "equivalent_nfe"]
-        for row in rows:
-            if row["temperature"] == self.session.headline_temperature(cell):
-                scores = {n: row.get(n) for n in (*names, *(f"{n}_se" for n in names[: len(self.session.columns)]))}
-                scores |= {n: row.get(n) for n in ("nelbo_nats_per_token", *_TRUTH)}
-                self.tracker.log_scores(run, scores, row["nfe"] or 0, row["time_ms"])
+            known = self._rows_of(cell)
+            run = {"mlflow_run_id": self.runs.tracker.resolve(self.runs.of(cell))} if known else {}
+            rows += [row | common | run for row in known]
+        frame = ResultsTable(rows, self.metrics).frame()
         if rows:
-            self.tracker.log_samples(run, samples_of(self.session, cell, 8))
-            self.tracker.finish(run, "FINISHED", max(row["time_ms"] for row in rows))
+            write_parquet(self.session.folder / "results.parquet", frame)
+        return frame
+
+    def _rows_of(self, cell: Cell) -> list[dict[str, Any]]:
+        return [] if self._rows is None else self._rows.of(cell)
 
     # ---- the end --------------------------------------------------------------------------------------------------
-    def finish(self, failures: dict[str, str]):
-        """Report, figures, tracking's artifacts; returns what is printed."""
-        from harness.study.runner import Outcome
-
+    def finish(self, failures: dict[str, str]) -> Outcome:
+        """Table, report, figures, tracking's artifacts; returns what is printed."""
         s = self.session
         for cell in (*self.cells, self.data):
-            self._log_cell(cell)
-            if cell.name in failures:
-                self.tracker.finish(self.runs[cell.name], "FAILED")
-        frame = self._table().frame()
+            self.runs.log_curves(cell)
+            self.runs.log_scores(cell, self._rows_of(cell), again=False)
+            if {cell.name, cell.weights.name} & failures.keys():
+                self.runs.tracker.finish(self.runs.of(cell), "FAILED")
+        frame = self.refresh()
         if frame.empty:
-            self.tracker.finish(self.parent, "FAILED")
+            self.runs.finish("FAILED")
             return Outcome("no result", [], failures)
         shown = [column for column in s.columns if column.headline]
         report = write_report(s.folder, frame, shown, self._context(failures))
-        for path in sorted((s.folder / "figures").glob("*.png")):
-            self.tracker.log_figure(self.parent, path)
-        for name in ("report.md", "results.parquet", "config.yaml", "protocol.json"):
-            self.tracker.log_file(self.parent, s.folder / name)
-        self.tracker.finish(self.parent, "FAILED" if failures else "FINISHED")
+        files = [s.folder / name for name in ("report.md", "results.parquet", "config.yaml", "protocol.json")]
+        figures = sorted((s.folder / "figures").glob("*.png"))
+        self.runs.finish("FAILED" if failures else "FINISHED", (*figures, *files))
         places = [f"report   {report}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
         if s.cfg.tracking.enabled:
-            places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}" + _ui_hint(s))
+            hint = "" if s.cfg.tracking.uri else f"  (or: python -m harness.tracking.ui {Path(s.cfg.runs_dir)})"
+            places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}{hint}")
         return Outcome(results_table(frame, shown), places, failures)
 
     def _context(self, failures: dict[str, str]) -> dict[str, Any]:
         s = self.session
-        protocol = read_json(s.folder / "protocol.json")
-        samples = list(itertools.chain.from_iterable(samples_of(s, c, 1) for c in (self.data, *self.cells)))
-        curves: dict[str, dict[str, list]] = {}
-        for cell in self.cells:
-            points = [
-                (line["step"], line["values"]["valid/bound_nats_per_token"])
-                for line in read_jsonl(cell.weights.curves)
-                if "valid/bound_nats_per_token" in line["values"]
-            ]
-            if points:
-                curves.setdefault(cell.title, []).append(points)
+        labels = labels_of((cell.title, cell.method, cell.sampler) for cell in (self.data, *self.cells))
+        first: dict[tuple[str, str], Cell] = {}  # of the seeds that have results
+        models: dict[Path, str] = {}  # the label of the first cell of each model that has curves
+        for cell in (self.data, *self.cells):
+            kind = cell.method, cell.sampler
+            if self._rows_of(cell):
+                first.setdefault(kind, cell)
+            if self.runs.bounds.get(cell.weights.curves):
+                models.setdefault(cell.weights.curves, labels[kind])
+        curves: dict[str, list[list[tuple[int, float]]]] = {}
+        for path, label in models.items():
+            curves.setdefault(label, []).append(self.runs.bounds[path])
+        named = {labels[kind]: cell for kind, cell in first.items()}
         return {
             "title": f"Study {s.cfg.study.name}: {s.cfg.study.question or s.data.name}",
-            "judge": protocol["judge"],
-            "judge_ppl": protocol["held_out_ppl"],
+            "judge": self._protocol["judge"],
+            "judge_ppl": self._protocol["held_out_ppl"],
             "n": s.cfg.study.samples,
             "seeds": ", ".join(map(str, s.cfg.study.seeds)),
             "device": f"{self.facts.get('device', s.numerics.device)}, {s.numerics.precision}",
-            "protocol": protocol["id"],
+            "protocol": self.protocol(),
             "command": self.command,
             "git_sha": self.git.label,
             "data": s.data.facts | {"fingerprint": s.data.fingerprint},
             "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
-            "definitions": {c.name: getattr(m, "definition", "") for m in s.metrics for c in m.columns},
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
-            "samples": samples,
-            "pictures": self._pictures(),
+            "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
+            "pictures": self._pictures(named),
             "curves": {"Bound on held-out text": {"unit": "nats per token", "series": curves}} if curves else {},
         }
 
-    def _pictures(self) -> list[Block]:
-        """First samples of the first seed of each method, at the budgets that fit on a sheet; none for other data."""
-        s = self.session
-        if s.data.render is None:
-            return []
-        first: dict[str, Cell] = {}
-        for cell in (self.data, *self.cells):
-            first.setdefault(cell.method, cell)
-        titles = [cell.title for cell in first.values()]
-        blocks = []
-        for cell in first.values():
-            title = cell.title if titles.count(cell.title) == 1 else f"{cell.method}: {cell.title}"
+    def _pictures(self, named: dict[str, Cell]) -> list[Block]:
+        """First samples of one seed of each label, at the budgets that fit on a sheet; none for other data."""
+        s, blocks = self.session, []
+        for label, cell in named.items() if s.data.render else ():
             wanted = choose_budgets([part.nfe for part in cell.parts])
             for part in cell.parts:
-                path = samples_file(s, cell, part)
-                if part.nfe in wanted and part.temperature == s.headline_temperature(cell) and path.exists():
-                    ids = [line["ids"] for line in read_jsonl(path)[: ROWS * COLUMNS]]
+                if part.nfe in wanted and part.temperature == s.headline_temperature(cell):
+                    lines = first_samples(samples_file(s, cell, part), ROWS * COLUMNS)
+                    pictures = s.data.render(np.asarray([line["ids"] for line in lines])) if lines else None
                     nfe = None if cell is self.data else part.nfe
-                    blocks.append(Block(title, nfe, s.data.render(np.asarray(ids))))
+                    blocks += [] if pictures is None else [Block(label, nfe, pictures)]
         return blocks
-
-
-def _tracker(session: Session) -> Tracker:
-    t = session.cfg.tracking
-    if not t.enabled:
-        return NullTracker()
-    options = TrackingOptions(t.enabled, t.uri, t.experiment, t.system_metrics)
-    tracker = MlflowTracker(options, Path(session.cfg.runs_dir))
-    tracker.connect()  # a store that is not there is refused before anything in the study's folder is moved
-    return tracker
-
-
-def _ui_hint(session: Session) -> str:
-    if session.cfg.tracking.uri:
-        return ""
-    return f"  (or: python -m harness.tracking.ui {Path(session.cfg.runs_dir)})"

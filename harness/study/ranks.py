@@ -20,6 +20,7 @@ from harness.config.load import load
 from harness.errors import EXIT_CODE, UserError
 from harness.interface import Method
 from harness.jobs.launch import attend, launch, say
+from harness.progress import counted
 from harness.store import read_json, write_json
 from harness.study.cells import Weights, make_cells
 from harness.study.fit import fit
@@ -118,7 +119,7 @@ def _all_cells(arguments: list[str]) -> None:
 
     def progress(text: str, done: int, total: int) -> None:
         if done % 100 == 0 or done == total:
-            print(f"{weights.name}: {text} {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{weights.name}: {counted(text, done, total)}", file=sys.stderr, flush=True)
 
     for weights in dict.fromkeys(cell.weights for cell in make_cells(session)):
         # All decide on what they see before any of them trains.

@@ -1,11 +1,12 @@
-"""From the files of a cell to rows of `results.parquet` and to excerpts of its samples."""
+"""From the files of cells to rows of `results.parquet` and to excerpts of samples."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from harness.interface import Problem
@@ -13,7 +14,7 @@ from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.session import Session
-from harness.study.steps import read_scores, samples_file
+from harness.study.steps import samples_file
 
 
 @lru_cache(maxsize=8)
@@ -21,55 +22,84 @@ def _full_call(problem: Problem) -> int:
     return full_call_flops(problem)
 
 
-def make_rows(session: Session, cell: Cell, protocol: str | None) -> list[dict[str, Any]]:
-    """One row for each part of the cell that has scores; what is not known is None."""
-    if protocol is None:
-        return []
-    facts: dict[str, Any] = {}
-    for path in (cell.weights.cost, cell.facts(session)):
-        facts |= read_json(path) if path.exists() else {}
-    rows = []
-    for part in cell.parts:
-        record = read_scores(session, cell, part, protocol)
-        if record is None:
-            continue
+class StudyRows:
+    """Rows of a study's cells under one protocol. A file that is there is finished work: each is read once and kept."""
+
+    def __init__(self, session: Session, protocol: str) -> None:
+        self.session, self.protocol = session, protocol
+        self._read_once: dict[Path, dict[str, Any]] = {}
+        self._rows: dict[tuple[str, Part], dict[str, Any]] = {}
+
+    def of(self, cell: Cell) -> list[dict[str, Any]]:
+        """One row for each part of the cell that has scores; what is not known is None."""
+        return [row for part in cell.parts if (row := self._row(cell, part))]
+
+    def _row(self, cell: Cell, part: Part) -> dict[str, Any] | None:
+        row = self._rows.get((cell.name, part))
+        if row is None:
+            record = self._read(cell.scores(self.session, part, self.protocol))
+            if record is None:
+                return None
+            facts = [self._read(path) for path in (cell.weights.cost, cell.facts(self.session))]
+            row = self._made(cell, part, {key: v for each in facts for key, v in (each or {}).items()}, record)
+            if None not in facts or cell.method == DATA_ROW:  # else the row is not whole yet
+                self._rows[cell.name, part] = row
+        return row
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """What a file says, but for single sequences, which would fill the memory; None while it is not there."""
+        if path not in self._read_once and path.exists():
+            self._read_once[path] = {key: v for key, v in read_json(path).items() if key != "per_sequence"}
+        return self._read_once.get(path)
+
+    @cached_property
+    def _judge(self) -> str:
+        return read_json(self.session.folder / "protocol.json")["judge"]
+
+    def _made(self, cell: Cell, part: Part, facts: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         cost, bound = record["cost"], facts.get("nelbo_nats_per_token")
         flops = cost.get("flops_per_seq")
-        rows.append(
-            {
-                "study": session.cfg.study.name,
-                "data": session.data.name,
-                "method": cell.method,
-                "title": cell.title,
-                "role": cell.role,
-                "sampler": cell.sampler,
-                "seed": cell.seed,
-                "nfe": None if cell.method == DATA_ROW else part.nfe,
-                "nfe_latent": cost.get("nfe_latent"),
-                "nfe_token": cost.get("nfe_token"),
-                "temperature": part.temperature,
-                "n": session.cfg.study.samples,
-                "nelbo_nats_per_token": bound,
-                "nelbo_se": facts.get("nelbo_se"),
-                "bits_per_token": None if bound is None else bound / math.log(2.0),
-                "flops_per_seq": flops,
-                # What an exact answer costs says nothing about the cost of a network that has learnt it.
-                "equivalent_nfe": None
-                if flops is None or cell.role == "floor"
-                else flops / _full_call(session.problem),
-                "seconds_per_seq": cost.get("seconds_per_seq"),
-                "params": facts.get("params"),
-                "train_tokens": facts.get("train_tokens"),
-                "train_flops": facts.get("train_flops"),
-                "judge": read_json(session.folder / "protocol.json")["judge"],
-                "protocol": protocol,
-                "cell": cell.key,
-                "time_ms": record["time_ms"],
-                **_against_truth(session, facts, part),
-                **record["values"],
-            }
-        )
-    return rows
+        return {
+            "study": self.session.cfg.study.name,
+            "data": self.session.data.name,
+            "method": cell.method,
+            "sampler": cell.sampler,
+            "title": cell.title,
+            "role": cell.role,
+            "seed": cell.seed,
+            "nfe": _nfe(cell, part),
+            "nfe_latent": cost.get("nfe_latent"),
+            "nfe_token": cost.get("nfe_token"),
+            "temperature": part.temperature,
+            "n": self.session.cfg.study.samples,
+            "nelbo_nats_per_token": bound,
+            "nelbo_se": facts.get("nelbo_se"),
+            "bits_per_token": None if bound is None else bound / math.log(2.0),
+            "flops_per_seq": flops,
+            # What an exact answer costs says nothing about the cost of a network that has learnt it.
+            "equivalent_nfe": None
+            if flops is None or cell.role == "floor"
+            else flops / _full_call(self.session.problem),
+            "seconds_per_seq": cost.get("seconds_per_seq"),
+            "params": facts.get("params"),
+            "train_tokens": facts.get("train_tokens"),
+            "train_flops": facts.get("train_flops"),
+            "judge": self._judge,
+            "protocol": self.protocol,
+            "cell": cell.key,
+            "time_ms": record["time_ms"],
+            **_against_truth(self.session, facts, part),
+            **record["values"],
+        }
+
+
+def make_rows(session: Session, cell: Cell, protocol: str) -> list[dict[str, Any]]:
+    """The rows of one cell."""
+    return StudyRows(session, protocol).of(cell)
+
+
+def _nfe(cell: Cell, part: Part) -> int | None:
+    return None if cell.method == DATA_ROW else part.nfe
 
 
 def _against_truth(session: Session, facts: dict[str, Any], part: Part) -> dict[str, Any]:
@@ -87,16 +117,18 @@ def _against_truth(session: Session, facts: dict[str, Any], part: Part) -> dict[
     }
 
 
-def samples_of(session: Session, cell: Cell, count: int) -> list[dict[str, Any]]:
+def first_samples(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first `count` lines of a file of samples (text and ids); none where it does not exist."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in itertools.islice(lines, count)]
+
+
+def samples_of(session: Session, cell: Cell, count: int, title: str) -> list[dict[str, Any]]:
     """The first `count` samples of each part that was drawn, as rows for tables of samples."""
-    rows = []
-    for part in cell.parts:
-        path = samples_file(session, cell, part)
-        if not path.exists():
-            continue
-        with open(path, encoding="utf-8") as lines:
-            for line in itertools.islice(lines, count):
-                text = json.loads(line)["text"]
-                nfe = None if cell.method == DATA_ROW else part.nfe
-                rows.append({"title": cell.title, "nfe": nfe, "temperature": part.temperature, "text": text})
-    return rows
+    return [
+        {"title": title, "nfe": _nfe(cell, part), "temperature": part.temperature, "text": line["text"]}
+        for part in cell.parts
+        for line in first_samples(samples_file(session, cell, part), count)
+    ]

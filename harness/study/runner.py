@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import UserError
 from harness.jobs.locks import folder_lock
 from harness.jobs.loop import Work, work_off
 from harness.jobs.pool import Message, Pool
-from harness.jobs.progress import Display, clock
+from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, TaskKey, ready, spread_failure, unfinished
+from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import read_json, write_json, write_text
 from harness.study import steps
 from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
 from harness.study.tasks import JUDGE, begin, cells_by_task, make_tasks
 from harness.training.distributed import gpu_groups
-
-
-@dataclass
-class Outcome:
-    """How a study ended: lines to print, and the cells that failed with the reason."""
-
-    table: str
-    places: list[str]
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def worker_count(session: Session) -> int:
@@ -60,7 +52,6 @@ def run_study(session: Session, command: str) -> Outcome:
         tasks = make_tasks(session, cells, data)
         _mark_failed_before(tasks, cells)
         failures = _work(session, tasks, cells, data, publisher)
-        publisher.refresh()
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome

@@ -23,8 +23,7 @@ from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem, Sampler
 from harness.judges.base import Judge
-from harness.metrics.base import Column, Metric, Samples, ScoreContext
-from harness.metrics.identity import metric_identity
+from harness.metrics.base import Column, Metric, Samples, ScoreContext, columns_of
 from harness.nn.transformer import TrunkShape
 from harness.provenance import short_hash
 from harness.training.distributed import check_processes
@@ -122,7 +121,7 @@ class Session:
 
     @property
     def columns(self) -> list[Column]:
-        return [column for metric in self.metrics for column in metric.columns]
+        return columns_of(self.metrics)
 
     @cached_property
     def judge(self) -> Judge:
@@ -175,7 +174,7 @@ class Session:
         """Identity of the weights: methods that differ only in their samplers share it."""
         node = {k: v for k, v in self.tree["methods"][name].items() if k != "samplers"}
         train = dataclasses.asdict(self.cfg.train)
-        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences"):
+        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences", "log_every"):
             train.pop(irrelevant)
         # Several processes add in another order, and a method that keeps latents of its batches keeps others: like the
         # number of threads, their number is part of what may be continued and of what is the same to the bit.
@@ -210,7 +209,7 @@ class Session:
                 "study": study,
                 "judge": self.tree["judge"],
                 # With versions: a metric whose definition changed must be scored again.
-                "metrics": [metric_identity(metric) for metric in self.metrics],
+                "metrics": [metric.identity() for metric in self.metrics],
             },
             12,
         )
@@ -230,7 +229,7 @@ class Session:
         return {
             "version": PROTOCOL_VERSION,
             "judge": self.judge.identity,
-            "metrics": [metric_identity(metric) for metric in self.metrics],
+            "metrics": [metric.identity() for metric in self.metrics],
             "samples": self.cfg.study.samples,
             "sampling_seed": self.cfg.study.sampling_seed,
             "length": self.cfg.scale.length,

@@ -12,17 +12,17 @@ from pathlib import Path
 from harness.config.load import LoadedSuite
 from harness.config.schema import RunConfig
 from harness.errors import UserError
-from harness.jobs.progress import clock
+from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable, read_json
 from harness.study.cells import Cell, left_out, make_cells
+from harness.study.outcome import Outcome
 from harness.study.plan import estimate
-from harness.study.runner import Outcome, run_study
+from harness.study.runner import run_study
 from harness.study.session import Session
-from harness.tracking.base import Status, Tracker, TrackingOptions
-from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.null import NullTracker
+from harness.tracking.base import Status, Tracker
+from harness.tracking.open import open_tracker
 
 
 class Suite:
@@ -106,7 +106,7 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
     try:
         if task not in suite.cells:
             suite.cells[task] = make_cells(session)
-        cells, metrics = suite.cells[task], session.metrics
+        cells = suite.cells[task]
     except UserError:
         if task in suite.parts:
             raise
@@ -123,7 +123,6 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
             *left_out(session),
             *(f"{name.removeprefix(own)} failed: {why}" for name, why in failures.items() if name.startswith(own)),
         ],
-        {column.name: getattr(metric, "definition", "") for metric in metrics for column in metric.columns},
     )
 
 
@@ -152,14 +151,14 @@ class _Log:
 
     def __init__(self, suite: Suite) -> None:
         self.suite, self.run = suite, ""
-        self.tracker: Tracker = NullTracker()
+        self.tracker: Tracker = Tracker()
 
     def __enter__(self) -> _Log:
         return self
 
     def _open(self, command: str) -> None:
-        s, t = self.suite, self.suite.cfg.tracking
-        tracker = MlflowTracker(TrackingOptions(True, t.uri, t.experiment, False), Path(s.cfg.runs_dir))
+        s = self.suite
+        tracker = open_tracker(s.cfg.tracking, s.cfg.runs_dir, system_metrics=False)
         params = {f"task.{task}": str(session.folder) for task, session in s.parts.items()}
         tags = {"study": s.name, "git_sha": git_state().sha, "command": command}
         self.run = tracker.open_study(s.name, params, tags)

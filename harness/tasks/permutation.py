@@ -87,5 +87,6 @@ class PermutationData(TaskSource):
     def task(self, length: int) -> Permutation:
         return Permutation(length)
 
-    def facts(self, task: Permutation) -> dict[str, float]:
+    def facts(self, task: ExactTask) -> dict[str, float]:
+        assert isinstance(task, Permutation)
         return {"one_step_validity": task.one_step_validity}

@@ -59,7 +59,7 @@ class TaskSource(DataSource):
             split: task.sample(rows[split], np.random.default_rng([options.seed, k])).astype(np.uint8)
             for k, split in enumerate(SPLITS)
         }
-        content = {split: hashlib.sha256(np.ascontiguousarray(x_NL)).hexdigest() for split, x_NL in splits.items()}
+        content = {split: hashlib.sha256(x_NL.tobytes()).hexdigest() for split, x_NL in splits.items()}
         return TokenData(
             name=task.name,
             vocab_size=task.vocab_size,

@@ -6,7 +6,6 @@ Times are milliseconds since 1970 and come from the files, so that a replayed po
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class TrackingOptions:
     """`uri`: None for the SQLite store beside the runs, or any server; `experiment`: None for the study's name."""
 
-    enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
     system_metrics: bool = True
@@ -34,70 +32,57 @@ class Point(TypedDict):
     time_ms: int
 
 
-class Tracker(ABC):
-    """Run ids are opaque: one that was handed out while the service was down is made good later (see `resolve`)."""
+class Tracker:
+    """Takes every call and does nothing: tracking switched off; a service overrides all of them.
 
-    @abstractmethod
+    Run ids are opaque: one that was handed out while the service was down is made good later (see `resolve`).
+    """
+
+    def connect(self) -> None:
+        """Make sure that the service answers; raises `UserError` if it does not."""
+
     def open_study(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], key: str | None = None) -> str:
         """Create or reopen the run of a study; the first call, so it raises `UserError` if the service is not there.
 
         `params` is the flattened configuration. `key` identifies the study (default: its name and runs folder).
         """
+        return ""
 
-    @abstractmethod
-    def attach(self, parent_id: str) -> None:
-        """Instead of `open_study`, in a process that only adds children to a run that another process has opened.
-
-        Raises `UserError` if the service is not there or does not know the run.
-        """
-
-    @abstractmethod
     def open_cell(self, parent_id: str, name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """Create or reopen the child run of a cell; `key` identifies it within the study."""
+        return ""
 
-    @abstractmethod
     def log_curves(self, run_id: str, points: Sequence[Point]) -> None:
         """Training curves, with the optimiser's step as the step."""
 
-    @abstractmethod
     def log_scores(self, run_id: str, scores: Mapping[str, float | None], nfe: int, time_ms: int) -> None:
         """Scores at one budget, with NFE as the step, so that one chart overlays all methods. Unknown: not logged."""
 
-    @abstractmethod
     def log_samples(self, run_id: str, rows: Sequence[Mapping[str, Any]], name: str = "samples") -> None:
         """A table of samples; replaces the table of that name."""
 
-    @abstractmethod
-    def log_figure(self, run_id: str, path: Path) -> None:
-        """A figure, under `figures/`."""
-
-    @abstractmethod
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Any file; replaces a file of the same name."""
 
-    @abstractmethod
     def log_dataset(
         self, run_id: str, name: str, digest: str, source: str, profile: Mapping[str, Any] | None = None
     ) -> None:
         """The data as an input of the run: a fingerprint, where it came from, and figures about it."""
 
-    @abstractmethod
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Tags of a run, replacing those of the same names; None is left out."""
 
-    @abstractmethod
     def children(self, parent_id: str) -> dict[str, dict[str, str]]:
         """Tags of each child run by run id, with its status as "status"; empty where the service does not answer."""
+        return {}
 
-    @abstractmethod
     def finish(self, run_id: str, status: Status, time_ms: int | None = None) -> None:
         """Close a run; `time_ms` is when its work ended (default: now)."""
 
-    @abstractmethod
     def resolve(self, run_id: str) -> str | None:
         """The service's own id of a run, or None while it has none."""
+        return None
 
-    @abstractmethod
     def close(self) -> None:
         """Send what waits, stop what runs in the background. May be called more than once."""
 

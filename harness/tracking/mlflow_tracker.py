@@ -76,16 +76,6 @@ class MlflowTracker(Tracker):
             self._system.start(run_id)
         return run_id
 
-    def attach(self, parent_id) -> None:
-        self.connect()
-        try:
-            self._experiment = self._client.get_run(parent_id).info.experiment_id
-        except service_errors() as error:
-            why = reason(error, self.store.uri)
-            raise UserError(
-                f"run {parent_id} is not in tracking at {self.store.shown} ({why}): run the same command again"
-            ) from None
-
     def open_cell(self, parent_id, name, key, params, tags) -> str:
         handle = _WAITING + uuid.uuid4().hex
 
@@ -169,9 +159,6 @@ class MlflowTracker(Tracker):
                 self._client.set_tag(real, _TABLES_TAG, json.dumps([*tables, entry]))
 
         self._send(call)
-
-    def log_figure(self, run_id, path) -> None:
-        self.log_file(run_id, path, "figures")
 
     def log_file(self, run_id, path, folder=None) -> None:
         self._send(lambda: self._client.log_artifact(self._id(run_id), str(path), folder))

@@ -80,3 +80,8 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None
             "command again to rebuild it"
         )
     model.load_state_dict(tensors)
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter that holds a value which is not finite; None if all are finite."""
+    return next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)

@@ -24,15 +24,16 @@ from harness.config.schema import ScaleConfig, TrainConfig
 from harness.data.base import TokenData
 from harness.errors import JobError
 from harness.interface import Loss, Method
-from harness.store import append_jsonl, read_jsonl
 from harness.training import checkpoint
 from harness.training.distributed import Group, SharedLoss
 from harness.training.ema import EMA
+from harness.training.log import TrainingLog
+from harness.training.optimizer import adamw, learning_rate, set_rate
 from harness.training.precision import Numerics
 
 
 class Diverged(JobError):
-    """The loss is not a number any more; the cell stops, the study goes on."""
+    """The loss or the weights are not finite any more; the cell stops, the study goes on."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,6 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
-def learning_rate(train: TrainConfig, peak: float, step: int, steps: int) -> float:
-    """Linear warm-up to `peak`, then cosine or linear decay to `final_lr` of it over a stage's steps."""
-    warm = max(1, round(train.warmup * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[train.decay]
-    return peak * (train.final_lr + (1 - train.final_lr) * shape) if train.decay != "constant" else peak
-
-
 def stage_steps(method: Method, steps: int) -> list[tuple[str, int]]:
     """(stage, steps) with whole numbers that sum to `steps`."""
     ends, total = [], 0.0
@@ -100,76 +91,119 @@ def stage_steps(method: Method, steps: int) -> list[tuple[str, int]]:
     return [(s.name, max(e - b, 0)) for s, b, e in zip(stages, starts, ends, strict=True)]
 
 
-def _optimizer(method: Method, scale: ScaleConfig, train: TrainConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices only: gains, biases and embeddings are scales, not maps."""
-    named = list(method.named_parameters())
-    matrices = [p for n, p in named if p.dim() == 2 and "embed" not in n]
-    rest = [p for n, p in named if not (p.dim() == 2 and "embed" not in n)]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=scale.lr, betas=(train.beta1, train.beta2), fused=True)
-
-
 def train(job: Job) -> dict[str, float]:
     """Train to the end and leave the averaged weights in `job.method`; returns the facts of the run.
 
-    Raises `Diverged` on a loss that is not finite, `UserError` for a corrupt checkpoint.
+    Raises `Diverged` on a loss or weights that are not finite, `UserError` for a corrupt checkpoint.
     """
-    method, numerics = job.method, job.numerics
-    method.to(numerics.device)
-    plan = stage_steps(method, job.scale.steps)
-    optimizer, ema = _optimizer(method, job.scale, job.train), EMA(method, job.train.ema)
-    path = job.folder / "train.safetensors"
-    at, seconds = 0, 0.0
-    if path.exists():
-        tensors, meta = checkpoint.load_tensors(path)
-        checkpoint.restore_training_state(tensors, method, ema.shadow, optimizer, path)
-        at, ema.updates, seconds = meta["step"], meta["ema_updates"], meta["seconds"]
-    job.group.wait()  # nobody writes a newer checkpoint while another process still reads this one
-    every = max(1, job.scale.steps // job.train.validations)
-    started = saved = time.monotonic()
-    first = 0
-    for stage, count in plan:
-        if at < first + count:
-            method.train()
-            method.set_stage(stage)
-            if at == first and first > 0:
-                ema.restart()
-            with job.group.shared(method) as loss:
-                for step in range(at, first + count):
-                    rate = learning_rate(job.train, job.scale.lr, step - first, count)
-                    parts = _step(job, loss, optimizer, step, rate)
-                    ema.update()
-                    at = step + 1
-                    last = at == job.scale.steps
-                    if not job.group.leads:
-                        continue
-                    if at % every == 0 or last:
-                        _validate(job, ema, at, parts)
-                        method.train()
-                        method.set_stage(stage)
-                    if time.monotonic() - saved > job.train.checkpoint_seconds and not last and at < first + count:
-                        saved = time.monotonic()
-                        meta = {"step": at, "ema_updates": ema.updates, "seconds": seconds + saved - started}
-                        checkpoint.save_tensors(path, checkpoint.training_state(method, ema.shadow, optimizer), meta)
-                    if at % 10 == 0 or last:
-                        job.progress(f"train {stage}", at, job.scale.steps)
-            # What later stages freeze or start from are the averaged weights.
-            ema.copy_to_model()
-            _calibrate(job)
-            optimizer.state.clear()
+    run, first = _Run(job), 0
+    for stage, count in stage_steps(job.method, job.scale.steps):
+        if run.at < first + count:
+            run.stage(stage, first, count)
         first += count
-    method.eval()
+    job.method.eval()
     _calibrate(job)
-    return {"train_seconds": seconds + time.monotonic() - started}
+    bad = checkpoint.not_finite(job.method)
+    if bad:
+        raise Diverged(f"{bad} is not finite after step {first}; a smaller scale.lr (now {job.scale.lr}) may help")
+    return {"train_seconds": run.seconds()}
+
+
+class _Run:
+    """A training under way: what goes into its checkpoint, and how far it is (`at` steps are done)."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        job.method.to(job.numerics.device)
+        self.optimizer = _optimizer(job.method, job.scale, job.train)
+        self.ema = EMA(job.method, job.train.ema)
+        self.path = job.folder / "train.safetensors"
+        self.at, self._before = 0, 0.0
+        tensors: dict[str, Tensor] = {}
+        if self.path.exists():
+            tensors, meta = checkpoint.load_tensors(self.path)
+            checkpoint.restore_training_state(tensors, job.method, self.ema.shadow, self.optimizer, self.path)
+            self.at, self.ema.updates, self._before = meta["step"], meta["ema_updates"], meta["seconds"]
+        job.group.wait()  # nobody writes a newer checkpoint while another process still reads this one
+        steps, tokens = job.scale.steps, job.scale.batch * job.data.length
+        self.log = TrainingLog(job.folder / "curves.jsonl", steps, tokens, self.at, tensors)
+        self.validations = validation_steps(steps, job.train.validations)
+        self._started = self._saved = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a kill included."""
+        return self._before + time.monotonic() - self._started
+
+    def stage(self, stage: str, first: int, count: int) -> None:
+        """The steps of a stage that are left; it began after `first` steps and has `count`."""
+        job = self.job
+        job.method.train()
+        job.method.set_stage(stage)
+        if self.at == first and first > 0:
+            self.ema.restart()
+        with job.group.shared(job.method) as loss:
+            for step in range(self.at, first + count):
+                rate = learning_rate(job.train, job.scale.lr, step - first, count)
+                values = _step(job, loss, self.optimizer, step, rate)
+                self.ema.update()
+                self.at = step + 1
+                if job.group.leads:
+                    self.log.add(values, rate)
+                    self._report(stage)
+                    self._keep(first + count)
+                    if self.at % 10 == 0 or self.at == job.scale.steps:
+                        job.progress(f"train {stage}{self.log.words(self.at)}", self.at, job.scale.steps)
+        # What later stages freeze or start from are the averaged weights.
+        self.ema.copy_to_model()
+        _calibrate(job)
+        self.optimizer.state.clear()
+
+    def _report(self, stage: str) -> None:
+        """The line of this step in the curves, where it has one; validations are made under averaged weights."""
+        job = self.job
+        if self.at in self.validations:
+            job.method.eval()
+            # They cost as much as many steps, and only show: half-way and at the end is enough.
+            instruments = self.at in (self.validations[(len(self.validations) - 1) // 2], job.scale.steps)
+            with torch.no_grad(), self.ema.applied():
+                values = self.log.write(self.at, lambda: _held_out(job, instruments))
+                if job.on_validation is not None:
+                    job.on_validation(self.at, values)
+            job.method.train()
+            job.method.set_stage(stage)
+        elif self.at % job.train.log_every == 0:
+            self.log.write(self.at)
+
+    def _keep(self, end: int) -> None:
+        """Write the checkpoint if it is time to; none at the end of a stage, where weights are about to change."""
+        now = time.monotonic()
+        if now - self._saved > self.job.train.checkpoint_seconds and self.at < end:
+            self._saved = now
+            tensors = checkpoint.training_state(self.job.method, self.ema.shadow, self.optimizer)
+            meta = {"step": self.at, "ema_updates": self.ema.updates, "seconds": self.seconds()}
+            checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
+
+
+def validation_steps(steps: int, count: int) -> list[int]:
+    """After which steps the held-out bound is measured: `count` times, evenly, and at the end."""
+    every = max(1, steps // count)
+    return [*range(every, steps, every), steps]
+
+
+def _optimizer(method: Method, scale: ScaleConfig, train: TrainConfig) -> torch.optim.AdamW:
+    """Weight decay on matrices only: gains, biases and embeddings are scales, not maps."""
+    betas = (train.beta1, train.beta2)
+    return adamw(method, scale.lr, betas, train.weight_decay, lambda name, p: p.dim() == 2 and "embed" not in name)
 
 
 def _step(job: Job, loss: SharedLoss, optimizer: torch.optim.Optimizer, step: int, lr: float) -> dict[str, Tensor]:
     """One optimizer step on the mean of the parts' losses; each part has noise of its own, whoever computes it.
 
+    Returns the step's loss, its named parts and the norm of the gradient before it is clipped, still on the device.
+
     A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(optimizer, lr)
     train_NL = job.data.splits["train"]
     rows = batch_rows(len(train_NL), job.scale.batch, step, job.seed)
     x_BL = torch.from_numpy(np.asarray(train_NL[np.sort(rows)], dtype=np.int64)).to(job.numerics.device)
@@ -184,14 +218,17 @@ def _step(job: Job, loss: SharedLoss, optimizer: torch.optim.Optimizer, step: in
                 made[part] = loss(chunks[part], generator)
             # Over the processes, the mean is taken where gradients are exchanged.
             (made[part].total / len(mine)).backward()
-    parts = _together(job, made, len(chunks), step)
-    torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
+    values = _together(job, made, len(chunks), step)
+    values["gradient_norm"] = torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
     optimizer.step()
-    return parts
+    return values
 
 
 def _together(job: Job, made: dict[int, Loss], count: int, step: int) -> dict[str, Tensor]:
-    """Means of the named values over all parts; raises `Diverged`, in every process, if a part's loss is not finite."""
+    """Means of the loss and its named parts over all parts of the batch.
+
+    Raises `Diverged`, in every process, if a part's loss is not finite.
+    """
     names = list(next(iter(made.values())).parts)
     value_PK = torch.zeros((count, 1 + len(names)), dtype=torch.float64, device=job.numerics.device)
     for part, loss in made.items():
@@ -200,7 +237,7 @@ def _together(job: Job, made: dict[int, Loss], count: int, step: int) -> dict[st
     for total in value_PK[:, 0].tolist():
         if not math.isfinite(total):
             raise Diverged(f"the loss is {total} at step {step + 1}; a smaller scale.lr (now {job.scale.lr}) may help")
-    return dict(zip(names, value_PK[:, 1:].mean(0), strict=True))
+    return dict(zip(("loss", *names), value_PK.mean(0), strict=True))
 
 
 def _calibrate(job: Job) -> None:
@@ -212,27 +249,8 @@ def _calibrate(job: Job) -> None:
         job.method.calibrate(x_NL)
 
 
-@torch.no_grad()
-def _validate(job: Job, ema: EMA, step: int, parts: dict[str, Tensor]) -> None:
-    """Append this step's training loss, and the bound and instruments on held-out text under averaged weights.
-
-    A step that was written before a kill is left as it is: its values would be the same, its time would not.
-    """
-    path = job.folder / "curves.jsonl"
-    known = next((line["values"] for line in read_jsonl(path) if line["step"] == step), None)
-    if known is not None and job.on_validation is None:
-        return
-    job.method.eval()
-    with ema.applied():
-        values = known or {f"train/{name}": float(value) for name, value in parts.items()} | _held_out(job)
-        if known is None:
-            append_jsonl(path, {"step": step, "time_ms": int(time.time() * 1000), "values": values})
-        if job.on_validation is not None:
-            job.on_validation(step, values)
-
-
-def _held_out(job: Job) -> dict[str, float]:
-    """Bound and instruments on validation sequences, by the names that they have in the curves."""
+def _held_out(job: Job, instruments: bool) -> dict[str, float]:
+    """Bound and, if asked for, instruments on validation sequences, by the names that they have in the curves."""
     valid_NL = job.data.splits["valid"][: job.train.valid_sequences]
     x_NL = torch.from_numpy(np.asarray(valid_NL, dtype=np.int64)).to(job.numerics.device)
     values: dict[str, float] = {}
@@ -243,5 +261,6 @@ def _held_out(job: Job) -> dict[str, float]:
             tokens = x_NL.shape[1]
             values["valid/bound_nats_per_token"] = float(bound.total_B.mean()) / tokens
             values |= {f"valid/bound/{k}": float(v.double().mean()) / tokens for k, v in bound.parts_B.items()}
-        values |= {f"valid/{k}": float(v) for k, v in job.method.diagnose(x_NL, generator).items()}
+        if instruments:
+            values |= {f"valid/{k}": float(v) for k, v in job.method.diagnose(x_NL, generator).items()}
     return values

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,17 @@ def resolve(device: str, precision: str, compile_mode: str = "false") -> Numeric
         raise UserError("compute.compile=true: no C++ compiler found, which torch.compile needs on a CPU; use auto")
     sampling = can and mode != "false"
     return Numerics(device, precision, mode == "true" or (mode == "auto" and kind == "cuda"), sampling)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`count` CPU threads for torch inside the block; 0 leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_has_bfloat16() -> bool:

@@ -25,8 +25,7 @@ class RunningStatistics:
         """A part of the batch begins."""
         for layer, parts in self._seen.items():
             if not parts:
-                kept = layer.running_mean, layer.running_var, layer.num_batches_tracked
-                self._before[layer] = tuple(value.clone() for value in kept)
+                self._before[layer] = tuple(value.clone() for value in _kept(layer))
             parts.append([])
 
     def _watch(self, layer: _BatchNorm, inputs: tuple[Any, ...], output: object) -> None:
@@ -41,7 +40,7 @@ class RunningStatistics:
             uses = len(parts[0])
             if uses:
                 value_PU2C = torch.zeros(
-                    (size * len(parts), uses, 2, layer.num_features), device=layer.running_mean.device
+                    (size * len(parts), uses, 2, layer.num_features), device=_kept(layer)[0].device
                 )
                 value_PU2C[rank::size] = torch.stack([torch.stack(part) for part in parts])
                 distributed.all_reduce(value_PU2C)
@@ -49,17 +48,24 @@ class RunningStatistics:
             parts.clear()
 
     def _update(self, layer: _BatchNorm, value_V2C: Tensor) -> None:
-        kept = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        mean_now_C, var_now_C, count = kept = _kept(layer)
         for running, before in zip(kept, self._before[layer], strict=True):
             running.copy_(before)
         for mean_C, var_C in value_V2C:
-            layer.num_batches_tracked.add_(1)
+            count.add_(1)
             # Without a momentum, torch keeps the mean of all batches.
-            share = 1.0 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-            layer.running_mean.lerp_(mean_C, share)
-            layer.running_var.lerp_(var_C, share)
+            share = 1.0 / int(count) if layer.momentum is None else layer.momentum
+            mean_now_C.lerp_(mean_C, share)
+            var_now_C.lerp_(var_C, share)
 
     def close(self) -> None:
         """Stop watching."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _kept(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of batches of a layer that keeps them."""
+    mean_C, var_C, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert mean_C is not None and var_C is not None and count is not None
+    return mean_C, var_C, count

@@ -1,0 +1,119 @@
+"""A study in tracking: a run of its own, and below it one for each cell, opened when there is something to put into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.config.load import flatten
+from harness.report.aggregate import error_name
+from harness.report.truth import TRUTH
+from harness.store import read_jsonl
+from harness.study.cells import Cell
+from harness.study.rows import samples_of
+from harness.study.session import Session
+from harness.tracking.base import Point, Status
+from harness.tracking.open import open_tracker
+
+#: What is shown of a row beside the metrics' columns.
+_COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe", "nelbo_nats_per_token")
+_BOUND = "valid/bound_nats_per_token"
+#: What a cell's run does not repeat: other methods, and what no method reads.
+_NOT_OF_A_CELL = ("methods.", "tracking.", "study.seeds", "only")
+
+
+class StudyRuns:
+    """`metrics` names the columns that are logged of each row; `bounds` holds the validation bounds of curves, by file."""
+
+    def __init__(self, session: Session, metrics: list[str]) -> None:
+        self.session, self.metrics = session, metrics
+        self.tracker = open_tracker(session.cfg.tracking, session.cfg.runs_dir)
+        self.tracker.connect()  # a store that is not there is refused before anything in the study's folder is moved
+        self.parent, self.tags = "", dict[str, str]()
+        self.bounds: dict[Path, list[tuple[int, float]]] = {}
+        self._config = {key: str(value) for key, value in flatten(session.tree).items()}
+        self._runs: dict[str, str] = {}
+        self._curve_bytes: dict[str, int] = {}  # of each cell's curves that were sent
+        self._scored: set[str] = set()
+
+    def open(self, key: str, tags: dict[str, str]) -> None:
+        """Create or reopen the study's run; `tags` are those of all runs."""
+        s = self.session
+        self.tags = tags
+        self.parent = self.tracker.open_study(s.cfg.study.name, self._config, tags, key=key)
+        self._log_data(self.parent, str(s.tree["data"].get("path") or s.data.name))
+
+    def of(self, cell: Cell) -> str:
+        """The run of a cell, opened at first need."""
+        if cell.name not in self._runs:
+            method = dict(self.session.tree["methods"].get(cell.method, {}))
+            sampler = method.pop("samplers", {}).get(cell.sampler, {})
+            own = {key: str(value) for key, value in flatten({"method": method, "sampler": sampler}).items()}
+            kind = {"method": cell.method, "sampler": cell.sampler}
+            params = {key: value for key, value in self._config.items() if not key.startswith(_NOT_OF_A_CELL)}
+            self._runs[cell.name] = self.tracker.open_cell(
+                self.parent,
+                f"{self.session.cfg.study.name}/{cell.name}",
+                f"{cell.name}-{cell.key}",
+                params | own | kind | {"seed": str(cell.seed)},
+                self.tags | kind | {"role": cell.role, "cell": cell.key},
+            )
+            self._log_data(self._runs[cell.name], self.session.data.name)
+        return self._runs[cell.name]
+
+    def _log_data(self, run: str, source: str) -> None:
+        data = self.session.data
+        self.tracker.log_dataset(run, data.name, data.fingerprint[:36], source, data.facts)
+
+    def tag(self, **tags: str) -> None:
+        """Tags that have become known, for all runs."""
+        self.tags |= tags
+        for run in (self.parent, *self._runs.values()):
+            self.tracker.set_tags(run, tags)
+
+    def log_curves(self, cell: Cell) -> None:
+        """Send the curves of a cell's model, if they have grown."""
+        size = cell.weights.curves.stat().st_size if cell.weights.curves.exists() else 0
+        if size == self._curve_bytes.get(cell.name, 0):
+            return
+        self._curve_bytes[cell.name] = size
+        lines = read_jsonl(cell.weights.curves)
+        points: list[Point] = [
+            {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
+            for line in lines
+            for name, value in line["values"].items()
+        ]
+        self.tracker.log_curves(self.of(cell), points)
+        self.bounds[cell.weights.curves] = [
+            (line["step"], line["values"][_BOUND]) for line in lines if _BOUND in line["values"]
+        ]
+
+    def log_scores(self, cell: Cell, rows: list[dict[str, Any]], again: bool = True) -> None:
+        """Send scores and samples and close the cell's run; `again=False` leaves a cell that was sent as it is."""
+        if not rows or (cell.name in self._scored and not again):
+            return
+        run, temperature = self.of(cell), self.session.headline_temperature(cell)
+        for row in rows:
+            if row["temperature"] == temperature:
+                self.tracker.log_scores(run, logged_scores(row, self.metrics), row["nfe"] or 0, row["time_ms"])
+        self.tracker.log_samples(run, samples_of(self.session, cell, 8, cell.title))
+        self.tracker.finish(run, "FINISHED", max(row["time_ms"] for row in rows))
+        self._scored.add(cell.name)
+
+    def finish(self, status: Status, paths: tuple[Path, ...] = ()) -> None:
+        """Put figures and files into the study's run and close it."""
+        for path in paths:
+            self.tracker.log_file(self.parent, path, "figures" if path.suffix == ".png" else None)
+        self.tracker.finish(self.parent, status)
+
+    def kill(self) -> None:
+        """Mark all runs as killed."""
+        for run in (*self._runs.values(), self.parent):
+            if run:
+                self.tracker.finish(run, "KILLED")
+
+
+def logged_scores(row: dict[str, Any], metrics: list[str]) -> dict[str, float | None]:
+    """What tracking shows of a row: scores, costs and the distances from the truth; None where they are not known."""
+    truth = [part for name in TRUTH for part in (name, error_name(name))]
+    return {name: row.get(name) for name in (*metrics, *_COSTS, *truth)}
