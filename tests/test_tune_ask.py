@@ -160,7 +160,7 @@ def test_values_that_do_not_go_together_fail_alone(tmp_path):
 
 
 def test_a_search_that_only_fails_is_given_up(tmp_path):
-    search = _search(tmp_path, wanted=50)
+    search = _search(tmp_path, wanted=50, workers=3)
     _run(search, lambda task: Message("done") if task.key == PREPARE else Message("failed", "no"))
     assert "all failed" in search.failures["trials"] and _statuses(search)["failed"] < 12
 

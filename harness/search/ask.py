@@ -70,7 +70,7 @@ class Search(Work):
     def hopeless(self) -> bool:
         """Whether no trial does anything but fail: then it makes no sense to go on."""
         failed, fine = self._now.failed - self._before.failed, self._now.complete + self._now.pruned
-        if not fine and failed >= 6:
+        if not fine and failed >= 5 + (self.loaded.cfg.workers or 8):
             self.failures["trials"] = f"the first {failed} all failed; `trials.csv` says why"
         return bool(self.failures)
 
