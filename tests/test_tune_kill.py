@@ -71,7 +71,7 @@ def test_eight_workers_and_the_command_killed_on_a_fresh_journal(tmp_path):
 
 @pytest.mark.timeout(280)
 def test_eight_workers_and_the_command_killed_on_a_fresh_database(tmp_path):
-    with postgres(tmp_path / "postgres") as server:
+    with postgres() as server:
         _check(tmp_path, _kill_at_random(tmp_path, 1, f"tune.storage={server.url()}"))
         for path in (tmp_path / "runs").rglob("*"):
             assert not path.is_file() or server.password.encode() not in path.read_bytes(), "the password is in a file"

@@ -23,8 +23,8 @@ from tests.tune_server import Server, free_port, postgres
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("tune") / "postgres") as running:
+def server():
+    with postgres() as running:
         yield running
 
 
