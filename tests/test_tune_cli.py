@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from harness.search.load import load_tune
 from harness.search.storage import open_store
@@ -39,8 +40,10 @@ def _command(root: Path, log: Path) -> subprocess.Popen:
     return start(["--config-dir", str(root / "configs"), *_search(root)], log)
 
 
-def _scored(root: Path) -> list[Path]:
-    return list((root / "runs" / "tunable" / "tune" / "toy" / "trials").glob("*/cells/*/scores-*"))
+def _told(root: Path) -> bool:
+    """Whether a trial is complete."""
+    journal = root / "runs" / "tunable" / "tune" / "toy" / "journal.log"
+    return journal.exists() and f'"state":{int(TrialState.COMPLETE)}' in journal.read_text()
 
 
 def _at_work(root: Path) -> list[Path]:
@@ -54,7 +57,7 @@ def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continu
     write_files(tmp_path)
     log, folder = tmp_path / "log", tmp_path / "runs" / "tunable" / "tune" / "toy"
     process = _command(tmp_path, log)
-    wait_for(lambda: _scored(tmp_path) and _at_work(tmp_path), process, log)
+    wait_for(lambda: _told(tmp_path) and _at_work(tmp_path), process, log)
     workers = wait_for(functools.partial(workers_of, process), process, log)
     if how == "terminal":
         for each in (psutil.Process(process.pid), *workers):
