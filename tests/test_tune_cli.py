@@ -77,8 +77,9 @@ def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continu
     assert _command(tmp_path, log).wait(200) == 0, log.read_text()
     trials = _trials(tmp_path)
     check_nothing_lost(trials, 6)
-    done = [str(t.params) for t in trials if status(t) == "complete"]
-    assert {str(t.params) for t in stopped} <= set(done)
+    # One that was being asked for may not have had all of its values.
+    done = [t.params.items() for t in trials if status(t) == "complete"]
+    assert all(any(t.params.items() <= params for params in done) for t in stopped)
     assert f"{before.counted} of them there" in log.read_text()
     _check_log(log.read_text(), folder, trials)
 

@@ -133,7 +133,7 @@ class Queue:
             elif name in gone:
                 self._lose(trial, f"command {name} died")
             elif name == self.name and trial.number not in self.asked:
-                self.store.end(trial.number, {STOPPED: True, LOST: "the storage was away as it began"}, TrialState.FAIL)
+                self.store.end(trial.number, {STOPPED: True, LOST: "asking for it was interrupted"}, TrialState.FAIL)
         trials = all_trials(self.store.study)
         again = {t.user_attrs.get(RETRY_OF) for t in trials}
         lost = [t for t in trials if status(t) == "lost" and t.number not in again]
