@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from baselines.masked_model import MaskedModel
+from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
-from harness.diffusion.schedules import stratified_times
-from harness.errors import UserError
+from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.interface import Bound, Loss, Problem
 from harness.nn.networks import TokenNetwork
 
 
 @dataclass
 class MDLMOptions:
-    schedule: str = "linear"
-    loss: str = "masked_mean"  # or "nelbo"; see harness.diffusion.masked.MaskedTerms
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)
+    loss: str = chosen("masked_mean", masked.LOSSES)  # see harness.diffusion.masked.MaskedTerms
     time_conditioning: bool = False
-    width_factor: float = 1.0  # widens the trunk, for a baseline matched in parameters instead of backbone size
+    width_factor: float = ranged(1.0, 0.1, 16)  # widens the trunk, for a baseline matched in parameters
 
 
 class MDLM(MaskedModel):
@@ -35,9 +35,6 @@ class MDLM(MaskedModel):
 
     def __init__(self, problem: Problem, options: MDLMOptions) -> None:
         super().__init__(problem, options)
-        masked.check_loss(options.loss)
-        if not 0.1 <= options.width_factor <= 16.0:
-            raise UserError(f"width_factor={options.width_factor} is out of range; choose 0.1 to 16")
         step = 2 * problem.shape.heads
         width = max(step, round(problem.shape.width * options.width_factor / step) * step)
         shape = replace(problem.shape, width=width)

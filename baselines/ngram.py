@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.interface import Bound, Method, Problem, Stage
 
 
 @dataclass
 class NGramOptions:
-    order: int = 3
+    order: int = ranged(3, 1)
 
 
 class Level:
@@ -58,7 +59,7 @@ class NGram(Method):
     def __init__(self, problem: Problem, options: NGramOptions) -> None:
         super().__init__(problem, options)
         limit = int(62 // np.log2(max(problem.vocab_size, 2)))
-        if not 1 <= options.order <= limit:
+        if options.order > limit:
             raise UserError(
                 f"n-gram order={options.order} does not fit a vocabulary of {problem.vocab_size}; choose 1 to {limit}"
             )

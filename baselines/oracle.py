@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.masked_model import MaskedModel
+from harness.config.fields import chosen
+from harness.diffusion.schedules import TOKEN_SCHEDULES
 from harness.interface import Bound, Problem, Stage
 from harness.tasks.base import ExactTask
 from harness.tasks.require import require_task
@@ -19,7 +21,7 @@ from harness.tasks.require import require_task
 
 @dataclass
 class OracleOptions:
-    schedule: str = "linear"
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)
 
 
 class ExactDenoiser(nn.Module):

@@ -143,7 +143,7 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):  # numpy's and torch's
         return _canonical(value.tolist())
     if value is None or isinstance(value, (str, bool, int, float)):
         return value

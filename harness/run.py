@@ -1,6 +1,7 @@
 """Run a study: `python -m harness.run study=few_step`, with Hydra's override syntax (`key=value`).
 
 python -m harness.run --help                       groups, their choices, and examples
+python -m harness.run --help scale method=seq      every key of a section or a choice
 python -m harness.run study=few_step --cfg job     the resolved configuration
 python -m harness.run study=few_step plan=true     what would run, and for how long
 """
@@ -22,6 +23,7 @@ _USAGE = """usage: python -m harness.run [study=NAME] [GROUP=CHOICE ...] [KEY=VA
 
 options:
   --help              this text
+  --help WORD ...     every key of a section or a choice, with default and range: --help scale train method=seq
   --cfg job           print the resolved configuration and stop (of a study with tasks: one document for each)
   --config-dir DIR    a folder of your own with study/, method/, ... beside those of the package
   +best=PATH          the configuration that harness.tune found (its best.yaml); other arguments win over it
@@ -78,7 +80,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[Path], bool, bool]:
 def _run(arguments: list[str]) -> int:
     overrides, folders, show_help, show_config = _split(arguments)
     if show_help:
-        print(_help(folders))
+        print(_help(folders, overrides))
         return 0
     from harness.config.load import load, load_suite
 
@@ -133,14 +135,10 @@ def _ended(outcome: Outcome) -> int:
     return 1 if outcome.failures else 0
 
 
-def _help(folders: list[Path]) -> str:
-    from harness.config.registry import OWN_GROUPS, find_entries, studies_folder
+def _help(folders: list[Path], words: list[str]) -> str:
+    from harness.config.help import groups_text, keys_text  # start-up time: Hydra and the methods
 
-    lines = [_USAGE, "groups and choices:"]
-    for group, entries in sorted(find_entries([studies_folder(), *folders]).items()):
-        lines.append(f"  {group}" + (f" (of {OWN_GROUPS[group]})" if group in OWN_GROUPS else ""))
-        lines += [f"    {name:<14} {entry.about}" for name, entry in sorted(entries.items())]
-    return "\n".join(lines)
+    return keys_text(words, folders) if words else f"{_USAGE}\ngroups and choices:\n{groups_text(folders)}"
 
 
 if __name__ == "__main__":

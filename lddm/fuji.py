@@ -14,17 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import stratified_times
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
 from lddm import gaussian, instruments
 from lddm.bank import LatentBank
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
-    check_options,
+    check_encoder,
     gaussian_noise,
     latent_mse,
     latent_terms,
@@ -37,27 +38,14 @@ from lddm.latent_schedule import LatentSchedule
 from lddm.networks import JointNetwork
 from lddm.paths import TimePath, make_path
 
-TIMES = ("path", "independent")
-
 
 @dataclass
 class FUJIOptions(LatentOptions):
-    encoder_share: float = 0.4  # of the steps, in which the encoder learns; then it is frozen and the latent loss joins
-    times: str = "path"  # trains on t_z = t_x^lead; "independent": on both times apart, for every path of sampling
-    full_mask: float = 0.25  # share of a batch with every token masked, where times are independent
-    bank: int = 2048  # encoded training sequences that the checkpoint keeps, for the sampler "encoder"
-    lead: float = 2.0  # latent time is token time to this power: above 1 the latent is resolved ahead of the tokens
-
-
-def _check(o: FUJIOptions) -> None:
-    """Raise `UserError` for values that do not go together."""
-    check_options(o)
-    if not 0.0 < o.encoder_share < 1.0:
-        raise UserError(f"encoder_share={o.encoder_share} is out of range; choose a value between 0 and 1")
-    if o.bank < 2:
-        raise UserError(f"bank={o.bank} is out of range; choose 2 or more")
-    if o.times not in TIMES:
-        raise UserError(f"times='{o.times}' is unknown{nearest(o.times, TIMES)}")
+    encoder_share: float = ranged(0.4, 0, 1, above=True, below=True)  # of the steps, before the latent loss joins
+    times: str = chosen("path", ("path", "independent"))  # t_z = t_x^lead, or both times apart, for every path
+    full_mask: float = ranged(0.25, 0, 1)  # share of a batch with every token masked, where times are independent
+    bank: int = ranged(2048, 2)  # encoded training sequences that the checkpoint keeps, for the sampler "encoder"
+    lead: float = ranged(2.0, 0, above=True)  # latent time is token time to this power: above 1 the latent is ahead
 
 
 class FUJI(LatentModel):
@@ -69,7 +57,7 @@ class FUJI(LatentModel):
 
     def __init__(self, problem: Problem, options: FUJIOptions) -> None:
         super().__init__(problem, options)
-        _check(options)
+        check_encoder(options)
         o = options
         self.path: TimePath = make_path("lead", o.lead)
         self.latent_schedule = LatentSchedule(o.latent_shift)

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from harness.diffusion.masked import check_loss
-from harness.diffusion.schedules import stratified_times
-from harness.errors import UserError, nearest
+from harness.config.fields import chosen, ranged
+from harness.diffusion.masked import LOSSES
+from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
+from harness.errors import UserError
 from harness.interface import Problem
+from harness.nn.pretrained import DTYPES
 from lddm import gaussian
 from lddm.kernel_score import distance
 from lddm.latent_schedule import LatentSchedule
@@ -29,57 +31,27 @@ PREDICTIONS = ("x0", "v")
 
 @dataclass
 class LatentOptions:
-    schedule: str = "linear"  # of the tokens
-    loss: str = "masked_mean"  # of the tokens; or "nelbo"; see harness.diffusion.masked.MaskedTerms
-    slots: int = 8
-    dims: int = 8
-    encoder_depth: int = 1
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of the tokens
+    loss: str = chosen("masked_mean", LOSSES)  # of the tokens; see harness.diffusion.masked.MaskedTerms
+    slots: int = ranged(8, 1, 4096)
+    dims: int = ranged(8, 1, 4096)
+    encoder_depth: int = ranged(1, 1, 96)
     encoder: str = ""  # or a text model of `transformers`, frozen: hub name or folder; see lddm.pretrained
     encoder_revision: str = ""  # its commit on the hub; empty: the one on this disk, or the newest
-    encoder_dtype: str = "float32"
-    encoder_noise: float = 0.5  # s: standard deviation of q(z0 | x) in units of the standardised mean
-    input_mask: float = 0.0  # tokens hidden from the encoder while it trains
-    full_mask: float = 0.25  # share of a batch with every token masked: where few calls start, and the latent says most
-    match: float = 0.0  # weight of the distance between the latents of a batch and N(0, (1 + s^2) I)
-    latent_dropout: float = 0.1  # share of a batch whose latent is replaced by pure noise
-    latent_shift: float = 1.0  # time shift of the latent schedule; above 1 towards high noise
-    latent_weight: float = 1.0  # of the latent's mean squared error, beside the tokens' nats per token
-    prediction: str = "v"  # or "x0"; v is preconditioned, so the bound stays finite at small noise
-    time: str = "add"  # how times enter the joint network: "add" or "adaln"
+    encoder_dtype: str = chosen("float32", DTYPES)
+    encoder_noise: float = ranged(0.5, 0, above=True)  # s: deviation of q(z0 | x) where the mean's is 1; 0 has no bound
+    input_mask: float = ranged(0.0, 0, 0.95)  # tokens hidden from the encoder while it trains
+    full_mask: float = ranged(0.25, 0, 1)  # share of a batch with every token masked: the latent says most
+    match: float = ranged(0.0, 0, 1e6)  # weight of the distance between the latents of a batch and N(0, (1 + s^2) I)
+    latent_dropout: float = ranged(0.1, 0, 1)  # share of a batch whose latent is replaced by pure noise
+    latent_shift: float = ranged(1.0, 0, above=True)  # time shift of the latent schedule; above 1 towards high noise
+    latent_weight: float = ranged(1.0, 0, 1e6)  # of the latent's mean squared error, beside the tokens' nats per token
+    prediction: str = chosen("v", PREDICTIONS)  # v is preconditioned, so the bound stays finite at small noise
+    time: str = chosen("add", ("add", "adaln"))  # how times enter the joint network
 
 
-RANGES = {
-    "slots": (1, 4096),
-    "dims": (1, 4096),
-    "encoder_depth": (1, 96),
-    "input_mask": (0.0, 0.95),
-    "full_mask": (0.0, 1.0),
-    "match": (0.0, 1e6),
-    "latent_dropout": (0.0, 1.0),
-    "latent_weight": (0.0, 1e6),
-}
-
-
-def check_ranges(options: object, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raise `UserError` in one line for the first option outside its closed range."""
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UserError(f"{name}={value} is out of range; choose {low} to {high}")
-
-
-def check_options(o: LatentOptions) -> None:
-    """Raise `UserError` in one line for a value that FUJI and SEQ cannot use."""
-    check_ranges(o, RANGES)
-    check_loss(o.loss)
-    if not o.encoder_noise > 0:
-        raise UserError(
-            f"encoder_noise={o.encoder_noise} gives no bound (its entropy term is minus infinity); choose a value above 0"
-        )
-    if o.prediction not in PREDICTIONS:
-        raise UserError(f"prediction='{o.prediction}' is unknown{nearest(o.prediction, PREDICTIONS)}")
-    if o.time not in ("add", "adaln"):
-        raise UserError(f"time='{o.time}' is unknown{nearest(o.time, ('add', 'adaln'))}")
+def check_encoder(o: LatentOptions) -> None:
+    """Raise `UserError` where tokens would be hidden from an encoder that cannot know of it."""
     if o.encoder and o.input_mask > 0:
         raise UserError(f"input_mask={o.input_mask}: a pretrained encoder reads whole texts; choose input_mask=0")
 

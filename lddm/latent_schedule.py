@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.errors import UserError
-
 
 @dataclass(frozen=True)
 class LatentSchedule:
@@ -21,10 +19,6 @@ class LatentSchedule:
     """
 
     shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise UserError(f"latent schedule shift={self.shift} must be positive; 1 leaves the times as they are")
 
     def warp(self, t: Tensor) -> Tensor:
         """Shifted time u(t)."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError, nearest
-from harness.nn.pretrained import DTYPES, first_line, load_checked, locate, quiet_transformers, sha256_of_weights
+from harness.errors import UserError
+from harness.nn.pretrained import first_line, load_checked, locate, quiet_transformers, sha256_of_weights
 
 _INSTEAD = "use encoder='', which learns one"
 #: Heads on top of the last hidden states: many checkpoints come without, and none is read.
@@ -32,9 +32,7 @@ class TextReader:
     """
 
     def __init__(self, source: str, revision: str, dtype: str) -> None:
-        """Raises `UserError` for a model that is not there or is no plain text encoder, and for an unknown dtype."""
-        if dtype not in DTYPES:
-            raise UserError(f"encoder_dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
+        """Raises `UserError` for a model that is not there or is no plain text encoder."""
         from transformers import AutoConfig
 
         self.source, self.dtype = source, dtype

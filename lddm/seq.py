@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
 from harness.errors import UserError
@@ -20,8 +21,7 @@ from lddm.bank import LatentBank
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
-    check_options,
-    check_ranges,
+    check_encoder,
     gaussian_noise,
     latent_terms,
     normal_gap,
@@ -35,39 +35,23 @@ from lddm.one_call import OneCallNetwork, one_call_loss
 
 @dataclass
 class SEQOptions(LatentOptions):
-    stages: int = 2  # 1: the latent network learns beside the decoder, from a detached target; 2: after it
-    prior_depth: int = 2
-    prior_width: int = 0  # of the latent networks; 0: the backbone's
-    prior_share: float = 0.3  # of the steps, with two stages
-    one_call_share: float = 0.0  # of the steps, after the prior: a network that draws z0 in one call
-    one_call_noise: int = 8  # noise coordinates of each slot that it sees
+    stages: int = ranged(2, 1, 2)  # 1: the latent network learns beside the decoder, from a detached target; 2: after
+    prior_depth: int = ranged(2, 1, 96)
+    prior_width: int = ranged(0, 0, 65536)  # of the latent networks; 0: the backbone's
+    prior_share: float = ranged(0.3, 0, 0.99)  # of the steps, with two stages
+    one_call_share: float = ranged(0.0, 0, 0.99)  # of the steps, after the prior: a network that draws z0 in one call
+    one_call_noise: int = ranged(8, 1, 4096)  # noise coordinates of each slot that it sees
     one_call_signs: bool = False  # it sees their signs too, across which it may jump: for latents in clusters
-    one_call_window: int = 2  # so many neighbouring slots are compared by themselves too; 0: only all at once
-    latent_batch: int = 512  # latents in a step of the latent stages, from a bank of encoded training sequences
-    bank: int = 8192
-    self_conditioning: float = 0.0  # share of a batch whose latent network sees its own first estimate
-    decoder_noise: float = 0.3  # the decoder trains on latents diffused to times up to this one
-
-
-RANGES = {
-    "stages": (1, 2),
-    "prior_depth": (1, 96),
-    "prior_width": (0, 65536),
-    "prior_share": (0.0, 0.99),
-    "one_call_share": (0.0, 0.99),
-    "one_call_noise": (1, 4096),
-    "one_call_window": (0, 4096),
-    "latent_batch": (2, 1 << 20),
-    "bank": (2, 1 << 24),
-    "self_conditioning": (0.0, 1.0),
-    "decoder_noise": (0.0, 1.0),
-}
+    one_call_window: int = ranged(2, 0, 4096)  # neighbouring slots that are compared by themselves too; 0: only all
+    latent_batch: int = ranged(512, 2, 1 << 20)  # latents in a step of the latent stages, from a bank of encoded ones
+    bank: int = ranged(8192, 2, 1 << 24)
+    self_conditioning: float = ranged(0.0, 0, 1)  # share of a batch whose latent network sees its own first estimate
+    decoder_noise: float = ranged(0.3, 0, 1)  # the decoder trains on latents diffused to times up to this one
 
 
 def _check(o: SEQOptions) -> None:
     """Raise `UserError` for values that do not go together."""
-    check_options(o)
-    check_ranges(o, RANGES)
+    check_encoder(o)
     if o.one_call_share + (o.prior_share if o.stages == 2 else 0.0) >= 1.0:
         raise UserError(
             f"one_call_share={o.one_call_share} and prior_share={o.prior_share} leave no step for the tokens; "

@@ -17,54 +17,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
-from harness.diffusion.schedules import stratified_times
+from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.code_networks import CodeDecoder, CodeNetwork
-from lddm.latent import check_ranges, token_times
+from lddm.latent import token_times
 from lddm.latent_model import LatentModel
 from lddm.mixture import ProductMixture
 
 
 @dataclass
 class SEQDiscreteOptions:
-    schedule: str = "linear"  # of tokens and codes
-    loss: str = "masked_mean"  # of tokens and codes; or "nelbo"; see harness.diffusion.masked.MaskedTerms
-    # Segments of a sequence, each with a code; divides its length. About a word each: 8 characters, 2 to 4 BPE tokens.
-    slots: int = 8
-    codes: int = 4096  # components of the mixture
-    em_steps: int = 4
-    em_segments: int = 262144  # at most so many segments are fitted, a random choice of those of the training budget
-    smoothing: float = 0.16  # segments of the marginal law that each component is given
-    full_mask: float = 0.15  # share of a batch with every token (or code) masked, where few calls start
-    prior_share: float = 0.25  # of the steps, after the tokens; none where there is one slot
-    latent_batch: int = 128  # sequences of codes in a step of the prior, from a bank of encoded training sequences
-    bank: int = 16384
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of tokens and codes
+    loss: str = chosen("masked_mean", masked.LOSSES)  # of tokens and codes; see harness.diffusion.masked.MaskedTerms
+    slots: int = ranged(8, 1, 4096)  # segments, of about a word (8 characters, 2 to 4 BPE tokens); divides the length
+    codes: int = ranged(4096, 2, 1 << 20)  # components of the mixture
+    em_steps: int = ranged(4, 1, 1000)
+    em_segments: int = ranged(262144, 1, 1 << 30)  # at most so many, chosen at random in the training budget
+    smoothing: float = ranged(0.16, 1e-6, 1e6)  # segments of the marginal law that each component is given
+    full_mask: float = ranged(0.15, 0, 1)  # share of a batch with every token (or code) masked, where few calls start
+    prior_share: float = ranged(0.25, 0.01, 0.99)  # of the steps, after the tokens; none where there is one slot
+    latent_batch: int = ranged(128, 2, 1 << 20)  # sequences of codes in a step of the prior, from a bank
+    bank: int = ranged(16384, 2, 1 << 24)
 
 
-RANGES = {
-    "slots": (1, 4096),
-    "codes": (2, 1 << 20),
-    "em_steps": (1, 1000),
-    "em_segments": (1, 1 << 30),
-    "smoothing": (1e-6, 1e6),
-    "full_mask": (0.0, 1.0),
-    "prior_share": (0.01, 0.99),
-    "latent_batch": (2, 1 << 20),
-    "bank": (2, 1 << 24),
-}
 #: Entries of the mixture's tables: 2 GiB of float32, and there are a few of them.
 _MOST_ENTRIES = 1 << 29
 
 
 def _segment(o: SEQDiscreteOptions, problem: Problem) -> int:
     """Tokens of a segment; raises `UserError` for options that do not go together or with the problem."""
-    check_ranges(o, RANGES)
-    masked.check_loss(o.loss)
     if problem.length % o.slots:
         divisors = [s for s in range(1, problem.length + 1) if problem.length % s == 0]
         near = min(divisors, key=lambda s: abs(s - o.slots))

@@ -82,8 +82,8 @@ UNKNOWN = [
     (["compute.device=tpu"], "compute.device=tpu", "choose auto, cpu, cuda"),
     (["compute.precision=float16"], "float16", "'bfloat16'"),
     (["compute.compile=yes"], "compute.compile=yes", "choose one of auto, false, true"),
-    (["methods.fuji.prediction=foo"], "prediction='foo'", "choose one of v, x0"),
-    (["methods.mdlm.schedule=linaer"], "'linaer'", "'linear'"),
+    (["methods.fuji.prediction=foo"], "methods.fuji.prediction=foo", "choose one of v, x0"),
+    (["methods.mdlm.schedule=linaer"], "methods.mdlm.schedule=linaer", "'linear'"),
     (["train.decay=cos"], "train.decay=cos", "'cosine'"),
 ]
 TYPES = [
@@ -99,16 +99,16 @@ TYPES = [
     (["study.nfe=2,4"], "study.nfe=2,4", "[a,b]"),
 ]
 RANGES = [
-    (["study.nfe=[-1]"], "study.nfe=-1", "smallest is 1"),
-    (["study.nfe=[0]"], "study.nfe=0", "smallest is 1"),
-    (["study.nfe=[2,2]"], "study.nfe=[2, 2]", "named twice"),
-    (["study.nfe=[]"], "study.nfe=[]", "for example [2,4,8]"),
+    (["study.nfe=[-1]"], "study.nfe=-1", "nearest is 1"),
+    (["study.nfe=[0]"], "study.nfe=0", "nearest is 1"),
+    (["study.nfe=[2,2]"], "study.nfe=[2, 2]", "twice"),
+    (["study.nfe=[]"], "study.nfe=[]", "one value at least"),
     (["study.nfe=[1,2]"], "nfe=1 cannot be met by SEQ", "use 2 or more"),
     (["study.temperatures=[0]"], "study.temperatures=0", "above 0"),
     (["study.temperatures=[1.0,1.0]"], "study.temperatures=[1.0, 1.0]", "twice"),
     (["study.seeds=[0,0]"], "study.seeds=[0, 0]", "twice"),
     (["study.seeds=[-1]"], "study.seeds=-1", "0 or more"),
-    (["study.samples=4"], "study.samples=4", "use 8 or more"),
+    (["study.samples=4"], "study.samples=4", "must be 8 or more"),
     (["study.samples=9999"], "study.samples=9999", "held-out sequences", "or less"),
     (["study.name=../out"], "study.name=../out", "letters, digits"),
     (["scale.width=30"], "scale.width=30", "2 x heads = 4", "nearest is 32"),
@@ -120,10 +120,10 @@ RANGES = [
     (["judge.width=33"], "width=33", "use width=32"),
     (["methods.bigram.order=99"], "order=99", "choose 1 to 9"),
     (["methods.seq.encoder_noise=0"], "encoder_noise=0", "above 0"),
-    (["methods.seq.slots=0"], "slots=0", "choose 1 to"),
-    (["methods.seq.prior_depth=0"], "prior_depth=0", "choose"),
-    (["methods.seq.latent_share=2"], "latent_share=2", "choose"),
-    (["methods.mdlm.width_factor=-1"], "width_factor=-1", "choose"),
+    (["methods.seq.slots=0"], "methods.seq.slots=0", "between 1 and 4096"),
+    (["methods.seq.prior_depth=0"], "methods.seq.prior_depth=0", "between"),
+    (["methods.seq.samplers.diffusion.latent_share=2"], "methods.seq.samplers.diffusion.latent_share=2", "between"),
+    (["methods.mdlm.width_factor=-1"], "methods.mdlm.width_factor=-1", "between"),
 ]
 FILES = [
     (["data.path=SCENE/fewer.txt"], "SCENE/fewer.txt does not exist", "'few.txt'"),

@@ -138,11 +138,7 @@ def test_two_files_for_a_split(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"valid_fraction": 0.0}, "data.valid_fraction=0.0"),
-        ({"test_fraction": 1.5}, "data.test_fraction=1.5"),
-        ({"valid_fraction": -0.1}, "data.valid_fraction=-0.1"),
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
-        ({"documents": "line"}, "data.documents=line is not known; did you mean 'lines'"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, options, words):

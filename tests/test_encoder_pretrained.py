@@ -270,7 +270,6 @@ def test_other_refusals_are_one_line(folder, tmp_path):
     for words, call in {
         "input_mask=0.3: a pretrained encoder reads whole texts": lambda: build(input_mask=0.3),
         "these data have none": lambda: build(problem=tiny_problem()),
-        "did you mean 'float32'": lambda: build(encoder_dtype="float23"),
         "has no config.json": lambda: build(encoder=str(empty)),
         "is an encoder with a decoder": lambda: build(encoder=str(pair)),
         "cannot be loaded": lambda: build(encoder=str(damaged)).encoder.mean(X),

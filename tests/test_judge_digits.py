@@ -112,15 +112,6 @@ def test_bad_input_is_one_line(tmp_path):
     two = prepared(tmp_path, data=Digits(DigitsOptions(2)).load(64, None, None))
     with pytest.raises(UserError, match="learnt 2 grey levels"):
         two.features(["2" * 64])
-    for options, reason in (
-        ({"features": 0}, "features=0"),
-        ({"lr": 0.0}, "lr=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"dropout": 1.0}, "dropout=1"),
-        ({"noise": -0.1}, "noise=-0.1"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            DigitsJudge(dataclasses.replace(SMALL, **options))
     with pytest.raises(UserError, match="diverge"):
         prepared(tmp_path, dataclasses.replace(SMALL, lr=1e30))
     with pytest.raises(RuntimeError, match="prepare"):

@@ -159,17 +159,8 @@ def test_windows_depend_on_seed_and_step_alone():
 
 
 def test_bad_options_of_a_trained_judge():
-    for options, reason in (
-        ({"vocab": 256}, "at least 257"),
-        ({"width": 30}, "use width=32"),
-        ({"steps": 0}, "steps=0"),
-        ({"precision": "float16"}, "precision=float16"),
-        ({"lr": 0.0}, "lr=0"),
-        ({"context": 1}, "context=1"),
-        ({"pool": "first"}, "pool=first"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            TrainedJudge(dataclasses.replace(TINY, **options))
+    with pytest.raises(UserError, match="use width=32"):
+        TrainedJudge(dataclasses.replace(TINY, width=30))
 
 
 def test_training_that_diverges_says_so(tmp_path):

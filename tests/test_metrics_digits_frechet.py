@@ -63,8 +63,6 @@ def test_rows_that_cannot_be_fitted_are_refused():
         moments(np.zeros((1, 3)))
     with pytest.raises(UserError, match="not all finite"):
         moments(np.array([[0.0], [np.nan]]))
-    with pytest.raises(UserError, match="resamples=1"):
-        Frechet(FrechetOptions(1))
 
 
 class Numbers:

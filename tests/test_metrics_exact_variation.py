@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from harness.errors import UserError
 from harness.metrics.variation import Variation, VariationOptions, support_counts, total_variation
 from harness.store import ResultsTable, read_json, write_json
 from harness.tasks.permutation import Permutation
@@ -60,9 +59,3 @@ def test_a_support_that_cannot_be_listed_has_no_value_and_is_kept_as_such(tmp_pa
     assert math.isnan(read_json(tmp_path / "v.json")["total_variation"][0])
     ResultsTable([{"study": "s", "total_variation": math.nan}]).write(tmp_path / "r.parquet")
     assert ResultsTable.read(tmp_path / "r.parquet")["total_variation"].isna().all()
-
-
-def test_bad_options_are_refused():
-    for bad in ({"draws": 1}, {"resamples": 0}):
-        with pytest.raises(UserError, match="is too few; use at least 2"):
-            Variation(VariationOptions(**bad))

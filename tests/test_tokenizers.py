@@ -81,11 +81,6 @@ def test_any_text_is_encoded_within_the_alphabet_and_stable(text):
         assert "  " not in once or alphabet == "printable"
 
 
-def test_unknown_alphabet():
-    with pytest.raises(UserError, match="tokenizer.alphabet=text9 is not an alphabet; did you mean 'text8'"):
-        characters("text9")
-
-
 # ---- byte-level BPE --------------------------------------------------------------------------------------------------
 def test_bpe_round_trip_of_seen_and_unseen_text(learnt):
     for text in [*TEXTS, "Unseen \U0001f600 text\n\n  with\ttabs 123"]:
@@ -155,12 +150,6 @@ def test_bpe_of_little_text_has_fewer_tokens(tmp_path):
     assert 256 <= tokenizer.vocab_size < 300
 
 
-@pytest.mark.parametrize("options", [ByteBPEOptions(vocab_size=255), ByteBPEOptions(train_megabytes=0)])
-def test_bpe_bad_options(tmp_path, options):
-    with pytest.raises(UserError, match="tokenizer\\."):
-        ByteBPE(options).build(TEXTS, tmp_path, "key")
-
-
 # ---- pretrained ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(tmp_path):
@@ -202,7 +191,6 @@ def test_pretrained_errors_are_one_line(folder, monkeypatch):
         (PretrainedOptions(str(folder.parent / "word")), "no such folder; did you mean 'words'"),
         (PretrainedOptions(str(folder / "tokenizer.json")), "is a file"),
         (PretrainedOptions(str(folder.parent)), "no tokenizer files"),
-        (PretrainedOptions(str(folder), separator="end"), "tokenizer.separator=end"),
         (PretrainedOptions("someone/nothing-here"), "neither a folder nor cached"),
     ]
     for options, words in cases:

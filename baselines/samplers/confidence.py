@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from baselines.masked_model import MaskedModel
+from harness.config.fields import ranged
 from harness.diffusion import masked
 from harness.interface import Draw, Sampler
 
 
 @dataclass
 class ConfidenceOptions:
-    noise: float = 1.0  # Gumbel temperature of the order at the first call; 0 is greedy, large is a random order
+    noise: float = ranged(1.0, 0)  # Gumbel temperature of the order at the first call; 0 is greedy
 
 
 class Confidence(Sampler):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from baselines.samplers.ancestral import Ancestral
+from harness.config.fields import ranged
 from harness.diffusion import ancestral
 from harness.diffusion.masked import DRAW_DTYPE
 from harness.interface import Draw
@@ -22,7 +23,7 @@ from harness.interface import Draw
 
 @dataclass
 class TopPOptions:
-    p: float = 0.9  # share of the probability that is kept; 1 keeps all
+    p: float = ranged(0.9, 0, 1, above=True)  # share of the probability that is kept; 1 keeps all
 
 
 def nucleus(logits_MV: Tensor, p: float) -> Tensor:

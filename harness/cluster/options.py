@@ -13,31 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.messages import one_line
 from harness.config.schema import ComputeConfig, need
+from harness.config.slurm import SlurmConfig
 from harness.errors import UserError, nearest
 
 CLUSTERS = ("slurm", "local")
-
-
-@dataclass
-class SlurmConfig:
-    """What each job asks for; `cluster=local` heeds times, gpus, at_a_time, jobs and max_timeouts."""
-
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    nodelist: str = ""
-    exclude: str = ""
-    timeout_min: float = 240.0  # after which a job is put back into the queue, to go on from its files
-    signal_delay_s: int = 90  # how long before that it is told
-    max_timeouts: int = 1000  # how often it is put back
-    gpus: int = -1  # of a job; -1: compute.processes, or none with compute.device=cpu
-    cpus: int = 0  # of a job; 0: compute.threads x compute.processes, for each worker of `tune`
-    mem_gb: float = 0.0  # of a job; 0: what the cluster gives
-    at_a_time: int = 0  # jobs of `run` that are at work together; 0: all (slurm), or as many as compute.workers (local)
-    jobs: int = 1  # of `tune`
-    setup: list[str] = field(default_factory=list)  # lines of shell before each job, such as [module load cuda]
-    more: dict[str, str] = field(default_factory=dict)  # any other option of sbatch: slurm.more.reservation=NAME
 
 
 @dataclass

@@ -8,36 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.best import best_in
-from harness.config.messages import nearest_key, one_line
-from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
-from harness.config.samplers import forced, resolve_samplers, sets_sampler
+from harness.config.compose import Entries, as_text, compose_lines, composed, entries_of, parse
+from harness.config.messages import one_line
+from harness.config.registry import OWN_GROUPS, Entry, build_options
+from harness.config.samplers import resolve_samplers
 from harness.config.schema import RunConfig, check, check_tasks
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 
-#: Groups that every run chooses from, with what they choose unless told.
-ROOT_DEFAULTS: list[Any] = [
-    {"study": "few_step"},
-]
-
-
-#: Keys younger than the first results. At these values they are left out of the tree, and with it out of the identity
-#: of results, so that a study that does not use them is the one that it was before there were such keys.
-_YOUNG: dict[tuple[str, ...], Any] = {
-    ("study", "unmet"): "refuse",
-    ("study", "tasks"): {},
-    ("study", "nfe_of"): {},
-    ("compute", "processes"): 1,
-    ("train", "log_every"): 50,
-    ("only_tasks",): [],
-}
 #: What a task of a study may not set: it belongs to the study as a whole.
 _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
 
@@ -65,53 +46,35 @@ class LoadedSuite:
     others: dict[str, Loaded]
 
 
-def leaves(tree: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a nested mapping, inner nodes too."""
-    keys: list[str] = []
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        keys.append(name)
-        if isinstance(value, dict):
-            keys.extend(leaves(value, name + "."))
-    return keys
+def load(arguments: list[str], config_dirs: list[Path] | None = None, sections: Sequence[str] = ()) -> Loaded:
+    """Compose and check the configuration of one study (its tasks, if it has any, aside); raises `UserError`.
 
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key to leaf value; lists are leaves."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, name + "."))
-        else:
-            flat[name] = value
-    return flat
-
-
-def load(arguments: list[str], config_dirs: list[Path] | None = None) -> Loaded:
-    """Compose and check the configuration of one study (its tasks, if it has any, aside); raises `UserError`."""
-    entries = _entries(config_dirs)
+    `sections` are those of other commands than `harness.run` that the arguments may set: `tune`, `slurm`, `wait`.
+    """
+    entries = entries_of(config_dirs)
     with best_in(arguments) as arguments:
-        return _checked(_composed(_parse(arguments), entries), arguments, entries["sampler"])
+        return _checked(composed(parse(arguments), entries, sections), arguments, entries["sampler"])
 
 
-def load_suite(arguments: list[str], config_dirs: list[Path] | None = None) -> LoadedSuite | None:
+def load_suite(
+    arguments: list[str], config_dirs: list[Path] | None = None, sections: Sequence[str] = ()
+) -> LoadedSuite | None:
     """Compose and check all chosen tasks of a study, or None where it has no `study.tasks`; raises `UserError`.
 
     A task's overrides come before those of the command line, which win.
     """
     with best_in(arguments) as arguments:
-        return _load_suite(_parse(arguments), _entries(config_dirs))
+        return _load_suite(parse(arguments), entries_of(config_dirs), sections)
 
 
-def load_draft(arguments: list[str], config_dirs: list[Path] | None = None) -> Draft:
+def load_draft(arguments: list[str], config_dirs: list[Path] | None = None, sections: Sequence[str] = ()) -> Draft:
     """A study without tasks, or the one chosen task of a study that has some, not resolved yet; raises `UserError`."""
-    entries = _entries(config_dirs)
+    entries = entries_of(config_dirs)
     with best_in(arguments) as arguments:
-        parsed = _parse(arguments)
+        parsed = parse(arguments)
         study, only = _study_and_choice(parsed, entries)
         if not study["tasks"]:
-            return Draft(_composed(parsed, entries), tuple(arguments), entries["sampler"])
+            return Draft(composed(parsed, entries, sections), tuple(arguments), entries["sampler"])
         check_tasks(study["name"], list(study["tasks"]), only)
         if len(only) != 1:
             task = next(iter(study["tasks"]))
@@ -119,7 +82,7 @@ def load_draft(arguments: list[str], config_dirs: list[Path] | None = None) -> D
         parsed = _with_task(study["tasks"][only[0]], parsed)
         lines = tuple(o.input_line for o in parsed)
         try:
-            return Draft(_composed(parsed, entries), lines, entries["sampler"], f"{study['name']}/{only[0]}")
+            return Draft(composed(parsed, entries, sections), lines, entries["sampler"], f"{study['name']}/{only[0]}")
         except UserError as error:
             raise UserError(f"task {only[0]}: {error}") from error
 
@@ -142,9 +105,10 @@ class Draft:
         Raises `UserError`.
         """
         config = copy.deepcopy(self.config)
-        for o in _parse(more or []):
+        for o in parse(more or []):
             if o.is_add() or o.is_delete() or o.package:
                 raise UserError(f"{o.input_line}: only values can change here; write key=value")
+            [o] = parse([as_text(o, config)])  # noqa: PLW2901
             try:
                 OmegaConf.update(config, o.key_or_group, o.value(), merge=True, force_add=o.is_force_add())
             except OmegaConfBaseException as error:
@@ -154,21 +118,22 @@ class Draft:
         return _as_task(checked, self.name) if self.name else checked
 
 
-def _study_and_choice(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> tuple[dict[str, Any], list[str]]:
+def _study_and_choice(parsed: list[Any], entries: Entries) -> tuple[dict[str, Any], list[str]]:
     """The section `study`, and which of its tasks are chosen."""
     # Other keys may be of data or methods that only some task chooses; they are checked with each task.
     own = [o for o in parsed if o.key_or_group.split(".")[0] in ("study", "only_tasks")]
     try:
-        base = _compose([o.input_line for o in own])
+        base = compose_lines([o.input_line for o in own])
+        base = compose_lines([as_text(o, base) for o in own])
     except UserError:
-        base = _composed(own, entries)  # slower, and says what is wrong in the words of this file
+        base = composed(own, entries)  # slower, and says what is wrong in the words of this file
     try:
         return OmegaConf.to_container(base.study, resolve=True), [str(name) for name in base.only_tasks]
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
 
 
-def _load_suite(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> LoadedSuite | None:
+def _load_suite(parsed: list[Any], entries: Entries, sections: Sequence[str]) -> LoadedSuite | None:
     study, only = _study_and_choice(parsed, entries)
     if not study["tasks"]:
         return None
@@ -177,7 +142,7 @@ def _load_suite(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> Load
     for task, overrides in study["tasks"].items():
         try:
             mine = _with_task(overrides, parsed)
-            loaded = _checked(_composed(mine, entries), [o.input_line for o in mine], entries["sampler"])
+            loaded = _checked(composed(mine, entries, sections), [o.input_line for o in mine], entries["sampler"])
         except UserError as error:
             if task in only or not only:
                 raise UserError(f"task {task}: {error}") from error
@@ -189,7 +154,7 @@ def _load_suite(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> Load
 def _with_task(overrides: list[str], users: list[Any]) -> list[Any]:
     """The overrides of a task, but for those that the user's replace, then the user's."""
     given = {(o.key_or_group.strip("/"), o.package) for o in users}
-    mine = _parse([str(o) for o in overrides])
+    mine = parse([str(o) for o in overrides])
     for o in mine:
         key = o.key_or_group.strip("/")
         if key == "study" or any(key == k or key.startswith(f"{k}.") for k in _NOT_IN_TASKS):
@@ -205,40 +170,9 @@ def _as_task(loaded: Loaded, name: str) -> Loaded:
     tree["study"].pop("tasks", None)
     tree.pop("only_tasks", None)
     cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    for section in OWN_GROUPS:
+        setattr(cfg, section, getattr(loaded.cfg, section))
     return Loaded(cfg, tree, loaded.overrides)
-
-
-def _entries(config_dirs: list[Path] | None) -> dict[str, dict[str, Entry]]:
-    entries = find_entries([studies_folder(), *(config_dirs or [])])
-    entries = {group: named for group, named in entries.items() if group not in OWN_GROUPS}
-    register(entries, ROOT_DEFAULTS)
-    return entries
-
-
-def _composed(parsed: list[Any], entries: dict[str, dict[str, Entry]]) -> DictConfig:
-    """All groups and values put together; raises `UserError` for names of groups, choices or keys that do not exist."""
-    groups = [o for o in parsed if _group_of(o, entries) is not None]
-    for o in groups:
-        group, choice = _group_of(o, entries), o.value()
-        if not isinstance(choice, str) or choice not in entries[group]:
-            raise UserError(f"{o.key_or_group}={choice}: no such {group}{nearest(str(choice), entries[group])}")
-    base = _compose([o.input_line for o in groups])
-    known = leaves(OmegaConf.to_container(base, resolve=False))
-    for o in parsed:
-        if o in groups or o.is_add():
-            continue
-        key = o.key_or_group
-        if o.is_force_add() and sets_sampler(key):  # its options are checked where its class is known
-            key = key.split(".samplers.")[0]
-        if key not in known:
-            raise UserError(f"unknown key '{o.key_or_group}'{nearest_key(o.key_or_group, known, entries)}")
-    for o in parsed:
-        open_ended = o.key_or_group.split(".")[0] in ("methods", "metrics") or o.key_or_group.startswith(
-            ("study.tasks.", "study.nfe_of.")
-        )
-        if o.is_add() and o not in groups and not open_ended:
-            raise UserError(f"+{o.key_or_group}: nothing reads this key{nearest_key(o.key_or_group, known, entries)}")
-    return _compose([o.input_line for o in parsed])
 
 
 def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:
@@ -254,15 +188,13 @@ def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[s
     resolve_samplers(tree["methods"], samplers)
     cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
     check(cfg)
-    for path, value in _YOUNG.items():
-        node = tree[path[0]] if len(path) > 1 else tree
-        if node[path[-1]] == value:
-            del node[path[-1]]
+    for section in OWN_GROUPS:
+        del tree[section]  # no part of what is measured
     return Loaded(cfg, tree, tuple(arguments))
 
 
 def _check_classes(tree: dict[str, Any]) -> None:
-    """Every node that stands for an object must still name its class: `methods.seq=3` has the right type for Hydra."""
+    """Every node that stands for an object names its class (`methods.seq=3` has the right type) and possible options."""
     several = (("methods", "method"), ("metrics", "metric"))
     nodes = [(key, key, tree[key]) for key in ("data", "tokenizer", "judge")]
     nodes += [(f"{key}.{name}", group, node) for key, group in several for name, node in tree[key].items()]
@@ -270,32 +202,4 @@ def _check_classes(tree: dict[str, Any]) -> None:
         if not isinstance(node, dict) or "_target_" not in node:
             way = f"{group}@{key}=NAME (with '+' in front if it is new)" if "." in key else f"{key}=NAME"
             raise UserError(f"{key}={node}: names no class; choose one with {way}; --help lists the names")
-
-
-def _parse(arguments: list[str]) -> list[Any]:
-    parser = OverridesParser.create()
-    parsed = []
-    for argument in arguments:
-        try:
-            parsed.append(parser.parse_override(forced(argument)))
-        except HydraException as error:
-            hint = "; write key=value" if "=" not in argument else "; quote values with special characters"
-            raise UserError(f"cannot read the argument '{argument}'{hint}") from error
-        if parsed[-1].is_sweep_override():
-            raise UserError(f"cannot read the argument '{argument}': lists are written [a,b], sweeps are for studies")
-    return parsed
-
-
-def _group_of(override: Any, entries: dict[str, dict[str, Entry]]) -> str | None:
-    """The group that an override chooses from, or None where it sets a value; '/' and '@package' are Hydra's."""
-    name = override.key_or_group.strip("/")
-    return name if name in entries and not isinstance(override.value(), dict) else None
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    try:
-        with initialize(version_base="1.3", config_path=None):
-            return compose(config_name=ROOT, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        build_options(node, key)

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from harness.config.registry import OWN_GROUPS, Entry
+from harness.config.registry import Entry
 from harness.errors import nearest
 
 
@@ -35,9 +35,7 @@ def one_line(error: Exception) -> str:
 
 
 def nearest_key(key: str, known: list[str], entries: dict[str, dict[str, Entry]]) -> str:
-    """Nearest among the keys, by full name first and then by the last part alone; or the command that has such keys."""
-    if (command := OWN_GROUPS.get(key.split(".")[0])) is not None:
-        return f"; it belongs to {command}"
+    """Nearest among the keys, by full name first and then by the last part alone."""
     hint = nearest(key, [*known, *entries])
     if hint.startswith("; did"):
         return hint

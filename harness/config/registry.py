@@ -14,11 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
+from harness.config.text import keep_text, read_yaml
 from harness.errors import UserError, nearest
 
 GLOBAL_HEADER = "# @package _global_"
@@ -26,10 +28,8 @@ ROOT = "run"
 #: Groups whose entries name a class.
 CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric", "sampler")
 
-#: Groups that another command than `harness.run` chooses from, by that command.
-OWN_GROUPS = {"tune": "python -m harness.tune"} | dict.fromkeys(
-    ("cluster", "slurm", "wait"), "python -m harness.submit"
-)
+#: Sections (and groups) that other commands than `harness.run` have, by that command; what is measured is without them.
+OWN_GROUPS = {"tune": "python -m harness.tune", "slurm": "python -m harness.submit", "wait": "python -m harness.submit"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Entry:
 
 def studies_folder() -> Path:
     """The `studies` package that is installed beside the harness."""
-    import studies
+    import studies  # a folder of YAML files that is found as a package; nothing of it is used
 
     return Path(next(iter(studies.__path__)))
 
@@ -70,11 +70,7 @@ def _read_once(path: Path, changed: int) -> Entry:
 
 def _read(path: Path) -> Entry:
     group, name = path.parent.name, path.stem
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    text, content, typed = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not a {type(content).__name__}")
     is_global = text.lstrip().startswith(GLOBAL_HEADER)
@@ -84,8 +80,21 @@ def _read(path: Path) -> Entry:
         )
     if group in CLASS_GROUPS and "_target_" not in content:
         raise UserError(f"{path}: names no class; a {group} needs a line such as '_target_: package.module.Class'")
+    if (schema := _schema(group, content)) is not None:
+        keep_text(content, typed, schema)
     comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     return Entry(group, name, path, comments[0] if comments else "", content)
+
+
+def _schema(group: str, content: dict[str, Any]) -> DictConfig | None:
+    """The typed fields that a file of a group fills in; None for a class that is not there, which is said later."""
+    root = OmegaConf.structured(RunConfig)
+    if group not in CLASS_GROUPS:
+        return root if group == "study" else root.get(group)
+    try:
+        return OmegaConf.structured(locate(content["_target_"]).Options)
+    except UserError:
+        return None
 
 
 def locate(target: str, where: str = "_target_") -> type:
@@ -97,7 +106,7 @@ def locate(target: str, where: str = "_target_") -> type:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(f"{where}={target}: cannot import '{module_name}' ({error})") from error
-    if not hasattr(module, class_name):
+    if class_name not in vars(module):
         raise UserError(f"{where}={target}: no such class in {module_name}{nearest(class_name, vars(module))}")
     cls = getattr(module, class_name)
     if not dataclasses.is_dataclass(getattr(cls, "Options", None)):
@@ -105,25 +114,23 @@ def locate(target: str, where: str = "_target_") -> type:
     return cls
 
 
-def build_options(node: dict[str, Any]) -> tuple[type, Any]:
-    """The class that a resolved node names and an instance of its `Options` with the node's values."""
+def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
+    """The class that a resolved node names and an instance of its `Options` with the node's values, in their ranges.
+
+    `key` is the node's place in the configuration, such as `methods.seq`; raises `UserError`.
+    """
     cls = locate(node["_target_"])
     values = {k: v for k, v in node.items() if k not in ("_target_", "samplers")}
-    return cls, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
+    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
+    check_fields(options, key)
+    return cls, options
 
 
-def _typed(entry: Entry) -> Any:
-    content = dict(entry.content)
-    target = content.pop("_target_")
-    samplers = content.pop("samplers", {})
-    cls = locate(target, f"{entry.path}: _target_")
-    try:
-        node = OmegaConf.merge(OmegaConf.structured(cls.Options), content)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        known = OmegaConf.to_container(OmegaConf.structured(cls.Options)).keys()
-        wrong = next((k for k in content if k not in known), "")
-        raise UserError(f"{entry.path}: {reason}{nearest(wrong, known) if wrong else ''}") from error
+def _typed(entry: Entry) -> DictConfig:
+    """The content of a class's file, merged with the class's options."""
+    target, samplers = entry.content["_target_"], entry.content.get("samplers", {})
+    content = {key: value for key, value in entry.content.items() if key not in ("_target_", "samplers")}
+    node = _merged(entry, content, OmegaConf.structured(locate(target, f"{entry.path}: _target_").Options))
     with open_dict(node):
         node["_target_"] = target
         if entry.group == "method":
@@ -131,15 +138,39 @@ def _typed(entry: Entry) -> Any:
     return node
 
 
+def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictConfig:
+    """The content of a file in its typed fields; raises `UserError` with the file's name."""
+    try:
+        return OmegaConf.merge(schema, content)
+    except (OmegaConfBaseException, ValueError) as error:
+        known = [str(key) for key in schema]
+        wrong = next((str(key) for key in content if key not in known), "")
+        hint = nearest(wrong, known) if wrong else ""
+        raise UserError(f"{entry.path}: {str(error).splitlines()[0]}{hint}") from error
+
+
+#: What Hydra's store holds: putting a file in takes longer than all else of a load.
+_STORED: dict[tuple[str, str], Entry] = {}
+
+
 def register(entries: dict[str, dict[str, Entry]], root_defaults: list[Any]) -> None:
-    """Put the root schema and every entry into Hydra's store (again, where it was registered before)."""
+    """Put the root schema and every entry into Hydra's store, but for what is there already."""
     store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(name=ROOT, node={"defaults": ["run_schema", *root_defaults, "_self_"]})
+    if not _STORED:
+        store.store(name="run_schema", node=RunConfig)
+        store.store(name=ROOT, node={"defaults": ["run_schema", *root_defaults, "_self_"]})
     for group, named in entries.items():
         for name, entry in named.items():
-            if "_target_" in entry.content:
-                store.store(group=group, name=name, node=_typed(entry))
-            else:
-                package = "_global_" if group == "study" else group
-                store.store(group=group, name=name, node=entry.content, package=package)
+            if _STORED.get((group, name)) is not entry:
+                _store(store, entry)
+                _STORED[group, name] = entry
+
+
+def _store(store: ConfigStore, entry: Entry) -> None:
+    group, name = entry.group, entry.name
+    if "_target_" in entry.content:
+        store.store(group=group, name=name, node=_typed(entry))
+        return
+    if group in ("scale", "tune"):  # whose keys belong to one section, so that the file can be named
+        _merged(entry, entry.content, OmegaConf.structured(RunConfig)[group])
+    store.store(group=group, name=name, node=entry.content, package="_global_" if group == "study" else group)

@@ -39,9 +39,9 @@ def budgets_of(nfe_of: Mapping[str, Any], nfe: Sequence[int], method: str, label
     return list(nfe if own is None else own)
 
 
-def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Lists of `study.nfe_of` by full key; raises `UserError` for names that the study does not have and what is no list."""
-    lists: dict[str, list[int]] = {}
+def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+    """Raise `UserError` for names in `study.nfe_of` that the study does not have, and for what is no list."""
+    lists: dict[str, Any] = {}
     every = rows_of(methods)
     for name, own in nfe_of.items():
         if name not in every:
@@ -53,4 +53,3 @@ def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> dict
     for key, budgets in lists.items():
         if not isinstance(budgets, list) or not all(isinstance(k, int) for k in budgets):
             raise UserError(f"study.nfe_of.{key}={budgets}: is a list of budgets, for example [2,4,8]")
-    return lists

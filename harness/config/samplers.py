@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from harness.config.fields import check_fields
 from harness.config.registry import Entry, locate
 from harness.errors import UserError, nearest
 
@@ -58,8 +60,8 @@ def _resolved(where: str, label: str, own: Any, entries: Mapping[str, Entry]) ->
     if wrong is not None:
         raise UserError(f"{where}.{wrong}: sampler {kind} has no such option{nearest(wrong, map(str, typed))}")
     try:
-        options = OmegaConf.to_container(OmegaConf.merge(typed, values))
-    except Exception as error:
+        options = OmegaConf.merge(typed, values)
+    except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
-    assert isinstance(options, dict)
-    return {"_target_": target, **options}
+    check_fields(OmegaConf.to_object(options), where)
+    return {"_target_": target, **OmegaConf.to_container(options)}

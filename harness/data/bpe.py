@@ -14,9 +14,9 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from harness.config.fields import ranged
 from harness.data.files import digest, total_bytes, write_atomically
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
-from harness.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ _KNOWN_CHARACTERS = 50_000_000
 
 @dataclass
 class ByteBPEOptions:
-    """`vocab_size` counts the 256 bytes; merges are learnt on at most `train_megabytes` of the training split."""
+    """How many tokens are learnt, and from how much."""
 
-    vocab_size: int = 1024
-    train_megabytes: float = 10.0
+    vocab_size: int = ranged(1024, BYTES)  # the 256 bytes included
+    train_megabytes: float = ranged(10.0, 0, above=True)  # of the training split, at most
 
 
 class ByteBPE(TokenizerSpec):
@@ -43,14 +43,8 @@ class ByteBPE(TokenizerSpec):
     Options = ByteBPEOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`. Raises `UserError` for a vocabulary smaller than the bytes."""
+        """See `TokenizerSpec.build`."""
         options = self.options
-        if options.vocab_size < BYTES:
-            raise UserError(
-                f"tokenizer.vocab_size={options.vocab_size} is too small: {BYTES} are bytes; use {BYTES} or more"
-            )
-        if options.train_megabytes <= 0:
-            raise UserError(f"tokenizer.train_megabytes={options.train_megabytes} leaves no text; use 1 or more")
         path = cache / f"bpe-{digest(['bpe-1', key, options.vocab_size, options.train_megabytes])[:16]}.json"
         learnt = _read(path, options.vocab_size)
         if learnt is None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
-from harness.errors import UserError, nearest
 
 ALPHABETS = {
     "text8": "abcdefghijklmnopqrstuvwxyz ",
@@ -37,9 +37,9 @@ _SPELLED = {str(digit): name for digit, name in enumerate(_NAMES)}
 
 @dataclass
 class CharactersOptions:
-    """`alphabet`: "text8" (a to z and space) or "printable" (ASCII 32 to 126 and newline)."""
+    """Which characters there are."""
 
-    alphabet: str = "printable"
+    alphabet: str = chosen("printable", ALPHABETS)  # text8: a to z and space; printable: ASCII 32 to 126 and newline
 
 
 class Characters(TokenizerSpec):
@@ -53,11 +53,8 @@ class Characters(TokenizerSpec):
     Options = CharactersOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`. Raises `UserError` for an alphabet that is not known."""
-        name = self.options.alphabet
-        if name not in ALPHABETS:
-            raise UserError(f"tokenizer.alphabet={name} is not an alphabet{nearest(name, ALPHABETS)}")
-        return _CharacterTokenizer(name)
+        """See `TokenizerSpec.build`."""
+        return _CharacterTokenizer(self.options.alphabet)
 
 
 class _CharacterTokenizer(Tokenizer):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.data.base import SPLITS, DataSource, TokenData
 from harness.errors import UserError
 
@@ -39,9 +40,9 @@ class LabelledData(TokenData):
 
 @dataclass
 class DigitsOptions:
-    """`levels` of grey: 17 as published; 2 is ink or none, at 8 of 16; any number between cuts 0..16 evenly."""
+    """How many grey levels: 17 as published."""
 
-    levels: int = GREY_LEVELS
+    levels: int = ranged(GREY_LEVELS, 2, GREY_LEVELS)  # 2: ink or none, at 8 of 16; numbers between cut 0..16 evenly
 
 
 class Digits(DataSource):
@@ -52,9 +53,6 @@ class Digits(DataSource):
     def load(self, length: int, cache: Path, tokenizer: object) -> LabelledData:
         """See `DataSource.load`; `tokenizer` and `cache` are not used. `UserError` for any length but 64."""
         levels = self.options.levels
-        if not 2 <= levels <= GREY_LEVELS:
-            nearest = min(max(levels, 2), GREY_LEVELS)
-            raise UserError(f"data.levels={levels}: digits have 2 to {GREY_LEVELS} grey levels; use {nearest}")
         if length != SIDE * SIDE:
             raise UserError(f"scale.length={length}: digits have 8 x 8 pixels, a token each; use scale.length=64")
         from sklearn.datasets import load_digits

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.extract import documents_of_file
 from harness.data.files import digest, held_out, load_documents, save_documents
@@ -47,12 +48,12 @@ _PACKAGES = (
 
 @dataclass
 class DocstringsOptions:
-    """Which installed packages are read (import names; `stdlib` is Python's own library) and what is held out."""
+    """Which packages are read and what is held out."""
 
-    packages: list[str] = field(default_factory=_PACKAGES.split)
-    valid_fraction: float = 0.025
-    test_fraction: float = 0.025
-    processes: int = 2
+    packages: list[str] = field(default_factory=_PACKAGES.split)  # import names; stdlib is Python's own library
+    valid_fraction: float = ranged(0.025, 0, 1, above=True, below=True)
+    test_fraction: float = ranged(0.025, 0, 1, above=True, below=True)
+    processes: int = ranged(2, 1)  # that read files
 
 
 class Docstrings(DataSource):
@@ -67,13 +68,10 @@ class Docstrings(DataSource):
     def corpus(self, cache: Path) -> Corpus:
         """The documents, from `cache` where the same packages were read before."""
         options = self.options
-        if (
-            min(options.valid_fraction, options.test_fraction) <= 0
-            or options.valid_fraction + options.test_fraction >= 1
-        ):
+        if options.valid_fraction + options.test_fraction >= 1:
             raise UserError(
-                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave a "
-                "split empty; both must be above 0 with a sum below 1, for example 0.025 and 0.025"
+                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
+                "nothing to train on; use 0.025 and 0.025"
             )
         roots = {name: root for name in options.packages if (root := _root(name)) is not None}
         missing = len(options.packages) - len(roots)

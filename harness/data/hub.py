@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import digest, documents_digest, held_out
 from harness.data.pack import pack
@@ -29,26 +30,20 @@ _TIMEOUT_SECONDS = 10.0
 
 @dataclass
 class HubOptions:
-    """`repo` and `config` name the dataset; `revision` is a commit (null: the newest; a warning says which it is).
+    """Which dataset, and how it is split: by its own splits, or by a hash of each document's text."""
 
-    `local`: a folder in the hub's layout that is read in place of the repository. `train`, `valid` and `test` are the
-    names of the splits there; null holds documents out of the training split by a hash of their text, by the fractions.
-    `join`: null makes each row a document; a string joins all rows of a split to one document with it.
-    `max_documents`: rows read from each split at most, streamed; null reads all of them.
-    """
-
-    repo: str = MISSING
-    config: str | None = None
-    revision: str | None = None
-    local: str | None = None
-    field: str = "text"
-    train: str = "train"
-    valid: str | None = "validation"
-    test: str | None = "test"
-    valid_fraction: float = 0.01
-    test_fraction: float = 0.01
-    join: str | None = None
-    max_documents: int | None = None
+    repo: str = MISSING  # dataset repository
+    config: str | None = None  # of the dataset
+    revision: str | None = None  # a commit; null: the newest, a warning says which it is
+    local: str | None = None  # a folder in the hub's layout that is read in place of the repository
+    field: str = "text"  # column of the text
+    train: str = "train"  # name of the split there
+    valid: str | None = "validation"  # name of the split there; null: held out of the training split
+    test: str | None = "test"  # name of the split there; null: held out of the training split
+    valid_fraction: float = ranged(0.01, 0, 1, above=True, below=True)  # where it is held out
+    test_fraction: float = ranged(0.01, 0, 1, above=True, below=True)  # where it is held out
+    join: str | None = None  # makes one document of all rows of a split; null: each row is one
+    max_documents: int | None = ranged(None, 1)  # rows read from each split at most, streamed; null: all
 
 
 class Hub(DataSource):
@@ -123,13 +118,11 @@ class Hub(DataSource):
 def _check(options: HubOptions) -> None:
     if not options.repo or options.repo == MISSING:
         raise UserError("data.repo is empty; give a dataset repository such as roneneldan/TinyStories")
-    if options.max_documents is not None and options.max_documents < 1:
-        raise UserError(f"data.max_documents={options.max_documents} reads nothing; use 1 or more, or null for all")
     shares = [getattr(options, f"{s}_fraction") for s in ("valid", "test") if getattr(options, s) is None]
-    if any(not 0 < share < 1 for share in shares) or sum(shares) >= 1:
+    if sum(shares) >= 1:
         raise UserError(
-            f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} must be "
-            "above 0 with a sum below 1; use 0.01 and 0.01"
+            f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
+            "nothing to train on; use 0.01 and 0.01"
         )
     if options.join is not None and shares:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
 from harness.errors import UserError, nearest
 
@@ -26,14 +27,11 @@ _DOCUMENTS_A_CALL = 1000
 
 @dataclass
 class PretrainedOptions:
-    """`name`: hub name or folder; `revision`: commit on the hub, null for the newest one (it is recorded either way).
+    """Which tokenizer, and what stands between documents."""
 
-    `separator`: what stands between packed documents: "eos" (the tokenizer's end-of-text), "newline" or "none".
-    """
-
-    name: str = "openai-community/gpt2"
-    revision: str | None = None
-    separator: str = "eos"
+    name: str = "openai-community/gpt2"  # hub name or folder
+    revision: str | None = None  # commit on the hub; null: the newest (it is recorded either way)
+    separator: str = chosen("eos", SEPARATORS)  # of packed documents; eos: the tokenizer's end-of-text
 
 
 class Pretrained(TokenizerSpec):
@@ -44,10 +42,6 @@ class Pretrained(TokenizerSpec):
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
         """See `TokenizerSpec.build`. Raises `UserError` where the files cannot be found, reached or read."""
         options = self.options
-        if options.separator not in SEPARATORS:
-            raise UserError(
-                f"tokenizer.separator={options.separator} is not a separator{nearest(options.separator, SEPARATORS)}"
-            )
         folder = _folder(options.name, options.revision)
         files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
         if not files:

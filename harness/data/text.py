@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from harness.config.fields import chosen, ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import documents_digest
 from harness.data.pack import pack
@@ -24,18 +25,17 @@ _STEMS = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "
 
 @dataclass
 class TextOptions:
-    """`path`: a folder with train, valid and test files, or one file.
+    """Where the text is, and what a document is.
 
-    `documents`: what a document is in a .txt file: "lines", "paragraphs" (between blank lines) or "whole" (all of it).
-    `field`: the key of the text in JSON lines. The fractions are cut from the end of a single file (in documents; in
-    characters where there is one document) and, for a split without a file, from the end of the training file.
+    The fractions are cut from the end of a single file (in documents; in characters where there is one document) and,
+    for a split without a file, from the end of the training file.
     """
 
-    path: str = MISSING
-    documents: str = "lines"
-    field: str = "text"
-    valid_fraction: float = 0.05
-    test_fraction: float = 0.05
+    path: str = MISSING  # a folder with train, valid and test files, or one file
+    documents: str = chosen("lines", DOCUMENTS)  # of a .txt file; paragraphs: between blank lines; whole: all of it
+    field: str = "text"  # key of the text in JSON lines
+    valid_fraction: float = ranged(0.05, 0, 1, above=True, below=True)  # of the text
+    test_fraction: float = ranged(0.05, 0, 1, above=True, below=True)  # of the text
 
 
 class Text(DataSource):
@@ -50,19 +50,11 @@ class Text(DataSource):
     def corpus(self) -> Corpus:
         """The documents by split. Raises `UserError` for a path or a file that cannot be used."""
         options = self.options
-        for name in ("valid_fraction", "test_fraction"):
-            value = getattr(options, name)
-            if not 0 < value < 1:
-                raise UserError(
-                    f"data.{name}={value} is not a share of the text; use a number between 0 and 1, such as 0.05"
-                )
         if options.valid_fraction + options.test_fraction >= 1:
             raise UserError(
                 f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
                 "nothing to train on; use 0.05 and 0.05"
             )
-        if options.documents not in DOCUMENTS:
-            raise UserError(f"data.documents={options.documents} is not known{nearest(options.documents, DOCUMENTS)}")
         path = _existing(options.path)
         files = _files_of(path) if path.is_dir() else {"train": path}
         documents = {split: read_documents(file, options) for split, file in files.items()}

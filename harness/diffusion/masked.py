@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.diffusion.schedules import TokenSchedule
-from harness.errors import UserError, nearest
 
 #: Dtype of every categorical draw; samplers report it from the tensor that was drawn from, not from here.
 DRAW_DTYPE = torch.float64
@@ -67,12 +66,6 @@ class MaskedTerms:
         if kind == "nelbo":
             return (self.nelbo_B.mean() / length).float()
         return (self.nll_B.sum() / self.count_B.sum().clamp(min=1)).float()
-
-
-def check_loss(kind: str) -> None:
-    """Raise `UserError` unless `kind` is one of `LOSSES`."""
-    if kind not in LOSSES:
-        raise UserError(f"loss='{kind}' is unknown{nearest(kind, LOSSES)}")
 
 
 def choose_flips(masked_BL: Tensor, alpha_t: float, alpha_s: float, generator: torch.Generator) -> Tensor:

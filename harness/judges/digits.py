@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import ranged
 from harness.data.base import TokenData
 from harness.data.digits import CLASSES, SIDE, LabelledData, encode
 from harness.data.files import digest
@@ -34,22 +35,22 @@ _READ_AT_ONCE = 1024
 
 @dataclass
 class DigitsJudgeOptions:
-    """Size and training of the classifier (AdamW, the rate falls to zero by a cosine); `features` is F.
+    """Size and training of the classifier (AdamW, the rate falls to zero by a cosine).
 
-    What it trains on is moved by up to one pixel and blurred by Gaussian noise of deviation `noise` (of ink in [0, 1]):
-    without that, with `dropout` 0 and without `smoothing` of the labels it is as sure of pure noise as of digits.
+    Pictures are moved by up to one pixel and made noisy: without that, with `dropout` 0 and without `smoothing` it is as
+    sure of pure noise as of digits.
     """
 
-    features: int = 64
-    channels: int = 16
-    steps: int = 1200
-    batch: int = 64
-    lr: float = 3e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.3
-    smoothing: float = 0.05
-    noise: float = 0.1
-    seed: int = 0
+    features: int = ranged(64, 1)  # F, what Frechet distances are of
+    channels: int = ranged(16, 1)  # of the first convolution
+    steps: int = ranged(1200, 1)
+    batch: int = ranged(64, 1)  # pictures of a step
+    lr: float = ranged(3e-3, 0, above=True)  # the peak
+    weight_decay: float = ranged(0.05, 0)
+    dropout: float = ranged(0.3, 0, 1, below=True)
+    smoothing: float = ranged(0.05, 0, 1, below=True)  # of the labels
+    noise: float = ranged(0.1, 0)  # standard deviation, of ink in [0, 1]
+    seed: int = ranged(0, 0)
 
 
 class Classifier(nn.Module):
@@ -80,20 +81,6 @@ class DigitsJudge(Judge):
     """See the head of this file; cached as `cache/judges/digits-<hash of data and options>.safetensors`."""
 
     Options = DigitsJudgeOptions
-
-    def __init__(self, options: DigitsJudgeOptions) -> None:
-        super().__init__(options)
-        for name in ("features", "channels", "steps", "batch"):
-            if getattr(options, name) < 1:
-                raise UserError(f"judge {name}={getattr(options, name)} is too small; use at least 1")
-        for name in ("weight_decay", "noise", "seed"):
-            if getattr(options, name) < 0:
-                raise UserError(f"judge {name}={getattr(options, name)} is negative; use 0 or more")
-        for name in ("dropout", "smoothing"):
-            if not 0 <= getattr(options, name) < 1:
-                raise UserError(f"judge {name}={getattr(options, name)} is no share below 1; use 0 to 0.5")
-        if not options.lr > 0:
-            raise UserError(f"judge lr={options.lr} trains nothing; use {DigitsJudgeOptions().lr}")
 
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load the classifier of these data and options, training it first (seconds) where the cache lacks it.

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config.fields import chosen, ranged
 from harness.data.base import TokenData
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT
-from harness.judges.scoring import CausalJudge, CausalReader, Reading
+from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading
 from harness.judges.weights import KEY, load_causal_model
 from harness.nn.pretrained import DTYPES, first_line, locate, quiet_transformers, sha256_of_weights
 
@@ -24,21 +25,17 @@ _INSTEAD = "use judge=trained, which needs no download"
 
 @dataclass
 class PretrainedJudgeOptions:
-    """`model` is a hub name or a folder; `context` 0 is the model's own, `stride` 0 half of it.
+    """Which model, and how it reads."""
 
-    `bos`: `auto` puts a BOS in front where the model's tokenizer does so itself, `none` never does, `eos` uses the
-    end-of-text token as one.
-    """
-
-    model: str = "openai-community/gpt2"
-    revision: str | None = None
-    dtype: str = "float32"
-    context: int = 0
-    stride: int = 0
-    bos: str = "auto"
-    pool: str = "mean"
-    batch_tokens: int = 8192
-    heldout_rows: int = 512
+    model: str = "openai-community/gpt2"  # hub name or folder
+    revision: str | None = None  # commit on the hub; null: the newest
+    dtype: str = chosen("float32", DTYPES)
+    context: int = ranged(0, 2, also=(0,))  # tokens of a window; 0: the model's own
+    stride: int = ranged(0, 0)  # tokens between windows; 0: half the context
+    bos: str = chosen("auto", _BOS_RULES)  # in front of a text; auto: as its tokenizer does, eos: the end-of-text token
+    pool: str = chosen("mean", POOLS)  # of the last hidden states
+    batch_tokens: int = ranged(8192, 1)  # read at a time
+    heldout_rows: int = ranged(512, 1)  # of the held-out perplexity
 
 
 class PretrainedJudge(CausalJudge):
@@ -50,12 +47,6 @@ class PretrainedJudge(CausalJudge):
         super().__init__(options)
         if not options.model:
             raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
-        if options.dtype not in DTYPES:
-            raise UserError(f"judge dtype={options.dtype} is unknown{nearest(options.dtype, DTYPES)}")
-        if options.bos not in _BOS_RULES:
-            raise UserError(f"judge bos={options.bos} is unknown{nearest(options.bos, _BOS_RULES)}")
-        if options.heldout_rows < 1:
-            raise UserError(f"judge heldout_rows={options.heldout_rows} measures nothing; use 512")
 
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load model and tokenizer; `UserError` where they are absent, incomplete, or no causal language model."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import TokenData
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.nn.pretrained import DTYPES
 
@@ -47,17 +47,11 @@ class Reading:
     eos_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.context < 2:
-            raise UserError(f"judge context={self.context} leaves nothing to score; use at least 2")
         if not 1 <= self.stride < self.context:
             raise UserError(
                 f"judge stride={self.stride} must be at least 1 and below context={self.context}; "
                 f"use {self.context // 2}"
             )
-        if self.pool not in POOLS:
-            raise UserError(f"judge pool={self.pool} is unknown{nearest(self.pool, POOLS)}")
-        if self.batch_tokens < 1:
-            raise UserError(f"judge batch_tokens={self.batch_tokens} holds no token; use 8192")
 
     def describe(self) -> str:
         """The part of a judge's identity that says how it reads; the batch size changes rounding only: not in it."""
@@ -104,8 +98,6 @@ class CausalReader:
     def __init__(
         self, model: PreTrainedModel, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"judge dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
         found = {parameter.dtype for parameter in model.parameters()}
         if found != {DTYPES[dtype]}:
             raise UserError(f"judge dtype={dtype} was asked for, but its weights are {sorted(map(str, found))}")

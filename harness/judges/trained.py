@@ -22,54 +22,50 @@ import tokenizers
 import torch
 from safetensors.torch import load_file
 
+from harness.config.fields import chosen, ranged
 from harness.data.base import TokenData
 from harness.data.files import digest, write_atomically
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, train_tokenizer
 from harness.judges.fit import Recipe, fit
-from harness.judges.scoring import CausalJudge, CausalReader, Reading
+from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading
 from harness.judges.weights import load_causal_model, quiet_transformers, sha256_of_weights
+from harness.nn.pretrained import DTYPES
 from harness.training.precision import threads
 
 JUDGE_VERSION = 1
 _BYTES = 256
 _ROOM = 4  # times the context, so that the network accepts a longer one later
-_AT_LEAST_1 = ("width", "depth", "heads", "steps", "batch", "corpus_chars", "tokenizer_chars")
-_PRECISIONS = ("auto", "float32", "bfloat16")
 #: Options that change how texts are read, but not the weights.
 _READING = frozenset({"dtype", "pool", "stride", "batch_tokens", "heldout_rows", "checkpoint_every"})
 
 
 @dataclass
 class TrainedJudgeOptions:
-    """Size, training and reading of the judge.
+    """Size, training and reading of the judge."""
 
-    `stride` 0 is half the context; `threads` 0 leaves torch's number alone; `precision` is that of training only, and
-    `auto` is bfloat16 where the processor multiplies it natively; scores are always computed in `dtype`.
-    """
-
-    vocab: int = 2048
-    width: int = 128
-    depth: int = 2
-    heads: int = 2
-    context: int = 128
-    steps: int = 1500
-    batch: int = 8
-    lr: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    seed: int = 0
-    corpus_chars: int = 8_000_000
-    tokenizer_chars: int = 2_000_000
-    precision: str = "auto"
-    threads: int = 1
-    checkpoint_every: int = 100
-    dtype: str = "float32"
-    pool: str = "mean"
-    stride: int = 0
-    batch_tokens: int = 8192
-    heldout_rows: int = 512
+    vocab: int = ranged(2048, _BYTES + 1)  # all bytes and end-of-text
+    width: int = ranged(128, 1)
+    depth: int = ranged(2, 1)
+    heads: int = ranged(2, 1)
+    context: int = ranged(128, 2)  # tokens of a window
+    steps: int = ranged(1500, 1)
+    batch: int = ranged(8, 1)  # windows of a step
+    lr: float = ranged(3e-3, 0, above=True)
+    warmup: int = ranged(100, 0)  # steps
+    weight_decay: float = ranged(0.1, 0)
+    clip: float = ranged(1.0, 0, above=True)
+    seed: int = ranged(0, 0)
+    corpus_chars: int = ranged(8_000_000, 1)  # that are read at most
+    tokenizer_chars: int = ranged(2_000_000, 1)  # that the tokenizer learns from
+    precision: str = chosen("auto", ("auto", "float32", "bfloat16"))  # of training; auto: bfloat16 where it is native
+    threads: int = ranged(1, 0)  # of torch; 0: its number is left alone
+    checkpoint_every: int = ranged(100, 1)  # steps
+    dtype: str = chosen("float32", DTYPES)  # of scores
+    pool: str = chosen("mean", POOLS)  # of the last hidden states
+    stride: int = ranged(0, 0)  # tokens between windows; 0: half the context
+    batch_tokens: int = ranged(8192, 1)  # read at a time
+    heldout_rows: int = ranged(512, 1)  # of the held-out perplexity
 
 
 class TrainedJudge(CausalJudge):
@@ -80,24 +76,11 @@ class TrainedJudge(CausalJudge):
     def __init__(self, options: TrainedJudgeOptions) -> None:
         super().__init__(options)
         o = options
-        for name in (*_AT_LEAST_1, "checkpoint_every", "heldout_rows"):
-            if getattr(o, name) < 1:
-                raise UserError(f"judge {name}={getattr(o, name)} is too small; use at least 1")
-        for name in ("warmup", "threads", "seed", "weight_decay"):
-            if getattr(o, name) < 0:
-                raise UserError(f"judge {name}={getattr(o, name)} is negative; use 0 or more")
-        for name in ("lr", "clip"):
-            if not getattr(o, name) > 0:
-                raise UserError(f"judge {name}={getattr(o, name)} trains nothing; use {getattr(type(o)(), name)}")
-        if o.vocab < _BYTES + 1:
-            raise UserError(f"judge vocab={o.vocab} cannot hold all bytes and end-of-text; use at least {_BYTES + 1}")
         if o.width % (2 * o.heads):
             raise UserError(
                 f"judge width={o.width} does not give {o.heads} heads of even size; "
                 f"use width={max(1, round(o.width / (2 * o.heads))) * 2 * o.heads}"
             )
-        if o.precision not in _PRECISIONS:
-            raise UserError(f"judge precision={o.precision} is unknown{nearest(o.precision, _PRECISIONS)}")
         self.reading = Reading(
             o.context, o.stride or max(1, o.context // 2), o.pool, o.batch_tokens, eos_id=END_OF_TEXT_ID
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap, mean_and_error
@@ -27,9 +28,9 @@ def entropy_of_sums(sums: np.ndarray) -> np.ndarray:
 
 @dataclass
 class ClassEntropyOptions:
-    """`resamples` of the bootstrap over samples that gives the standard error of the entropy."""
+    """How finely the error is estimated."""
 
-    resamples: int = 1000
+    resamples: int = ranged(1000, 2)  # of the bootstrap over samples, for the entropy's standard error
 
 
 class ClassEntropy(Metric):
@@ -45,11 +46,6 @@ class ClassEntropy(Metric):
         Column("class_entropy", "Class entropy", "nats", "data"),
         Column("class_confidence", "Class confidence", "0 to 1", "data"),
     )
-
-    def __init__(self, options: ClassEntropyOptions) -> None:
-        super().__init__(options)
-        if options.resamples < 2:
-            raise UserError(f"class_entropy with resamples={options.resamples} gives no error; use at least 2")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Both values; `per_sequence` keeps each sample's confidence and most likely class."""

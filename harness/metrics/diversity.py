@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness.config.fields import ranged
 from harness.data.files import digest
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
@@ -168,11 +169,11 @@ def _statistics(task: ExactTask, x_NL: np.ndarray) -> np.ndarray:
 
 @dataclass
 class DiversityOptions:
-    """`directions` of the sliced distance, `pairs` of data sets for its data-against-data value, `resamples` of errors."""
+    """How finely distances are estimated."""
 
-    directions: int = 64
-    pairs: int = 20
-    resamples: int = 50
+    directions: int = ranged(64, 1)  # of the sliced distance
+    pairs: int = ranged(20, 2)  # of data sets for the value of data against data
+    resamples: int = ranged(50, 2)  # of the bootstrap that gives errors
 
 
 class Diversity(Metric):
@@ -194,12 +195,6 @@ class Diversity(Metric):
         Column("stat_mmd", "MMD of statistics (distance kernel)", "sqrt of standard deviations", "lower", False),
         Column("stat_max_z", "Largest difference of mean statistics", "standard errors", "lower", False),
     )
-
-    def __init__(self, options: DiversityOptions) -> None:
-        super().__init__(options)
-        for name, least in (("directions", 1), ("pairs", 2), ("resamples", 2)):
-            if getattr(options, name) < least:
-                raise UserError(f"diversity with {name}={getattr(options, name)} is too few; use at least {least}")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The four columns; of the reference sets as many sequences are drawn as there are samples."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.mauve import cached_features
@@ -56,9 +57,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 @dataclass
 class FrechetOptions:
-    """`resamples` of the bootstrap over samples; 0 gives no standard error (with 1000 features each takes a second)."""
+    """The error's cost: with 1000 features each resample takes a second."""
 
-    resamples: int = 200
+    resamples: int = ranged(200, 2, also=(0,))  # of the bootstrap over samples; 0: no standard error
 
 
 class Frechet(Metric):
@@ -72,11 +73,6 @@ class Frechet(Metric):
         "over samples, the reference kept as it is"
     )
     columns = (Column("frechet", "Frechet distance", "", "lower"),)
-
-    def __init__(self, options: FrechetOptions) -> None:
-        super().__init__(options)
-        if options.resamples < 0 or options.resamples == 1:
-            raise UserError(f"frechet with resamples={options.resamples} gives no error; use 0 (none) or at least 2")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The distance and the spread of its bootstrap draws."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.data.files import write_atomically
 from harness.errors import UserError
 from harness.judges.base import Judge
@@ -31,19 +32,15 @@ _SMALL_CLUSTERS = b"WARNING clustering"
 
 @dataclass
 class MauveOptions:
-    """`buckets` 0 is n/10, the authors' choice; the other defaults are those of the authors' package.
+    """Defaults are those of the authors' package."""
 
-    `scaling` is the constant c of the paper; `seeds` counts k-means seeds; `redo` and `max_iter` belong to k-means;
-    `explained_variance` is what PCA keeps before it; `curve_points` is the number of mixtures on the frontier.
-    """
-
-    seeds: int = MIN_SEEDS
-    buckets: int = 0
-    scaling: float = 5.0
-    redo: int = 5
-    max_iter: int = 500
-    explained_variance: float = 0.9
-    curve_points: int = 25
+    seeds: int = ranged(MIN_SEEDS, MIN_SEEDS)  # of k-means
+    buckets: int = ranged(0, 2, also=(0,))  # 0: n/10, the authors' choice
+    scaling: float = ranged(5.0, 0, above=True)  # the constant c of the paper
+    redo: int = ranged(5, 1)  # of k-means
+    max_iter: int = ranged(500, 1)  # of k-means
+    explained_variance: float = ranged(0.9, 0, 1, above=True, below=True)  # what PCA keeps before k-means
+    curve_points: int = ranged(25, 1)  # mixtures on the frontier
 
 
 def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: MauveOptions, seed: int) -> np.ndarray:
@@ -118,20 +115,6 @@ class Mauve(Metric):
             meaning="The row of held-out data compares human text with other human text: the ceiling, which is below 1",
         ),
     )
-
-    def __init__(self, options: MauveOptions) -> None:
-        super().__init__(options)
-        if options.seeds < MIN_SEEDS:
-            raise UserError(f"mauve with seeds={options.seeds} is too few k-means seeds; use at least {MIN_SEEDS}")
-        if options.buckets < 0 or options.buckets == 1:
-            raise UserError(f"mauve with buckets={options.buckets} makes no histogram; use 0 (n/10) or at least 2")
-        if not 0.0 < options.explained_variance < 1.0:
-            raise UserError(f"mauve with explained_variance={options.explained_variance} is not in (0, 1); use 0.9")
-        for name in ("redo", "max_iter", "curve_points"):
-            if getattr(options, name) < 1:
-                raise UserError(f"mauve with {name}={getattr(options, name)} computes nothing; use at least 1")
-        if not options.scaling > 0:
-            raise UserError(f"mauve with scaling={options.scaling} is always 1; use 5")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Mean over k-means seeds and `std(ddof=1) / sqrt(S)`."""

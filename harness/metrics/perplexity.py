@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.config.fields import ranged
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap
 
@@ -45,9 +45,9 @@ def meanseq_of_sums(sums: np.ndarray) -> np.ndarray:
 
 @dataclass
 class GenerativePerplexityOptions:
-    """`resamples` of the bootstrap over sequences that gives the standard errors."""
+    """How finely errors are estimated."""
 
-    resamples: int = 1000
+    resamples: int = ranged(1000, 2)  # of the bootstrap over sequences that gives the standard errors
 
 
 class GenerativePerplexity(Metric):
@@ -84,11 +84,6 @@ class GenerativePerplexity(Metric):
         ),
         Column("gen_unscored", "Samples with no scored token", "share of samples", "lower", headline=False),
     )
-
-    def __init__(self, options: GenerativePerplexityOptions) -> None:
-        super().__init__(options)
-        if options.resamples < 2:
-            raise UserError(f"resamples={options.resamples} gives no standard error; use at least 2")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The three definitions; `per_sequence` keeps NLL (nats) and judge tokens, so that any other can be had."""

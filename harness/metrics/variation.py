@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from harness.errors import UserError
+from harness.config.fields import ranged
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.tasks.require import require_task
 
@@ -33,10 +33,10 @@ def total_variation(counts: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 @dataclass
 class VariationOptions:
-    """`draws` of n true sequences that give the value of data, `resamples` of the standard error."""
+    """How finely both values are estimated."""
 
-    draws: int = 20
-    resamples: int = 200
+    draws: int = ranged(20, 2)  # of n true sequences, which give the value of data
+    resamples: int = ranged(200, 2)  # of the standard error
 
 
 class Variation(Metric):
@@ -53,12 +53,6 @@ class Variation(Metric):
         Column("total_variation", "Total variation", "0 to 1", "data", headline=False),
         Column("total_variation_data", "Total variation of as many true draws", "0 to 1", "data", headline=False),
     )
-
-    def __init__(self, options: VariationOptions) -> None:
-        super().__init__(options)
-        for name in ("draws", "resamples"):
-            if getattr(options, name) < 2:
-                raise UserError(f"variation with {name}={getattr(options, name)} is too few; use at least 2")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Both columns; NaN where the support is too large to be listed."""

@@ -53,11 +53,9 @@ def load_checked(
 ) -> PreTrainedModel:
     """`auto.from_pretrained(source)` in evaluation mode, from safetensors only; `where` is what `locate` says.
 
-    Raises `UserError` where a weight that the network needs is not in the file (it would be random), or the dtype is
-    unknown; errors of `transformers` pass through as they are. Weights that begin with one of `unused` may be absent.
+    Raises `UserError` where a weight that the network needs is not in the file (it would be random); errors of
+    `transformers` pass through as they are. Weights that begin with one of `unused` may be absent.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"{key.split()[0]} dtype={dtype} is unknown{nearest(dtype, DTYPES)}")
     with quiet_transformers():
         model, info = auto.from_pretrained(
             source,

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config.load import leaves
+from harness.config.compose import leaves
 from harness.config.messages import one_line
 from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError, nearest

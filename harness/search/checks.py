@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from harness.config.load import Loaded, flatten, leaves
+from harness.config.compose import flatten, leaves
+from harness.config.load import Loaded
 from harness.config.messages import nearest_key
 from harness.config.schema import is_plain, need
 from harness.errors import UserError, nearest

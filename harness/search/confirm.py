@@ -16,7 +16,6 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from harness.config.schema import scale_identity
 from harness.errors import UserError
 from harness.provenance import short_hash
 from harness.search.best import Candidate, order
@@ -127,10 +126,7 @@ def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: 
 def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]], screen: Sequence[int]) -> str:
     """What the comparison depends on; where it runs and is logged is no part of it."""
     cfg = loaded.cfg
-    content = {
-        label: {k: v for k, v in tree.items() if k != "tracking"} | {"scale": scale_identity(tree["scale"])}
-        for label, tree in trees.items()
-    }
+    content = {label: {k: v for k, v in tree.items() if k != "tracking"} for label, tree in trees.items()}
     return short_hash([content, cfg.objectives, cfg.constraints, list(screen)], 12)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from harness.config.load import Draft, Loaded, leaves, load_draft
+from harness.config.compose import leaves
+from harness.config.load import Draft, Loaded, load_draft
 from harness.config.rows import rows_of
 from harness.errors import UserError, nearest
 from harness.search.arguments import is_ours, read_config, shown

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.load import Draft, Loaded
-from harness.config.schema import scale_identity
 from harness.provenance import short_hash
 from harness.search.context import Context, Job
 from harness.search.schema import TuneConfig
@@ -112,7 +111,6 @@ class LoadedTune:
         node = study["methods"][method]
         study["methods"] = {method: node | {"samplers": {sampler: node["samplers"][sampler]}}}
         study["study"] = {k: v for k, v in study["study"].items() if k not in ("name", "question", "tasks")}
-        study["scale"] = scale_identity(study["scale"])
         study["compute"] = {k: v for k, v in study["compute"].items() if k != "workers"}
         return {"tune": tune} | study
 

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.provenance import git_state
 from harness.search.loaded import LoadedTune

@@ -22,7 +22,7 @@ import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-from harness.config.load import flatten
+from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.search.database import advisory, open_database

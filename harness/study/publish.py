@@ -24,7 +24,7 @@ from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
 from harness.store import ResultsTable, read_json, write_json, write_parquet, write_text
-from harness.study.cells import Cell, left_out
+from harness.study.cells import Cell, config_key, left_out
 from harness.study.outcome import Outcome
 from harness.study.rows import StudyRows, first_samples, samples_of
 from harness.study.runs import StudyRuns
@@ -76,7 +76,7 @@ class Publisher:
         """The study's key in tracking, kept in its folder; results of another configuration are put aside first."""
         s = self.session
         path = s.folder / "state.json"
-        config = s.config_key(self.cells)
+        config = config_key(s, self.cells)
         state = read_json(path) if path.exists() else None
         if state is not None and state["config"] != config:
             aside = s.folder / "earlier" / state["key"]
@@ -207,7 +207,7 @@ class Publisher:
             "protocol": self.protocol(),
             "command": self.command,
             "git_sha": self.git.label,
-            "data": s.data.facts | {"fingerprint": s.data.fingerprint},
+            "data": dict(s.data.facts) | {"fingerprint": s.data.fingerprint},
             "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
@@ -217,13 +217,15 @@ class Publisher:
 
     def _pictures(self, named: dict[str, Cell]) -> list[Block]:
         """First samples of one seed of each label, at the budgets that fit on a sheet; none for other data."""
-        s, blocks = self.session, []
-        for label, cell in named.items() if s.data.render else ():
+        s, blocks, render = self.session, list[Block](), self.session.data.render
+        if render is None:
+            return blocks
+        for label, cell in named.items():
             wanted = choose_budgets([part.nfe for part in cell.parts])
             for part in cell.parts:
-                if part.nfe in wanted and part.temperature == s.headline_temperature(cell):
+                if part.nfe in wanted and part.temperature == cell.headline_temperature:
                     lines = first_samples(samples_file(s, cell, part), ROWS * COLUMNS)
-                    pictures = s.data.render(np.asarray([line["ids"] for line in lines])) if lines else None
                     nfe = None if cell is self.data else part.nfe
-                    blocks += [] if pictures is None else [Block(label, nfe, pictures)]
+                    if lines:
+                        blocks.append(Block(label, nfe, render(np.asarray([line["ids"] for line in lines]))))
         return blocks

@@ -198,7 +198,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
     for part in todo:
         drawn = draw_samples(
             sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
-            lambda i, n, part=part: progress(f"sample NFE {part.nfe}", i, n),
+            functools.partial(progress, f"sample NFE {part.nfe}"),
         )  # fmt: skip
         meta = {
             "nfe_latent": drawn.nfe_latent,
@@ -247,9 +247,8 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
         if path.exists():
             continue
         progress("score", i, len(cell.parts))
-        if cell.method == DATA_ROW:
-            samples, meta = session.held_out, {}
-        else:
+        samples, meta = session.held_out, dict[str, Any]()
+        if cell.method != DATA_ROW:
             tensors, meta = checkpoint.load_tensors(cell.samples(session, part))
             x_NL = tensors["x_NL"].numpy()
             samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.fields import Range
 from harness.tasks.mixture import MixtureOfProducts
-from harness.tasks.source import TaskSource, TaskSourceOptions, check_at_least
+from harness.tasks.source import TaskSource, TaskSourceOptions
 
 LOW, HIGH = 0.01, 0.99
 LONGEST = 512
@@ -54,7 +55,7 @@ class Binsaw(MixtureOfProducts):
     name = "binsaw"
 
     def __init__(self, length: int = 128, nodes: int = NODES) -> None:
-        check_at_least("scale.length", length, 1, LONGEST)
+        Range(1, LONGEST).check("scale.length", length)
         self.u_C, weight_C = _quadrature(length, nodes)
         p_CL = torch.from_numpy(bit_probabilities(self.u_C, length))
         p_CLV = torch.stack([1 - p_CL, p_CL], dim=2)

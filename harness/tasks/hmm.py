@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.tasks import parts
 from harness.tasks.base import Exact, ExactTask
@@ -22,8 +23,6 @@ from harness.tasks.source import (
     LARGEST_VOCABULARY,
     TaskSource,
     TaskSourceOptions,
-    check_at_least,
-    check_probability,
 )
 
 #: Positions times sequences that a Monte Carlo entropy may cost: a second or two on one core.
@@ -51,14 +50,9 @@ class HMM(ExactTask):
     def __init__(
         self, length: int = 32, states: int = 3, symbols: int = 6, stay: float = 0.9, purity: float = 0.96
     ) -> None:
-        check_at_least("scale.length", length, 1)
-        check_at_least("data.states", states, 2, LARGEST_VOCABULARY)
-        check_at_least("data.symbols", symbols, states, LARGEST_VOCABULARY)
         if symbols % states:
             nearest = states * max(1, min(round(symbols / states), LARGEST_VOCABULARY // states))
             raise UserError(f"data.symbols={symbols} cannot be shared out among {states} states; use {nearest}")
-        check_probability("data.stay", stay)
-        check_probability("data.purity", purity)
         self.length, self.vocab_size, self.states = length, symbols, states
         self.stay, self.purity = stay, purity
         self._own = symbols // states
@@ -183,10 +177,10 @@ class HMM(ExactTask):
 class HMMOptions(TaskSourceOptions):
     """See `HMM`."""
 
-    states: int = 3
-    symbols: int = 6
-    stay: float = 0.9
-    purity: float = 0.96
+    states: int = ranged(3, 2, LARGEST_VOCABULARY)
+    symbols: int = ranged(6, 2, LARGEST_VOCABULARY)  # a multiple of the states
+    stay: float = ranged(0.9, 0, 1)  # probability to keep a state
+    purity: float = ranged(0.96, 0, 1)  # probability of a state's own symbols
 
 
 class HMMData(TaskSource):

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.fields import Range
 from harness.tasks import parts
 from harness.tasks.base import Exact, ExactTask
-from harness.tasks.source import TaskSource, TaskSourceOptions, check_at_least
+from harness.tasks.source import TaskSource, TaskSourceOptions
 
 LONGEST = 20
 
@@ -27,7 +28,7 @@ class Permutation(ExactTask):
     name = "permutation"
 
     def __init__(self, length: int = 6) -> None:
-        check_at_least("scale.length", length, 2, LONGEST)
+        Range(2, LONGEST).check("scale.length", length)
         self.length = self.vocab_size = length
 
     @cached_property

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.fields import ranged
 from harness.data.base import SPLITS, DataSource, TokenData
 from harness.data.files import digest
-from harness.errors import UserError
 from harness.tasks.base import ExactTask
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -27,11 +27,11 @@ _VERSION = 1
 
 @dataclass
 class TaskSourceOptions:
-    """Rows of the training split and of each held-out split, and the seed that they are drawn with."""
+    """How many rows are drawn."""
 
-    train: int = 65536
-    heldout: int = 8192
-    seed: int = 0
+    train: int = ranged(65536, 1)  # rows of the training split
+    heldout: int = ranged(8192, 1)  # rows of each held-out split
+    seed: int = ranged(0, 0)  # of the rows
 
 
 class TaskSource(DataSource):
@@ -50,9 +50,6 @@ class TaskSource(DataSource):
     def load(self, length: int, cache: Path | None, tokenizer: Any) -> TokenData:
         """See `DataSource.load`; `task` is set, and the facts hold its exact numbers in nats per sequence."""
         options = self.options
-        for key in ("train", "heldout"):
-            check_at_least(f"data.{key}", getattr(options, key), 1)
-        check_at_least("data.seed", options.seed, 0)
         task = self.task(length)
         rows = {"train": options.train, "valid": options.heldout, "test": options.heldout}
         splits = {
@@ -94,17 +91,3 @@ def _decoder(vocab_size: int) -> Callable[[Sequence[int]], str]:
         return "".join(SYMBOLS[i] for i in ids)
 
     return decode
-
-
-def check_at_least(key: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise `UserError` with the nearest valid choice unless `least <= value <= most`."""
-    if value < least:
-        raise UserError(f"{key}={value} is too small; use {least} or more")
-    if most is not None and value > most:
-        raise UserError(f"{key}={value} is too large; use {most} or less")
-
-
-def check_probability(key: str, value: float, least: float = 0.0) -> None:
-    """Raise `UserError` unless `value` is a probability of at least `least` (1 included)."""
-    if not least <= value <= 1.0:
-        raise UserError(f"{key}={value} is not between {least:g} and 1; use {1 if value > 1 else f'{least:g}'}")

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.config.fields import ranged
 from harness.tasks.mixture import MixtureOfProducts
 from harness.tasks.source import (
     LARGEST_VOCABULARY,
     TaskSource,
     TaskSourceOptions,
-    check_at_least,
-    check_probability,
 )
 
 MOST_CLASSES = 4096
@@ -35,11 +34,6 @@ class Templates(MixtureOfProducts):
     def __init__(
         self, length: int = 32, classes: int = 16, symbols: int = 8, accuracy: float = 0.9, task_seed: int = 0
     ) -> None:
-        check_at_least("scale.length", length, 1)
-        check_at_least("data.classes", classes, 1, MOST_CLASSES)
-        check_at_least("data.symbols", symbols, 2, LARGEST_VOCABULARY)
-        check_at_least("data.task_seed", task_seed, 0)
-        check_probability("data.accuracy", accuracy)
         self.accuracy = accuracy
         self.template_CL = np.random.default_rng(task_seed).integers(symbols, size=(classes, length))
         hot_CLV = torch.eye(symbols, dtype=torch.float64)[torch.from_numpy(self.template_CL)]
@@ -63,12 +57,12 @@ class Templates(MixtureOfProducts):
 
 @dataclass
 class TemplatesOptions(TaskSourceOptions):
-    """See `Templates`; `task_seed` draws the templates, `seed` the data."""
+    """See `Templates`."""
 
-    classes: int = 16
-    symbols: int = 8
-    accuracy: float = 0.9
-    task_seed: int = 0
+    classes: int = ranged(16, 1, MOST_CLASSES)
+    symbols: int = ranged(8, 2, LARGEST_VOCABULARY)
+    accuracy: float = ranged(0.9, 0, 1)  # probability of the template's symbol
+    task_seed: int = ranged(0, 0)  # of the templates
 
 
 class TemplatesData(TaskSource):

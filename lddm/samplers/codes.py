@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from harness.config.fields import ranged
 from harness.diffusion import ancestral, masked
 from harness.interface import Draw, Sampler
 from lddm.paths import split_calls
@@ -19,7 +20,7 @@ from lddm.seq_discrete import SEQDiscrete
 
 @dataclass
 class CodesOptions:
-    latent_share: float = 0.2  # of a budget K that goes to the codes, one call at least and S at most
+    latent_share: float = ranged(0.2, 0, 1)  # of a budget K that goes to the codes, one call at least and S at most
 
 
 class Codes(Sampler):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.interface import Draw, Sampler
 from lddm import gaussian
@@ -21,8 +22,8 @@ from lddm.seq import SEQ
 
 @dataclass
 class DiffusionOptions:
-    latent_share: float = 0.5  # of a budget K that goes to K_z
-    eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
+    latent_share: float = ranged(0.5, 0, 1)  # of a budget K that goes to K_z
+    eta: float = ranged(1.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
 
 
 class Diffusion(Sampler):

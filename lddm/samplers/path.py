@@ -6,30 +6,31 @@ Shapes: N sequences, L tokens, S slots, D dims.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.errors import UserError
 from harness.interface import Bound, Draw, Sampler
 from lddm import gaussian
 from lddm.fuji import FUJI
 from lddm.latent import gaussian_noise, predicted_z0
-from lddm.paths import Lead, Step, make_path
+from lddm.paths import KINDS, Lead, Step, make_path
 
 TITLES = {"lead": "", "offset": ", offset", "latent_first": ", latent-first", "through": ", polyline"}
 
 
 @dataclass
 class AlongPathOptions:
-    path: str = "lead"  # "offset", "latent_first" or "through"; see lddm.paths
-    lead: float | None = None  # of path "lead": latent time is token time to this power; none: the method's own
-    offset: float = 0.3  # of path "offset": the token time from which on the latent is clean
-    latent_share: float = 0.5  # of path "latent_first": the part of a budget that moves the latent
-    corners: list[float] = field(default_factory=list)  # of path "through": token time and latent time of each in turn
-    eta: float = 1.0  # 0 DDIM, 1 ancestral latent steps
+    path: str = chosen("lead", KINDS)  # see lddm.paths
+    lead: float | None = ranged(None, 0, above=True)  # of path "lead": latent time is token time to it; none: the own
+    offset: float = ranged(0.3, 0, 1, below=True)  # of path "offset": the token time from which on the latent is clean
+    latent_share: float = ranged(0.5, 0, 1)  # of path "latent_first": the part of a budget that moves the latent
+    corners: list[float] = ranged([], 0, 1)  # of path "through": token time and latent time of each in turn
+    eta: float = ranged(1.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
 
 
 class AlongPath(Sampler):
