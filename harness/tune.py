@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from harness import cli
 
 if TYPE_CHECKING:
+    from harness.search.loaded import LoadedTune
     from harness.study.outcome import Outcome
-    from harness.tuning.load import LoadedTune
 
 _USAGE = f"""usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]
 
@@ -40,33 +40,27 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(given: cli.Arguments) -> Outcome | str:
-    from harness.tuning.load import load_tune  # start-up time: not for --help
-    from harness.tuning.urls import checked_url, storage_in
+    from harness.search.load import load_tune  # start-up time: not for --help
 
-    storage = storage_in(given.overrides)
-    if storage:
-        checked_url(storage)  # before the data is read
     loaded = load_tune(given.overrides, given.folders)
     if given.show_config:
         return cli.as_yaml([{"tune": loaded.tree}, loaded.base.tree])
     if loaded.base.cfg.plan:
         return describe(loaded)
-    from harness.tuning.engine import run_tune  # start-up time: not for --cfg and plan=true
-    from harness.tuning.process import Spec
+    from harness.search.runner import run_search  # start-up time: not for --cfg and plan=true
 
-    return run_tune(loaded, Spec(given.overrides, [str(folder) for folder in given.folders]))
+    return run_search(loaded)
 
 
 def describe(loaded: LoadedTune) -> str:
     """What would be searched, in lines; the storage is not opened."""
+    from harness.search.runner import workers_of  # start-up time: torch, not for --help and bad input
+    from harness.search.storage import study_name
     from harness.tracking.uri import redact
-    from harness.tuning.engine import worker_count
-    from harness.tuning.objective import directions
-    from harness.tuning.storage import study_name
 
     cfg = loaded.cfg
-    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {worker_count(loaded)[0]} at a time"]
-    for (name, objective), direction in zip(cfg.objectives.items(), directions(loaded), strict=True):
+    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {workers_of(loaded)} at a time"]
+    for (name, objective), direction in zip(cfg.objectives.items(), loaded.directions, strict=True):
         lines.append(f"  {direction} {name}: {objective.column or 'the headline column'} at NFE {objective.nfe}")
     lines += [f"  subject to {name}: {c.column} at NFE {c.nfe}" for name, c in cfg.constraints.items()]
     for key, d in cfg.space.items():
@@ -78,7 +72,7 @@ def describe(loaded: LoadedTune) -> str:
 
 
 def _usage(folders: list[Path]) -> str:
-    from harness.config.registry import find_entries, studies_folder
+    from harness.config.registry import find_entries, studies_folder  # start-up time: Hydra
 
     entries = find_entries([studies_folder(), *folders]).get("tune", {})
     return _USAGE + "\n".join(f"  {name:<12} {entry.about}" for name, entry in sorted(entries.items()))

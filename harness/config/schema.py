@@ -16,7 +16,7 @@ from harness.config.fields import check_fields, chosen, ranged
 from harness.config.rows import check_budgets, rows_of
 from harness.config.slurm import SlurmConfig, check_slurm
 from harness.errors import UserError, nearest
-from harness.tuning.schema import TuneConfig
+from harness.search.schema import TuneConfig
 
 
 @dataclass

@@ -13,12 +13,12 @@ from harness.config.load import Loaded, load_draft
 from harness.config.schema import RunConfig
 from harness.config.slurm import SlurmConfig
 from harness.errors import UserError
+from harness.search.load import load_tune
 from harness.slurm.jobs import PRIVATE_VARIABLE, Job, load_any, parts_of
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.study.tasks import by_weights
 from harness.tracking.uri import redact
-from harness.tuning.load import load_tune
 
 #: Sections of the configuration that are this command's alone.
 SECTIONS = ("slurm", "wait")

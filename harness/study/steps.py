@@ -167,7 +167,13 @@ def _bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, Any]:
 
 
 def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
-    """Draw every part that is not there yet, then measure the bound; ids are kept, and text goes to `samples/*.jsonl`."""
+    """Draw every part that is not there yet, then measure the bound."""
+    draw_cell(session, cell, progress)
+    measure_cell(session, cell, progress)
+
+
+def draw_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`."""
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
     for part in cell.parts:
         # Put aside with the results of another configuration, while the ids stayed with the cell.
@@ -176,7 +182,6 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
             write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
     if todo:
         _draw(session, cell, todo, progress)
-    measure_cell(session, cell, progress)
 
 
 def measure_cell(session: Session, cell: Cell, progress: Progress) -> None:

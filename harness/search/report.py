@@ -6,34 +6,30 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
 from harness.provenance import git_state
+from harness.search.best import Candidate, best_command, in_words
+from harness.search.confirm import DEFAULT, Confirmation
+from harness.search.figures import AT_LEAST
+from harness.search.loaded import LoadedTune
+from harness.search.paired import ALPHA
+from harness.search.trials import all_trials, tally
 from harness.store import write_text
 from harness.tracking.uri import redact
-from harness.tuning.best import Candidate, best_command, in_words
-from harness.tuning.claims import all_trials, tally
-from harness.tuning.confirm import DEFAULT, Confirmation
-from harness.tuning.importance import AT_LEAST, QUANTILE
-from harness.tuning.paired import ALPHA
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
 
 FILE = "report.md"
 _ABOUT = {
     "history": "Values of the trials in the order in which they began.",
     "importances": "Importance by PED-ANOVA (Watanabe et al., 2023): how far the best trials (a tenth of them, or "
     f"{AT_LEAST}) are from being spread as all trials are, in each dimension by itself; shares of the sum.",
-    "slice": "Each dimension by itself.",
+    "slice": "Each dimension by itself; trials that break a constraint are grey.",
     "contour": "Pairs of the most important dimensions; colours between the trials are interpolated.",
-    "pareto": "The front; the star is its knee, the trial nearest to the best value of each objective after each was "
-    "scaled to its range on the front.",
+    "pareto": "The front of the trials that meet the constraints.",
     "confirm": "The default and the best configurations with fresh seeds; a line joins what has the same seed.",
 }
-assert QUANTILE == 0.1  # the text above says so
 
 
 @dataclass
@@ -61,7 +57,7 @@ def write_report(loaded: LoadedTune, study: optuna.Study, found: Findings) -> Pa
         _how(loaded, study),
         *_dashboard(loaded),
         *([] if not found.figures else ["## Figures"]),
-        *(f"![{p.stem}](figures/{p.name})\n\n{_ABOUT.get(p.stem, '')}" for p in found.figures),
+        *(f"![{p.stem}](figures/{p.name})\n\n{_ABOUT.get(p.stem.split('-')[0], '')}" for p in found.figures),
         *([] if not found.notes else ["## Left out", "\n".join(f"- {note}" for note in found.notes)]),
     ]
     path = loaded.folder / FILE

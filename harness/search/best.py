@@ -6,23 +6,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.study import StudyDirection
+import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.best import key_of
+from harness.search.loaded import LoadedTune
+from harness.search.space import overrides_of
+from harness.search.trials import CONSTRAINTS, all_trials, feasible, front, signs
 from harness.store import write_text
 from harness.tracking.uri import redact
-from harness.tuning.claims import all_trials
-from harness.tuning.display import feasible, front
-from harness.tuning.samplers import CONSTRAINTS
-from harness.tuning.space import overrides_of
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
 
 FILE = "best.yaml"
 
@@ -38,11 +34,6 @@ class Candidate:
     @property
     def label(self) -> str:
         return f"trial-{self.trial.number:04d}"
-
-
-def signs(study: optuna.Study) -> np.ndarray:
-    """1 for each objective that is minimised and -1 for each that is maximised, (K,)."""
-    return np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in study.directions])
 
 
 def order(cost_TK: np.ndarray) -> list[int]:
@@ -81,7 +72,7 @@ def candidates(loaded: LoadedTune, study: optuna.Study, count: int) -> list[Cand
     while left and len(chosen) < count:
         # One objective: all in order. Several: front after front.
         layer = left if len(study.directions) == 1 else front(left, study.directions)
-        cost_TK = np.array([t.values for t in layer]) * signs(study)
+        cost_TK = np.array([t.values for t in layer]) * signs(study.directions)
         for i in order(cost_TK):
             overrides = _overrides(loaded, layer[i])
             if len(chosen) < count:
@@ -116,8 +107,6 @@ def _near(path: Path) -> Path:
 
 def write_best(loaded: LoadedTune, candidate: Candidate, chosen: str, confirmed: Sequence[dict[str, Any]] = ()) -> Path:
     """Write `best.yaml`; `chosen` says how it was chosen, `confirmed` what its re-evaluation came to."""
-    import yaml
-
     cfg, trial, command = loaded.cfg, candidate.trial, best_command(loaded, candidate)
     bounds = trial.user_attrs.get(CONSTRAINTS) or []
     content = {

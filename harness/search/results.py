@@ -7,45 +7,28 @@ the studies of the re-evaluation, which go on where they were.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
 
 import optuna
+import pandas as pd
 
+from harness.search.best import FILE as BEST_FILE
+from harness.search.best import best_command, candidates, in_words, write_best
+from harness.search.confirm import FILE as CONFIRM_FILE
+from harness.search.confirm import confirm
+from harness.search.figures import draw_all, draw_confirmation
+from harness.search.loaded import LoadedTune
+from harness.search.paired import BEATS, UNKNOWN, WORSE
+from harness.search.publish import SearchLog
+from harness.search.report import Findings, table_of, write_report
+from harness.search.table import FILES as TABLES
+from harness.search.table import write_trials
+from harness.search.trials import Tally, all_trials, tally
 from harness.study.outcome import Outcome
 from harness.tracking.uri import redact
-from harness.tuning.best import FILE as BEST_FILE
-from harness.tuning.best import best_command, candidates, in_words, write_best
-from harness.tuning.claims import all_trials, tally
-from harness.tuning.confirm import FILE as CONFIRM_FILE
-from harness.tuning.confirm import confirm
-from harness.tuning.figures import draw_all
-from harness.tuning.paired import BEATS, UNKNOWN, WORSE
-from harness.tuning.paired_figure import draw_confirmation
-from harness.tuning.publish import TuneLog
-from harness.tuning.report import Findings, table_of, write_report
-from harness.tuning.table import FILES as TABLES
-from harness.tuning.table import write_trials
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
 
 
-def finish(loaded: LoadedTune, study: optuna.Study, log: TuneLog | None = None) -> Outcome:
-    """Write everything that a tuning ends with; raises `UserError` as the studies of the re-evaluation do.
-
-    `log` is the parent run, where the caller has opened it; without it, it is opened and closed here.
-    """
-    if log is None:
-        log = TuneLog(loaded, study)
-        try:
-            log.open()
-            return _finish(loaded, study, log)
-        finally:
-            log.close()
-    return _finish(loaded, study, log)
-
-
-def _finish(loaded: LoadedTune, study: optuna.Study, log: TuneLog) -> Outcome:
+def finish(loaded: LoadedTune, study: optuna.Study, log: SearchLog) -> Outcome:
+    """Write everything that a search ends with; raises `UserError` as the studies of the re-evaluation do."""
     runs = log.settle()
     frame = write_trials(loaded, study, runs)
     found = Findings(candidates(loaded, study, max(1, loaded.cfg.confirm.top)))
@@ -134,7 +117,7 @@ def verdict(found: Findings) -> str:
     return f"verdict on {best.label} with {seeds} fresh seed{'s' if seeds != 1 else ''}: {word}"
 
 
-def _places(loaded: LoadedTune, found: Findings, log: TuneLog) -> list[str]:
+def _places(loaded: LoadedTune, found: Findings, log: SearchLog) -> list[str]:
     places = [f"report   {loaded.folder / 'report.md'}", f"trials   {loaded.folder / TABLES[0]}"]
     if found.best is not None:
         places += [f"best     {loaded.folder / BEST_FILE}", f"run it   {best_command(loaded, found.best)}"]
@@ -145,25 +128,29 @@ def _places(loaded: LoadedTune, found: Findings, log: TuneLog) -> list[str]:
     return places
 
 
-def _log(loaded: LoadedTune, log: TuneLog, found: Findings, frame: Any, now: Any) -> None:
+def _log(loaded: LoadedTune, log: SearchLog, found: Findings, frame: pd.DataFrame, now: Tally) -> None:
     """Figures, table and files on the parent run, and how it ended."""
-    log.files(found.figures)
-    names = (
+    names = [
         "report.md",
         *TABLES,
         *([BEST_FILE] if found.best else []),
         *([CONFIRM_FILE] if found.confirmation else []),
-    )
-    log.files(loaded.folder / name for name in names)
-    log.table("trials", frame.astype(object).where(frame.notna(), None).astype(str).to_dict("records"))
+    ]
+    for path in found.figures:
+        log.tracker.log_file(log.run, path, "figures")
+    for path in (loaded.folder / name for name in names):
+        log.tracker.log_file(log.run, path)
+    rows = frame.astype(object).where(frame.notna(), None).astype(str).to_dict("records")
+    log.tracker.log_samples(log.run, rows, "trials")
     best = found.best
-    log.progress(
+    log.tracker.set_tags(
+        log.run,
         {
             "trials.complete": now.complete,
             "trials.pruned": now.pruned,
             "trials.failed": now.failed,
             "best.trial": None if best is None else best.trial.number,
             "best.verdict": None if found.confirmation is None else verdict(found),
-        }
+        },
     )
     log.finish("FINISHED")

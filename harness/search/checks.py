@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config.compose import flatten, leaves
+from harness.config.load import Loaded
 from harness.config.messages import nearest_key
 from harness.config.schema import is_plain, need
 from harness.errors import UserError, nearest
-from harness.study.session import Session
-from harness.tuning.objective import COSTS, FACTS, TRUTH, known_columns
-from harness.tuning.schema import (
+from harness.search.loaded import LoadedTune
+from harness.search.objective import COSTS, FACTS, TRUTH, known_columns
+from harness.search.schema import (
     DIRECTIONS,
     KINDS,
     PRUNERS,
@@ -24,11 +25,8 @@ from harness.tuning.schema import (
     ObjectiveConfig,
     TuneConfig,
 )
-from harness.tuning.space import token
-
-if TYPE_CHECKING:
-    from harness.config.load import Loaded
-    from harness.tuning.load import LoadedTune
+from harness.search.space import token
+from harness.study.session import Session
 
 HEAT = "study.temperatures"
 #: Sections and keys that a trial sets itself, or that change how it is judged and not what it is.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Stands for the tuned method's options in the keys of a space: "{method}.slots" is `methods.<tune.method>.slots`.
-METHOD = "{method}"
-#: Stands for the tuned method's name in `base`.
+#: Stand in the keys of a space for the searched method's options, `methods.seq`, and for those of its searched sampler,
+#: `methods.seq.samplers.one_call`: "{method}.slots", "{sampler}.eta".
+METHOD, SAMPLER = "{method}", "{sampler}"
+#: Stands for the searched method's name in `base`.
 NAME = "{name}"
 
 KINDS = ("float", "int", "categorical")
@@ -82,7 +83,8 @@ class TuneConfig:
     """All of a tuning."""
 
     name: str = ""  # of its folder; empty: that of the YAML
-    method: str = ""  # entry of the study's methods that is tuned; empty: the first of `candidates` that the study has
+    # What is searched, METHOD/SAMPLER or METHOD (its first sampler); empty: the first of `candidates` that the study has.
+    method: str = ""
     candidates: list[str] = field(default_factory=list)
     space: dict[str, DimensionConfig] = field(default_factory=dict)  # by key of the configuration; "{method}" is known
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
@@ -101,3 +103,17 @@ class TuneConfig:
     storage: str = ""  # URL of a PostgreSQL database; empty: a journal file in the tune folder
     retries: int = 3  # of a trial whose worker died
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """The method that is searched and the label of its sampler, once `harness.search.load` has completed the name."""
+        method, _, sampler = self.method.partition("/")
+        return method, sampler
+
+    def in_full(self, key: str) -> str:
+        """A key of the space, or an override, with what stands for method and sampler filled in."""
+        method, sampler = self.row
+        named = {SAMPLER: f"methods.{method}.samplers.{sampler}", METHOD: f"methods.{method}", NAME: method}
+        for word, meant in named.items():
+            key = key.replace(word, meant)
+        return key

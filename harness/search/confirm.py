@@ -10,24 +10,22 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 
 from harness.errors import UserError
 from harness.provenance import short_hash
+from harness.search.best import Candidate, order
+from harness.search.loaded import LoadedTune
+from harness.search.objective import evaluate
+from harness.search.paired import Paired, compare, in_words
+from harness.search.trials import signs
 from harness.store import ResultsTable, read_json, write_json, write_parquet
 from harness.study.runner import run_study
 from harness.study.session import Session
-from harness.tuning.best import Candidate, order, signs
-from harness.tuning.objective import evaluate
-from harness.tuning.paired import Paired, compare, in_words
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from harness.tuning.load import LoadedTune
 
 DEFAULT = "default"
 FILE = "confirm.parquet"
@@ -80,7 +78,7 @@ def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]
         known = Confirmation([], seeds)
         if several:
             _screen(loaded, study, chosen, known)
-            kept = {DEFAULT, _winner(known.screened, screen, [c.label for c in chosen], signs(study))}
+            kept = {DEFAULT, _winner(known.screened, screen, [c.label for c in chosen], signs(study.directions))}
             trees = {label: tree for label, tree in trees.items() if label in kept}
         for i, (label, tree) in enumerate(trees.items()):
             _say(f"confirmation {i + 1}/{len(trees)}", label, seeds)
@@ -118,11 +116,7 @@ def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: 
     study["nfe"] = loaded.budgets
     study.pop("nfe_of", None)
     study["samples"] = cfg.confirm.samples or base.study.samples
-    # As in a trial: those that are asked for, where nothing is said 1 or the first that there is.
-    heats = [float(t) for t in study["temperatures"]]
-    main = 1.0 if 1.0 in heats else heats[0]
-    asked = [e.temperature for e in (*cfg.objectives.values(), *cfg.constraints.values())]
-    study["temperatures"] = list(dict.fromkeys(main if heat is None else float(heat) for heat in asked))
+    study["temperatures"] = loaded.temperatures(study)
     tree["only"] = [cfg.method]
     tree["plan"] = False
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or base.study.name
@@ -156,13 +150,13 @@ def _run(
     if not path.exists():
         return []
     frame = ResultsTable.read(path)
-    runs = []
+    runs, (method, sampler) = [], loaded.cfg.row
     for seed in seeds:
-        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == loaded.cfg.method)])
+        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == method) & (frame["sampler"] == sampler)])
         if not rows or f"{label} seed{seed}" in failures:
             continue
         try:
-            values, constraints, _ = evaluate(loaded, rows)
+            values, constraints, _ = evaluate(loaded.context, rows)
         except UserError as error:  # an objective that is not a number
             failures[f"{label} seed{seed}"] = str(error)
         else:
@@ -178,8 +172,6 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:
     """One row for each configuration and seed: `label`, `seed`, `value.<objective>`, `constraint.<name>`, `feasible`."""
-    import pandas as pd
-
     rows = [
         {"label": r.label, "seed": r.seed}
         | {f"value.{n}": v for n, v in zip(loaded.cfg.objectives, r.values, strict=True)}
@@ -192,7 +184,7 @@ def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:
 
 # ---- the comparison ---------------------------------------------------------------------------------------------------
 def _judge(loaded: LoadedTune, study: optuna.Study, done: Confirmation, labels: list[str]) -> Confirmation:
-    names, sign_K = list(loaded.cfg.objectives), signs(study)
+    names, sign_K = list(loaded.cfg.objectives), signs(study.directions)
     others = [label for label in labels if label != DEFAULT]
     for label in others:
         done.paired[label] = [

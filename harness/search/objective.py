@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import UserError
+from harness.jobs.locks import waiting_for
 from harness.metrics.base import Column
+from harness.search.context import Context, Progress
+from harness.search.schema import ConstraintConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
-from harness.study.cells import DATA_ROW
-from harness.tuning.schema import ConstraintConfig, ObjectiveConfig, TuneConfig
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
-    from harness.tuning.trial import Progress
+from harness.study import steps
+from harness.study.cells import DATA_ROW, data_cell
+from harness.study.session import Session
 
 #: Columns that are measured while sampling, and those that are measured on the trained model; lower is better.
 COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe")
@@ -32,11 +32,6 @@ def known_columns(columns: Sequence[Column]) -> dict[str, str]:
     return {c.name: aims[c.better] for c in columns} | dict.fromkeys((*COSTS, *FACTS, *TRUTH), "minimize")
 
 
-def directions(loaded: LoadedTune) -> list[str]:
-    """'minimize' or 'maximize' for each objective; a distance from the data's value is minimised."""
-    return ["minimize" if o.direction == "data" else o.direction for o in loaded.cfg.objectives.values()]
-
-
 def needs_facts(cfg: TuneConfig) -> bool:
     """Whether something is asked for that is measured on the model, which takes longer than a small set of samples."""
     return any(e.column in (*FACTS, *TRUTH) for e in (*cfg.objectives.values(), *cfg.constraints.values()))
@@ -48,17 +43,18 @@ def needs_data(cfg: TuneConfig) -> bool:
     return aims or any(c.within is not None for c in cfg.constraints.values())
 
 
-def evaluate(loaded: LoadedTune, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float], dict[str, float]]:
-    """(objectives, constraints, scores) of the tuned method's rows.
+def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float], dict[str, float]]:
+    """(objectives, constraints, scores) of the searched method's rows.
 
     A constraint is at most 0 where it is met: what it is broken by, in the unit of its column. Scores are all numbers of
     the rows as `<column>@<nfe>`. Raises `UserError` for an objective without a value, which a trial cannot be told with.
     """
-    own = [row for row in rows if row["method"] == loaded.cfg.method]
-    data = data_values(loaded) if needs_data(loaded.cfg) else {}
-    values = [_objective(name, o, own, data) for name, o in loaded.cfg.objectives.items()]
-    constraints = [_excess(c, _value(own, c), data.get(c.column, math.nan)) for c in loaded.cfg.constraints.values()]
-    return values, constraints, _scores(own, set(known_columns(loaded.session.columns)))
+    cfg = context.cfg
+    own = [row for row in rows if (row["method"], row["sampler"]) == cfg.row]
+    data = data_values(context) if needs_data(cfg) else {}
+    values = [_objective(name, o, own, data) for name, o in cfg.objectives.items()]
+    constraints = [_excess(c, _value(own, c), data.get(c.column, math.nan)) for c in cfg.constraints.values()]
+    return values, constraints, _scores(own, set(known_columns(context.session.columns)))
 
 
 def _objective(name: str, o: ObjectiveConfig, rows: list[dict[str, Any]], data: dict[str, float]) -> float:
@@ -124,34 +120,33 @@ def _scores(rows: list[dict[str, Any]], columns: set[str]) -> dict[str, float]:
 
 
 # ---- the data's own values --------------------------------------------------------------------------------------------
-def data_values(loaded: LoadedTune, progress: Progress | None = None) -> dict[str, float]:
-    """Scores of held-out data in the place of samples, by column; made once and kept in the tune folder.
+def data_values(context: Context, progress: Progress | None = None) -> dict[str, float]:
+    """Scores of held-out data in the place of samples, by column; made once and kept in the search's folder.
 
     Raises `UserError` for limits that leave no value, given the data's own.
     """
-    from harness.jobs.locks import waiting_for
-    from harness.study import steps
-    from harness.study.cells import data_cell
-    from harness.study.session import Session
-
-    if loaded.of_data:
-        return loaded.of_data
-    path = loaded.folder / "data.json"
+    if context.of_data:
+        return context.of_data
+    path = context.folder / "data.json"
     tell = progress or (lambda text, done, total: None)
-    with waiting_for(loaded.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
+    with waiting_for(context.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
         known = read_json(path) if path.exists() else {}
-        if known.get("identity") != loaded.identity:
-            session = Session(loaded.trial_tree([], DATA_ROW), loaded.weights)
-            session.adopt(loaded.session)
-            cell = data_cell(session)
-            steps.score_cell(session, cell, tell)
-            loaded.session.adopt(session)  # the judge is ready now
-            record = steps.read_scores(session, cell, cell.parts[0], session._protocol)
-            known = {"identity": loaded.identity, "values": record["values"]}
+        if known.get("identity") != context.identity:
+            known = {"identity": context.identity, "values": _score_data(context, tell)}
             write_json(path, known)
-    _check_limits(loaded.cfg, known["values"])
-    loaded.of_data.update(known["values"])
-    return loaded.of_data
+    _check_limits(context.cfg, known["values"])
+    context.of_data.update(known["values"])
+    return context.of_data
+
+
+def _score_data(context: Context, progress: Progress) -> dict[str, float]:
+    study = context.tree["study"] | {"name": f"{context.place}/{DATA_ROW}"}
+    session = Session(context.tree | {"study": study}, context.weights)
+    session.adopt(context.session)
+    cell = data_cell(session)
+    steps.score_cell(session, cell, progress)
+    context.session.adopt(session)  # the judge is ready now
+    return steps.read_scores(session, cell, cell.parts[0], steps.prepare_judge(session, progress))["values"]
 
 
 def _check_limits(cfg: TuneConfig, values: dict[str, float]) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import UserError
-from harness.interface import Method
+from harness.interface import Sampler
+from harness.search.loaded import LoadedTune
+from harness.search.objective import TRUTH
+from harness.search.space import ends_of, is_active, overrides_of, token
 from harness.study.session import Session
 from harness.training.loop import step_generator
-from harness.tuning.objective import TRUTH
-from harness.tuning.space import ends_of, is_active, overrides_of, token
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
 
 DEFAULT = "default"
 
@@ -27,30 +25,31 @@ def check_possible(loaded: LoadedTune) -> None:
     for o in (*cfg.objectives.values(), *cfg.constraints.values()):
         if o.column in TRUTH and session.data.task is None:
             raise UserError(f"{o.column} needs data whose law is known; {session.data.name} has none")
-    _ = session.reference, loaded.weights_keys  # these refuse too many samples, and values that cannot be
-    trained = bool(session.build(cfg.method).stages())
-    if cfg.pruner.kind != "none" and (loaded.sampling_only or not trained):
+    _ = session.reference  # refuses too many samples
+    same = is_sampling_only(loaded)  # refuses values that cannot be
+    trained = bool(session.build(cfg.row[0]).stages())
+    if cfg.pruner.kind != "none" and (same or not trained):
         loaded.notes.append("no trial is pruned: none is trained, as all configurations share their weights")
     elif cfg.pruner.kind != "none" and cfg.pruner.signal == "bound":
-        _check_bound(session, cfg.method)
+        _check_bound(session, cfg.row[0])
 
 
-def weights_keys(loaded: LoadedTune) -> dict[str, set[str]]:
-    """Identities of the weights at the ends of each dimension, by its key, and with the default values.
+def is_sampling_only(loaded: LoadedTune) -> bool:
+    """Whether all configurations of the space have the same weights; every end of each dimension is built for that.
 
     Raises `UserError` that names the dimension and the value for what the study or the method refuses.
     """
-    found: dict[str, set[str]] = {}
+    found: set[str] = set()
     default, idle = _matters(loaded, loaded.session), set(loaded.cfg.space)
-    for key, value, session, method in _variants(loaded):
-        _check_budgets(loaded, method, "" if key == DEFAULT else f"tune.space.{key} at {value}: ")
-        found.setdefault(key, set()).add(session.weights_key(loaded.cfg.method, method, loaded.cfg.seed))
+    for key, value, session, sampler in _variants(loaded):
+        _check_budgets(loaded, sampler, "" if key == DEFAULT else f"tune.space.{key} at {value}: ")
+        found.add(session.weights_key(loaded.cfg.row[0], loaded.cfg.seed))
         if _matters(loaded, session) != default:
             idle.discard(key)
     if idle:
         key = next(key for key in loaded.cfg.space if key in idle)
         raise UserError(f"tune.space.{key}: no trial of {loaded.cfg.method} depends on it; take it out")
-    return found
+    return len(found) == 1
 
 
 def _matters(loaded: LoadedTune, session: Session) -> dict[str, Any]:
@@ -58,23 +57,32 @@ def _matters(loaded: LoadedTune, session: Session) -> dict[str, Any]:
     tree = session.tree
     study = {k: tree["study"][k] for k in ("temperatures", "sampling_seed")}
     parts = {k: tree[k] for k in ("scale", "train", "data", "tokenizer", "compute")}
-    return parts | {"study": study, "method": tree["methods"][loaded.cfg.method]}
+    method, sampler = loaded.cfg.row
+    node = tree["methods"][method]
+    return parts | {"study": study, "method": node | {"samplers": node["samplers"][sampler]}}
 
 
-def _variants(loaded: LoadedTune) -> Iterator[tuple[str, Any, Session, Method]]:
-    """(key, value, session, method): the default, then each dimension at its ends, all others at their defaults."""
+def _variants(loaded: LoadedTune) -> Iterator[tuple[str, Any, Session, Sampler]]:
+    """(key, value, session, sampler): the default, then each dimension at its ends, all others at their defaults."""
     cfg = loaded.cfg
-    yield DEFAULT, None, loaded.session, loaded.session.build(cfg.method)
+    yield DEFAULT, None, loaded.session, _sampler(loaded, loaded.session)
     for key, d in cfg.space.items():
         for value in ends_of(d):
             params = _conditions(loaded, key) | {key: token(value)}
             try:
-                session = Session(loaded.trial_tree(overrides_of(params, cfg), f"trials/{DEFAULT}"), loaded.weights)
+                session = Session(
+                    loaded.trial_tree(overrides_of(params, cfg), f"trials/{DEFAULT}"), loaded.context.weights
+                )
                 session.adopt(loaded.session)
-                method = session.build(cfg.method)
+                sampler = _sampler(loaded, session)
             except UserError as error:
                 raise UserError(f"tune.space.{key} at {value}: {error}") from error
-            yield key, value, session, method
+            yield key, value, session, sampler
+
+
+def _sampler(loaded: LoadedTune, session: Session) -> Sampler:
+    method, label = loaded.cfg.row
+    return session.sampler(session.build(method), method, label)
 
 
 def _conditions(loaded: LoadedTune, key: str) -> dict[str, Any]:
@@ -87,21 +95,21 @@ def _conditions(loaded: LoadedTune, key: str) -> dict[str, Any]:
     return params
 
 
-def _check_budgets(loaded: LoadedTune, method: Method, where: str) -> None:
-    cfg = loaded.cfg
-    if method.role not in ("method", "probe"):
-        raise UserError(f"tune.method={cfg.method}: is a {method.role} of the study, which has nothing to be tuned")
-    met = method.budgets(tuple(loaded.budgets))
+def _check_budgets(loaded: LoadedTune, sampler: Sampler, where: str) -> None:
+    cfg, role = loaded.cfg, sampler.role or sampler.method.role
+    if role not in ("method", "probe"):
+        raise UserError(f"tune.method={cfg.method}: is a {role} of the study, which has nothing to be tuned")
+    met = sampler.budgets(tuple(loaded.budgets))
     for nfe in loaded.budgets:
         if nfe not in met:
-            raise UserError(f"tune: {where}nfe={nfe} cannot be had of {method.title}, whose budgets are {list(met)}")
+            raise UserError(f"tune: {where}nfe={nfe} cannot be had of {sampler.title}, whose budgets are {list(met)}")
         try:
-            method.check_budget(nfe)
+            sampler.check_budget(nfe)
         except UserError as error:
             raise UserError(f"tune: {where}{error}") from error
     heats = [e.temperature for e in (*cfg.objectives.values(), *cfg.constraints.values())]
-    if method.role != "method" and any(heat not in (None, 1.0) for heat in heats):
-        raise UserError(f"tune: {where}{method.title} is a {method.role}, which is sampled at temperature 1 alone")
+    if role != "method" and any(heat not in (None, 1.0) for heat in heats):
+        raise UserError(f"tune: {where}{sampler.title} is a {role}, which is sampled at temperature 1 alone")
 
 
 def _check_bound(session: Session, name: str) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import optuna
 from optuna.trial import FrozenTrial
 
-if TYPE_CHECKING:
-    from harness.tuning.schema import TuneConfig
-
-#: User attribute of a trial: how far each constraint is from being met; at most 0 where it is.
-CONSTRAINTS = "constraints"
+from harness.search.schema import TuneConfig
+from harness.search.trials import CONSTRAINTS
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -42,7 +39,7 @@ def make_sampler(cfg: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
     )
 
 
-def _constraints_of(count: int):
+def _constraints_of(count: int) -> Callable[[FrozenTrial], list[float]]:
     def constraints(trial: FrozenTrial) -> list[float]:
         # A pruned trial was not scored: nothing says that it breaks a constraint.
         return trial.user_attrs.get(CONSTRAINTS) or [0.0] * count

@@ -6,14 +6,11 @@ Parameters are named by the configuration keys that they set. A choice that is a
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
-from harness.tuning.schema import DimensionConfig, TuneConfig
-
-if TYPE_CHECKING:
-    from harness.tuning.load import LoadedTune
+from harness.search.schema import DimensionConfig, TuneConfig
 
 _WORD = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 #: Words that Hydra reads as something else than text.
@@ -83,8 +80,3 @@ def ends_of(dimension: DimensionConfig) -> list[Any]:
         return list(dimension.choices)
     number = int if dimension.kind == "int" else float
     return [number(dimension.low), number(dimension.high)]
-
-
-def is_sampling_only(loaded: LoadedTune) -> bool:
-    """Whether all configurations of the space have the same weights, so that at most one of them is trained."""
-    return loaded.sampling_only

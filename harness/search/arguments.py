@@ -15,8 +15,8 @@ from harness.config.compose import leaves
 from harness.config.messages import one_line
 from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError, nearest
+from harness.search.schema import DimensionConfig, TuneConfig
 from harness.tracking.uri import redact
-from harness.tuning.schema import DimensionConfig, TuneConfig
 
 _TUNE = "tune"
 _STORAGE = "tune.storage"
