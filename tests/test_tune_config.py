@@ -247,7 +247,9 @@ def test_a_wrong_space_is_refused_before_a_trial(root, name):
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
     assert not (root / "runs").exists()
-    (root / "configs" / "tune" / f"{name}.yaml").unlink()  # all files of a group are read, and it would be refused again
+    (
+        root / "configs" / "tune" / f"{name}.yaml"
+    ).unlink()  # all files of a group are read, and it would be refused again
 
 
 def test_a_bound_that_there_is_not_cannot_be_pruned_on(root):

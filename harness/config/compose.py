@@ -73,7 +73,7 @@ def composed(parsed: list[Any], entries: Entries, own: Sequence[str] = ()) -> Di
             raise UserError(f"unknown key '{o.key_or_group}'; it belongs to {OWN_GROUPS[section]}")
     groups = [o for o in parsed if _group_of(o, entries) is not None]
     for o in groups:
-        group, choice = _group_of(o, entries), o.value()
+        group, choice = o.key_or_group.strip("/"), o.value()
         if not isinstance(choice, str) or choice not in entries[group]:
             raise UserError(f"{o.key_or_group}={choice}: no such {group}{nearest(str(choice), entries[group])}")
     base = compose_lines([o.input_line for o in groups])

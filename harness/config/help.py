@@ -43,7 +43,7 @@ def keys_text(words: Sequence[str], folders: Sequence[Path]) -> str:
 
 
 def _about(word: str, entries: dict[str, dict[str, Entry]]) -> str:
-    sections = {name: cls for name, cls in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(cls)}
+    sections: dict[str, Any] = {n: cls for n, cls in get_type_hints(RunConfig).items() if dataclasses.is_dataclass(cls)}
     group, is_choice, name = word.partition("=")
     if is_choice and group in entries:
         if name not in entries[group]:

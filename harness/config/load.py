@@ -17,6 +17,7 @@ from harness.config.messages import one_line
 from harness.config.registry import OWN_GROUPS, Entry, build_options
 from harness.config.samplers import resolve_samplers
 from harness.config.schema import RunConfig, check, check_tasks
+from harness.config.trees import plain, typed
 from harness.errors import UserError
 
 #: What a task of a study may not set: it belongs to the study as a whole.
@@ -128,7 +129,7 @@ def _study_and_choice(parsed: list[Any], entries: Entries) -> tuple[dict[str, An
     except UserError:
         base = composed(own, entries)  # slower, and says what is wrong in the words of this file
     try:
-        return OmegaConf.to_container(base.study, resolve=True), [str(name) for name in base.only_tasks]
+        return plain(base.study), [str(name) for name in base.only_tasks]
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
 
@@ -138,7 +139,7 @@ def _load_suite(parsed: list[Any], entries: Entries, sections: Sequence[str]) ->
     if not study["tasks"]:
         return None
     check_tasks(study["name"], list(study["tasks"]), only)
-    parts, others = {}, {}
+    parts, others = dict[str, Loaded](), dict[str, Loaded]()
     for task, overrides in study["tasks"].items():
         try:
             mine = _with_task(overrides, parsed)
@@ -169,7 +170,7 @@ def _as_task(loaded: Loaded, name: str) -> Loaded:
     tree["study"]["name"] = name
     tree["study"].pop("tasks", None)
     tree.pop("only_tasks", None)
-    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    cfg = typed(RunConfig, tree)
     for section in OWN_GROUPS:
         setattr(cfg, section, getattr(loaded.cfg, section))
     return Loaded(cfg, tree, loaded.overrides)
@@ -181,12 +182,12 @@ def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[s
         missing = sorted(OmegaConf.missing_keys(tree_cfg))
         if missing:
             raise UserError(f"{missing[0]} has no value; give it as {missing[0]}=...")
-        tree = OmegaConf.to_container(tree_cfg, resolve=True)
+        tree = plain(tree_cfg)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     _check_classes(tree)
     resolve_samplers(tree["methods"], samplers)
-    cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+    cfg = typed(RunConfig, tree)
     check(cfg)
     for section in OWN_GROUPS:
         del tree[section]  # no part of what is measured

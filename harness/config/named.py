@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.messages import one_line
+from harness.config.trees import merged
 from harness.errors import UserError, nearest
 from harness.search.schema import DimensionConfig
 
@@ -45,9 +46,9 @@ def with_named(tune: DictConfig, overrides: list[Any]) -> DictConfig:
             value = {part: value}
         try:
             if section == "space" and not path:  # a dimension that is given whole has nothing left of what it was
-                tune.space[name] = OmegaConf.merge(OmegaConf.structured(DimensionConfig), value)
+                tune.space[name] = merged(OmegaConf.structured(DimensionConfig), value)
             else:
-                tune = OmegaConf.merge(tune, {section: {name: value}})
+                tune = merged(tune, {section: {name: value}})
         except (OmegaConfBaseException, ValueError) as error:
             reason = one_line(error) if isinstance(error, OmegaConfBaseException) else str(error).splitlines()[0]
             raise UserError(f"{override.input_line}: {reason}") from error
@@ -58,7 +59,7 @@ def _split(parts: DictConfig, path: list[str]) -> tuple[str, list[str]]:
     """The name of a part, in full, and what follows it."""
     for end in (len(path), len(path) - 1):
         name = ".".join(path[:end])
-        found = [key for key in parts if key == name or (name and key.endswith(f".{name}"))]
+        found = [key for key in map(str, parts) if key == name or (name and key.endswith(f".{name}"))]
         if len(found) == 1:
             return found[0], path[end:]
     return (path[0], path[1:]) if path else ("", [])

@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
 from harness.config.text import keep_text, read_yaml
+from harness.config.trees import merged, typed
 from harness.errors import UserError, nearest
 
 GLOBAL_HEADER = "# @package _global_"
@@ -97,7 +98,7 @@ def _schema(group: str, content: dict[str, Any]) -> DictConfig | None:
         return None
 
 
-def locate(target: str, where: str = "_target_") -> type:
+def locate(target: str, where: str = "_target_") -> Any:
     """The class at a dotted path; `UserError` says which part of the path does not exist."""
     module_name, _, class_name = str(target).rpartition(".")
     if not module_name:
@@ -121,7 +122,7 @@ def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
     """
     cls = locate(node["_target_"])
     values = {k: v for k, v in node.items() if k not in ("_target_", "samplers")}
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Options), values))
+    options = typed(cls.Options, values)
     check_fields(options, key)
     return cls, options
 
@@ -141,7 +142,7 @@ def _typed(entry: Entry) -> DictConfig:
 def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictConfig:
     """The content of a file in its typed fields; raises `UserError` with the file's name."""
     try:
-        return OmegaConf.merge(schema, content)
+        return merged(schema, content)
     except (OmegaConfBaseException, ValueError) as error:
         unknown = next((e for e in (error.__cause__, error) if isinstance(e, ConfigKeyError) and e.parent_node), None)
         hint = "" if unknown is None else nearest(str(unknown.key), map(str, unknown.parent_node))

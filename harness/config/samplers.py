@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.fields import check_fields
 from harness.config.registry import Entry, locate
+from harness.config.trees import merged, plain
 from harness.errors import UserError, nearest
 
 _KEY = re.compile(r"methods\.[^.=]+\.samplers\.")
@@ -55,13 +56,13 @@ def _resolved(where: str, label: str, own: Any, entries: Mapping[str, Entry]) ->
             raise UserError(f"{where}: there is no sampler '{kind}'{nearest(str(kind), entries)}")
         values = dict(entries[kind].content) | values
     target = values.pop("_target_")
-    typed = OmegaConf.structured(locate(target, f"{where}._target_").Options)
-    wrong = next((key for key in values if key not in typed), None)
+    known = OmegaConf.structured(locate(target, f"{where}._target_").Options)
+    wrong = next((key for key in values if key not in known), None)
     if wrong is not None:
-        raise UserError(f"{where}.{wrong}: sampler {kind} has no such option{nearest(wrong, map(str, typed))}")
+        raise UserError(f"{where}.{wrong}: sampler {kind} has no such option{nearest(wrong, map(str, known))}")
     try:
-        options = OmegaConf.merge(typed, values)
+        options = merged(known, values)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     check_fields(OmegaConf.to_object(options), where)
-    return {"_target_": target, **OmegaConf.to_container(options)}
+    return {"_target_": target, **plain(options)}

@@ -113,7 +113,9 @@ def _publish(job: Job) -> Outcome:
     places = [f"{task}/{name}".lstrip("/") for task, session in sessions.items() for name in lacking(session)]
     if places:
         return Outcome("", [], dict.fromkeys(places, reason))
-    return run_study(sessions[""], job.command) if "" in sessions else run_suite(Suite(loaded), job.command)
+    if isinstance(loaded, LoadedSuite):
+        return run_suite(Suite(loaded), job.command)
+    return run_study(sessions[""], job.command)
 
 
 def _tune(job: Job) -> Outcome:

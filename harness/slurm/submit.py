@@ -15,6 +15,7 @@ def submit_study(arguments: list[str], folders: list[Path], command: str) -> Out
     Raises `UserError` before any is submitted.
     """
     plan = plan_study(arguments, folders, command)
+    assert plan.last is not None, "of a study"
     executor = open_executor(plan)
     submitted = submit(executor, plan.jobs, plan.folder)
     numbers = sorted({handle.job_id.split("_")[0] for _, handle in submitted})

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from harness.config.registry import build_options
 from harness.config.rows import rows_of
 from harness.config.schema import RunConfig
+from harness.config.trees import typed
 from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem, Sampler
@@ -42,9 +42,7 @@ class Session:
     def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
         self.tree, self.weights = tree, weights
         self._ready: Judge | None = None  # the judge, once it is prepared
-        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
-        assert isinstance(cfg, RunConfig)
-        self.cfg = cfg
+        self.cfg = typed(RunConfig, tree)
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
