@@ -74,7 +74,8 @@ def test_figures_and_files_hang_on_the_parent(runs, client, finished):
 def test_rows_name_their_run(runs, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet")
     places = [
-        f"smoke/{m}/{s}/seed{k}" if s else f"smoke/{m}" for m, s, k in zip(frame.method, frame.sampler, frame.seed, strict=True)
+        f"smoke/{m}/{s}/seed{k}" if s else f"smoke/{m}"
+        for m, s, k in zip(frame.method, frame.sampler, frame.seed, strict=True)
     ]
     assert dict(zip(places, frame.mlflow_run_id, strict=True)) == {
         name: run.info.run_id for name, run in runs.items() if name != "smoke"

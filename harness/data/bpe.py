@@ -43,7 +43,6 @@ class ByteBPE(TokenizerSpec):
     Options = ByteBPEOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`."""
         options = self.options
         path = cache / f"bpe-{digest(['bpe-1', key, options.vocab_size, options.train_megabytes])[:16]}.json"
         learnt = _read(path, options.vocab_size)

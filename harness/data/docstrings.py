@@ -62,7 +62,6 @@ class Docstrings(DataSource):
     Options = DocstringsOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(cache), tokenizer, length, cache)
 
     def corpus(self, cache: Path) -> Corpus:

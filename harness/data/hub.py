@@ -52,7 +52,6 @@ class Hub(DataSource):
     Options = HubOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(), tokenizer, length, cache)
 
     def corpus(self) -> Corpus:

@@ -44,7 +44,6 @@ class Text(DataSource):
     Options = TextOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(), tokenizer, length, cache)
 
     def corpus(self) -> Corpus:

@@ -19,7 +19,7 @@ from harness.data.base import TokenData
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.judges.scoring import pooled_ppl
-from harness.tasks.require import require_task
+from harness.tasks.base import require_task
 
 _CHECKED_ROWS = 16
 

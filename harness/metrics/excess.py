@@ -13,7 +13,7 @@ import torch
 
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import mean_and_error
-from harness.tasks.require import require_task
+from harness.tasks.base import require_task
 
 
 @dataclass
