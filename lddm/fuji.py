@@ -22,6 +22,7 @@ from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
 from lddm import gaussian, instruments
 from lddm.bank import LatentBank
+from lddm.gaussian import LatentSchedule
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
@@ -34,7 +35,6 @@ from lddm.latent import (
     token_times,
 )
 from lddm.latent_model import LatentModel
-from lddm.latent_schedule import LatentSchedule
 from lddm.networks import JointNetwork
 from lddm.paths import TimePath, make_path
 

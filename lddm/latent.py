@@ -21,8 +21,8 @@ from harness.errors import UserError
 from harness.interface import Problem
 from harness.nn.pretrained import DTYPES
 from lddm import gaussian
+from lddm.gaussian import LatentSchedule
 from lddm.kernel_score import distance
-from lddm.latent_schedule import LatentSchedule
 from lddm.networks import SlotEncoder
 from lddm.pretrained import PretrainedSlots, TextReader
 

@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from harness.config.fields import ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
+from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
-from lddm import gaussian, instruments, prior
+from lddm import gaussian, instruments
 from lddm.bank import LatentBank
+from lddm.gaussian import LatentSchedule
 from lddm.latent import (
     LatentEncoder,
     LatentOptions,
     check_encoder,
     gaussian_noise,
+    latent_mse,
     latent_terms,
     normal_gap,
+    predicted_z0,
     token_times,
 )
 from lddm.latent_model import LatentModel
-from lddm.latent_schedule import LatentSchedule
 from lddm.networks import JointNetwork, LatentNetwork
 from lddm.one_call import OneCallNetwork, one_call_loss
 
@@ -142,24 +145,34 @@ class SEQ(LatentModel):
             made = self._token_loss(x_BL, z0_BSD, generator)
             if self._stage == "tokens":
                 return made
-            latent = prior.diffusion_loss(
-                self.prior, z0_BSD.detach(), self.latent_schedule, o.prediction, o.self_conditioning, generator
-            )
+            latent = self._prior_loss(z0_BSD.detach(), generator)
             return Loss(made.total + o.latent_weight * latent, made.parts | {"latent_mse": latent.detach()})
         with torch.no_grad():
             self.bank.put(self.encoder.mean(x_BL))
             z0_BSD = self.bank.draw(o.latent_batch, o.encoder_noise, generator)
         if self._stage == "prior":
-            latent = prior.diffusion_loss(
-                self.prior, z0_BSD, self.latent_schedule, o.prediction, o.self_conditioning, generator
-            )
+            latent = self._prior_loss(z0_BSD, generator)
             return Loss(latent, {"latent_mse": latent.detach()})
         gap = one_call_loss(self.generator, z0_BSD, self.encoder.noise, o.one_call_window, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 
+    def _prior_loss(self, z0_BSD: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the prior at stratified times, a scalar; a share of the batch sees its own first estimate."""
+        o, t_B = self.options, stratified_times(z0_BSD.shape[0], generator)
+        zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
+        previous = None
+        if o.self_conditioning > 0:
+            keep_B = torch.rand(len(t_B), generator=generator, device=zt_BSD.device) < o.self_conditioning
+            with torch.no_grad():
+                first = self.z0_hat(zt_BSD, t_B)
+            previous = torch.where(keep_B[:, None, None], first, 0.0)
+        out = self.prior(zt_BSD, t_B.float(), previous)
+        return latent_mse(out, z0_BSD, zt_BSD, t_B, self.latent_schedule, o.prediction).mean()
+
     def z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None = None) -> Tensor:
         """The prior's estimate of z0 from z_t, and from its own previous one where it conditions itself."""
-        return prior.z0_hat(self.prior, zt_BSD, t_B, previous, self.latent_schedule, self.options.prediction)
+        out = self.prior(zt_BSD, t_B.float(), previous)
+        return predicted_z0(out, zt_BSD, t_B, self.latent_schedule, self.options.prediction)
 
     # ---- tokens given a latent ------------------------------------------------------------------------------------
     @property

@@ -35,6 +35,15 @@ def documents_digest(documents: dict[str, list[str]]) -> str:
     return total.hexdigest()
 
 
+def texts_digest(texts: Iterable[str], start: str = "") -> str:
+    """SHA-256 (hex) of `start` and of the texts in their order; lengths keep ["ab", "c"] apart from ["a", "bc"]."""
+    total = hashlib.sha256(start.encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
 def save_documents(path: Path, documents: dict[str, list[str]], facts: dict[str, Any]) -> str:
     """Write documents by split as gzipped JSON lines (the last line carries facts and hash); returns their hash."""
     fingerprint = documents_digest(documents)

@@ -25,7 +25,7 @@ from harness.data.digits import CLASSES, SIDE, LabelledData, encode
 from harness.data.files import digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
-from harness.judges.weights import sha256_of_weights
+from harness.nn.pretrained import sha256_of_weights
 from harness.training import checkpoint
 from harness.training.precision import threads
 
