@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.config.schema import TrackingConfig
 from harness.errors import UserError
-from harness.tracking.base import TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tuning import publish, records
 from harness.tuning.publish import BEGAN, NUMBER, REASON, STATE, TrialLog, TuneLog
@@ -49,7 +49,7 @@ def _result(value: float = 0.5) -> SimpleNamespace:
 
 
 def _client(loaded):
-    tracker = MlflowTracker(TrackingOptions(system_metrics=False), loaded.base.cfg.runs_dir)
+    tracker = MlflowTracker(TrackingConfig(system_metrics=False), loaded.base.cfg.runs_dir)
     tracker.connect()
     return tracker._client
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import TrackingConfig
 from harness.errors import UserError
 from harness.tracking import names
-from harness.tracking.base import Point, Status, Tracker, TrackingOptions
+from harness.tracking.base import Point, Status, Tracker
 from harness.tracking.mlflow_client import connect, reason, service_errors, sorted_errors
 from harness.tracking.outbox import RETRY_SECONDS, Outbox, Rejected
 from harness.tracking.system_metrics import SystemMetrics
@@ -36,7 +37,7 @@ class MlflowTracker(Tracker):
 
     def __init__(
         self,
-        options: TrackingOptions,
+        options: TrackingConfig,
         runs_dir: Path,
         retry_seconds: float = RETRY_SECONDS,
         warn: Callable[[str], None] | None = None,

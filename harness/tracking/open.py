@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.config.schema import TrackingConfig
-from harness.tracking.base import Tracker, TrackingOptions
+from harness.tracking.base import Tracker
 from harness.tracking.mlflow_tracker import MlflowTracker
 
 
@@ -20,4 +20,4 @@ def open_tracker(
     if not cfg.enabled:
         return Tracker()
     load = cfg.system_metrics if system_metrics is None else system_metrics
-    return MlflowTracker(TrackingOptions(cfg.uri, cfg.experiment or experiment, load), Path(runs_dir))
+    return MlflowTracker(TrackingConfig(True, cfg.uri, cfg.experiment or experiment, load), Path(runs_dir))
