@@ -1,11 +1,10 @@
-"""What tuning itself costs: seconds of a trial that does nothing, at the 300th trial of a study.
+"""What a search itself costs: seconds of a trial that does nothing, at the 300th trial of a study.
 
     python benchmarks/tune_overhead.py [--trials 300] [--storage postgresql://USER@HOST/DATABASE] [--no-tracking]
 
-All that a worker does around a trial is in it: counting and claiming, the sampler (TPE, six dimensions), the storage, and
-the trial's MLflow run with its params, curves, scores and state. What happens once for all trials (the table that is
-written every 20 seconds, the end) is timed by itself and shown per trial. Prints the median and the mean over the last
-twenty trials.
+All that the command does around a trial is in it: counting and asking, the sampler (TPE, six dimensions), the storage, the
+trial's configuration, and its MLflow run with its params, scores and state. What happens once for all trials (the table that
+is written every 20 seconds, the end) is timed by itself. Prints the median and the mean over the last twenty trials.
 """
 
 from __future__ import annotations
@@ -18,38 +17,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.tuning.load import load_tune
-from harness.tuning.presence import Presence
-from harness.tuning.process import Leave, Spec
-from harness.tuning.publish import TuneLog
-from harness.tuning.storage import open_study, study_name
-from harness.tuning.table import write_trials
-from harness.tuning.trial import Pruned, TrialResult
-from harness.tuning.worker import Worker, directions_of
+from harness.search.ask import Search
+from harness.search.load import load_tune
+from harness.search.publish import SearchLog
+from harness.search.queue import Queue
+from harness.search.storage import open_store, study_name
+from harness.search.trial import TrialResult
 
-__all__ = ["Nothing", "Pruned"]  # found by name, as a worker finds its runner
 _LAST = 20
 
 
-class Nothing:
+def nothing(objectives: int, constraints: int) -> TrialResult:
     """Instead of training: a result with as many numbers as a real one has."""
-
-    def __init__(self, loaded) -> None:
-        self.count = len(loaded.cfg.objectives), len(loaded.cfg.constraints)
-
-    def prepare(self, progress) -> None:
-        """Nothing is needed."""
-
-    def run(self, params, report, progress) -> TrialResult:
-        """Twenty scores and twenty validations of four curves."""
-        now = int(time.time() * 1000)
-        curves = [
-            {"step": 100 * k, "time_ms": now + k, "values": {f"train/{name}": random.random() for name in "abcd"}}
-            for k in range(1, 21)
-        ]
-        scores = {f"column{k}@4": random.random() for k in range(20)}
-        seconds = {"train": 0.0, "sample": 0.0, "score": 0.0}
-        return TrialResult([random.random()] * self.count[0], [-1.0] * self.count[1], scores, seconds, True, curves)
+    scores = {f"column{k}@4": random.random() for k in range(20)}
+    seconds = {"train": 0.0, "sample": 0.0, "score": 0.0}
+    return TrialResult([random.random()] * objectives, [-1.0] * constraints, scores, seconds, True)
 
 
 def main() -> None:
@@ -70,32 +52,36 @@ def measure(folder: Path, trials: int, storage: str, tracking: bool) -> None:
         "tracking.system_metrics=false", *([f"tune.storage={storage}"] if storage else []),
     ]  # fmt: skip
     loaded = load_tune(arguments, [], False)
-    opened = open_study(loaded, directions_of(loaded))
-    log = TuneLog(loaded, opened.study)
-    run_id = log.open()
-    spec = Spec(arguments, run_id=run_id or None, runner=f"{__name__}:Nothing")
-    worker = Worker(loaded, opened, spec, lambda **_: None, Leave())
+    store = open_store(loaded)
+    log = SearchLog(loaded, store.study)
+    log.open()
+    search = Search(loaded, store, Queue(store, loaded.cfg, loaded.folder / "commands"), log)
+    counts = len(loaded.cfg.objectives), len(loaded.cfg.constraints)
     took = []
-    with Presence(worker.claims.workers, 0, spec.beat) as presence:
+    with search.queue.present():
+        search.done(search.ready(1)[0], None)
         for number in range(trials):
             began = time.perf_counter()
-            worker.step(presence.name)
+            (task,) = search.ready(1)
+            task.begin()
+            task.state = "done"
+            search.done(task, nothing(*counts))
             took.append(time.perf_counter() - began)
             if number % 50 == 0:
                 print(f"trial {number}: {took[-1]:.3f} s", file=sys.stderr)
-    began = time.perf_counter()
-    write_trials(loaded, opened.study)
-    table = time.perf_counter() - began
-    began = time.perf_counter()
-    log.settle()
-    log.close()
-    settle = time.perf_counter() - began
+    table, settle = _seconds(search.write), _seconds(lambda: (log.settle(), log.close()))
     last = took[-_LAST:]
     print(
         f"{study_name(loaded)} in {'PostgreSQL' if storage else 'a journal'}, MLflow {'on' if tracking else 'off'}: "
         f"at trial {trials} {statistics.median(last):.3f} s a trial (mean {statistics.mean(last):.3f}), "
         f"over all {statistics.mean(took):.3f}; a table of all {table:.3f} s, MLflow brought in line {settle:.3f} s"
     )
+
+
+def _seconds(action) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -52,8 +52,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command, or None if it could not be run or failed."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],  # a kill would leave a lock behind
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -142,7 +143,7 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist"):  # numpy's and torch's
         return _canonical(value.tolist())
     if value is None or isinstance(value, (str, bool, int, float)):
         return value

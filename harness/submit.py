@@ -1,86 +1,69 @@
-"""Hand a study or a tuning to a cluster: `python -m harness.submit run study=few_step slurm.partition=gpu slurm.gpus=1`.
+"""Hand a study or a search to SLURM: `python -m harness.submit run study=few_step slurm.partition=gpu slurm.gpus=1`.
 
-python -m harness.submit --help     options and examples
+python -m harness.submit --help          options and examples
+python -m harness.submit --help slurm    every key of the section
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import importlib.util
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.errors import EXIT_CODE, UserError, nearest
+from harness import cli
+from harness.errors import UserError, nearest
 
-_USAGE = """usage: python -m harness.submit run|tune [arguments of harness.run or harness.tune] [slurm.KEY=VALUE ...] [options]
+if TYPE_CHECKING:
+    from harness.study.outcome import Outcome
 
-  run     the cells of a study, a job for each model that is trained; a last job publishes as harness.run does
+_USAGE = f"""usage: python -m harness.submit run|tune [arguments of harness.run or harness.tune] [slurm.KEY=VALUE ...] [options]
+
+  run     a study, a job for each model that is trained; a last job publishes as harness.run does
   tune    slurm.jobs=N jobs, each a command of harness.tune that joins the same study (see tune.storage)
 
-  cluster=slurm|local  SLURM, or submitit's stand-in for it on this machine
-  wait=true|false      whether to wait for the jobs (cluster=local always does)
+  wait=true|false     whether to wait for the jobs
 
 options:
-  --help              this text
-  --config-dir DIR    a folder of your own with study/, method/, ... beside those of the package
+{cli.OPTIONS}
 
 examples:
   python -m harness.submit run study=few_step slurm.partition=gpu slurm.gpus=1 slurm.timeout_min=240
   python -m harness.submit run study=exact train.accumulate=4 compute.processes=4 slurm.gpus=4 wait=false
   python -m harness.submit tune study=exact only_tasks=[binsaw] tune=latent slurm.jobs=8 tune.storage=postgresql://me@host/db
 
-slurm.KEY and its default:
 """
+_ACTIONS = ("run", "tune")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done (or submitted), 1 a job or a cell failed, 2 bad input (one line), 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    try:
-        return _run(arguments)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+def main(words: list[str] | None = None) -> int:
+    """Submit a study or a search; the exit code (see `cli.main`). Without wait, 0 says that all was submitted."""
+    return cli.main(_run, _usage, words)
 
 
-def _run(arguments: list[str]) -> int:
-    from harness.cluster.options import read_options
-    from harness.run import _split as split_arguments
+def _run(given: cli.Arguments) -> Outcome | str:
+    if not given.overrides:
+        raise UserError("say first what to submit, run or tune; --help shows examples")
+    action, *rest = given.overrides
+    if action not in _ACTIONS:
+        raise UserError(f"'{action}' comes first and is unknown{nearest(action, _ACTIONS)}")
+    if given.show_config:
+        raise UserError(f"--cfg: ask harness.{action}, with the same arguments but for slurm. and wait=")
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError(
+            "harness.submit needs the library submitit; install it with: pip install 'few-step-harness[slurm]'"
+        )
+    from harness.slurm.submit import submit_search, submit_study  # submitit is an extra; torch takes seconds
 
-    overrides, folders, show_help, show_config = split_arguments(arguments)
-    if show_help or not overrides:
-        print(_help())
-        return 0 if show_help else EXIT_CODE
-    action, *rest = overrides
-    if action not in ("run", "tune"):
-        raise UserError(f"'{action}' comes first and is unknown{nearest(action, ('run', 'tune'))}")
-    if show_config:
-        raise UserError(f"--cfg: ask harness.{action}, with the same arguments but for slurm., cluster= and wait=")
-    cfg, own = read_options(rest)
-    from harness.cluster.executor import submitit
-    from harness.cluster.submit import submit_study, submit_tune
-    from harness.tracking.uri import redact
-
-    submitit()  # refused before data are read
-    command = "python -m harness.submit " + " ".join(map(redact, arguments))
-    result = submit_study(cfg, own, folders, command) if action == "run" else submit_tune(cfg, own, folders)
-    for line in (result.text, *result.places):
-        if line:
-            print(line)
-    for name, reason in result.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if result.failures else 0
+    if action == "run":
+        return submit_study(rest, given.folders, given.command("harness.submit"))
+    return submit_search(rest, given.folders)
 
 
-def _help() -> str:
-    from harness.cluster.options import SlurmConfig
+def _usage(folders: list[Path]) -> str:
+    from harness.config.help import keys_text  # start-up time: Hydra and the methods
 
-    defaults = dataclasses.asdict(SlurmConfig())
-    return _USAGE + "\n".join(f"  {name:<16} {value!r}" for name, value in defaults.items())
+    return _USAGE + keys_text(["slurm"], folders)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,21 @@ python -m harness.tune study=few_step tune=latent plan=true       what would be 
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import EXIT_CODE, UserError
+from harness import cli
 
 if TYPE_CHECKING:
+    from harness.search.loaded import LoadedTune
     from harness.study.outcome import Outcome
-    from harness.tuning.load import LoadedTune
 
-_USAGE = """usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]
+_USAGE = f"""usage: python -m harness.tune [study=NAME] tune=NAME [tune.KEY=VALUE ...] [arguments of harness.run ...] [options]
 
 options:
-  --help              this text
+{cli.OPTIONS}
   --cfg job           print the resolved search, and the configuration that it varies, and stop
-  --config-dir DIR    a folder of your own with tune/, study/, method/, ... beside those of the package
 
 examples:
   python -m harness.tune study=exact only_tasks=[binsaw] tune=latent tune.trials=40 tune.workers=2
@@ -36,59 +34,33 @@ searches (tune=NAME):
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 workers or the confirmation failed, 2 bad input (one line), 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    try:
-        return _run(arguments)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_CODE
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+def main(words: list[str] | None = None) -> int:
+    """Search; the exit code (see `cli.main`)."""
+    return cli.main(_run, _usage, words)
 
 
-def _run(arguments: list[str]) -> int:
-    from harness.run import _split as split_arguments
+def _run(given: cli.Arguments) -> Outcome | str:
+    from harness.search.load import load_tune  # start-up time: not for --help
 
-    overrides, folders, show_help, show_config = split_arguments(arguments)
-    if show_help:
-        print(_help(folders))
-        return 0
-    from harness.tuning.load import load_tune
-    from harness.tuning.urls import checked_url, storage_in
-
-    storage = storage_in(overrides)
-    if storage:
-        checked_url(storage)  # before the data is read
-    loaded = load_tune(overrides, folders)
-    if show_config:
-        import yaml
-
-        print(yaml.safe_dump_all([{"tune": loaded.tree}, loaded.base.tree], sort_keys=False), end="")
-        return 0
+    loaded = load_tune(given.overrides, given.folders)
+    if given.show_config:
+        return cli.as_yaml([{"tune": loaded.tree}, loaded.base.tree])
     if loaded.base.cfg.plan:
-        print(describe(loaded))
-        return 0
-    from harness.tuning.engine import run_tune
-    from harness.tuning.process import Spec
+        return describe(loaded)
+    from harness.search.runner import run_search  # start-up time: not for --cfg and plan=true
 
-    return _ended(run_tune(loaded, Spec(overrides, [str(folder) for folder in folders])))
+    return run_search(loaded)
 
 
 def describe(loaded: LoadedTune) -> str:
     """What would be searched, in lines; the storage is not opened."""
+    from harness.search.runner import workers_of  # start-up time: torch, not for --help and bad input
+    from harness.search.storage import study_name
     from harness.tracking.uri import redact
-    from harness.tuning.engine import worker_count
-    from harness.tuning.objective import directions
-    from harness.tuning.storage import study_name
 
     cfg = loaded.cfg
-    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {worker_count(loaded)[0]} at a time"]
-    for (name, objective), direction in zip(cfg.objectives.items(), directions(loaded), strict=True):
+    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {workers_of(loaded)} at a time"]
+    for (name, objective), direction in zip(cfg.objectives.items(), loaded.directions, strict=True):
         lines.append(f"  {direction} {name}: {objective.column or 'the headline column'} at NFE {objective.nfe}")
     lines += [f"  subject to {name}: {c.column} at NFE {c.nfe}" for name, c in cfg.constraints.items()]
     for key, d in cfg.space.items():
@@ -99,19 +71,8 @@ def describe(loaded: LoadedTune) -> str:
     return "\n".join(lines)
 
 
-def _ended(outcome: Outcome) -> int:
-    """Print how it ended; the exit code."""
-    if outcome.table:
-        print(outcome.table)
-    for place in outcome.places:
-        print(place)
-    for name, reason in outcome.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    return 1 if outcome.failures else 0
-
-
-def _help(folders: list[Path]) -> str:
-    from harness.config.registry import find_entries, studies_folder
+def _usage(folders: list[Path]) -> str:
+    from harness.config.registry import find_entries, studies_folder  # start-up time: Hydra
 
     entries = find_entries([studies_folder(), *folders]).get("tune", {})
     return _USAGE + "\n".join(f"  {name:<12} {entry.about}" for name, entry in sorted(entries.items()))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "baselines", "lddm")
 SOURCE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = [*SOURCE, *sorted((ROOT / "studies").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 EVERYTHING += [path for name in ("benchmarks", "docs") for path in sorted((ROOT / name).rglob("*.py"))]
-MAX_LINES = 300
+MAX_LINES, MAX_FUNCTION = 300, 60
 
 
 def _name(path: Path) -> str:
@@ -45,26 +44,96 @@ def test_the_packages_are_found():
     assert {path.relative_to(ROOT).parts[0] for path in SOURCE} == set(PACKAGES) and len(SOURCE) > 50
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=_name)
-def test_arrows_point_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
-    modules = _imports(path)
+def _offenders(found: Iterable[tuple[Path, str]]) -> str:
+    return "\n".join(f"{_name(path)}: {what}" for path, what in found)
+
+
+def _forbidden(path: Path) -> set[str]:
+    package, modules = path.relative_to(ROOT).parts[0], _imports(path)
     if package == "harness":
-        forbidden = {m for m in modules if _within(m, "baselines", "lddm", "studies", "tests")}
+        found = {m for m in modules if _within(m, "baselines", "lddm", "studies", "tests")}
         # The folder of YAML files is found through its package; nothing else of it is used.
-        allowed = {"studies"} if _name(path) == "harness/config/registry.py" else set()
-    else:
-        other = "lddm" if package == "baselines" else "baselines"
-        service = ("harness.tracking", "harness.report", "harness.study", "harness.run", "harness.judges", other)
-        forbidden = {m for m in modules if _within(m, "mlflow", "optuna", "hydra", "tests", *service)}
-        allowed = set()
-    assert forbidden <= allowed, f"{_name(path)} imports {sorted(forbidden - allowed)}"
+        return found - ({"studies"} if _name(path) == "harness/config/registry.py" else set())
+    other = "lddm" if package == "baselines" else "baselines"
+    service = [
+        f"harness.{room}" for room in ("tracking", "report", "study", "jobs", "search", "slurm", "run", "judges")
+    ]
+    return {m for m in modules if _within(m, "mlflow", "optuna", "hydra", "tests", other, *service)}
 
 
-@pytest.mark.parametrize("path", EVERYTHING, ids=_name)
-def test_files_are_short(path):
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_LINES, f"{_name(path)} has {lines} lines"
+def test_arrows_point_one_way():
+    found = [(path, f"imports {', '.join(sorted(names))}") for path in SOURCE if (names := _forbidden(path))]
+    assert not found, _offenders(found)
+
+
+def test_jobs_know_nothing_of_what_they_run():
+    """`harness.jobs` runs any work: what a study, a search or a cluster is stands elsewhere."""
+    rooms = tuple(f"harness.{room}" for room in ("study", "search", "slurm", "tracking", "report", "judges", "metrics"))
+    found = [(p, f"imports {m}") for p in SOURCE if "jobs" in p.parts for m in _imports(p) if _within(m, *rooms)]
+    assert not found, _offenders(found)
+
+
+def test_no_circle_of_imports():
+    """Imports for types alone count too: what needs each other's names belongs together."""
+    names = {_name(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in SOURCE}
+    left = {name: {m for m in _imports(path) if m in names and m != name} for name, path in names.items()}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    # What only leads into a circle is no part of one.
+    while outer := [name for name in left if not any(name in needs for needs in left.values())]:
+        for name in outer:
+            del left[name]
+    assert not left, "\n".join(f"{name} -> {', '.join(sorted(needs & left.keys()))}" for name, needs in left.items())
+
+
+#: Packages that are optional, or that take longer to import than a command may take to answer.
+LAZY = (
+    "torch", "transformers", "datasets", "mlflow", "matplotlib", "sklearn", "scipy", "pandas", "huggingface_hub", "mauve",
+    "sqlalchemy", "requests", "psutil", "submitit", "optuna", "yaml", "setuptools", "numpy",
+)  # fmt: skip
+
+
+def test_an_import_inside_a_function_is_of_a_slow_package_or_gives_its_reason():
+    found = []
+    for path in SOURCE:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for function in ast.walk(_tree(path)):
+            for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                    near = lines[max(0, node.lineno - 3) : node.end_lineno]
+                    if not _within(module, *LAZY) and not any("#" in line for line in near):
+                        found.append((path, f"line {node.lineno} imports {module}"))
+    assert not found, _offenders(found)
+
+
+def test_files_are_short():
+    found = [(p, f"{n} lines") for p in EVERYTHING if (n := p.read_text(encoding="utf-8").count("\n")) > MAX_LINES]
+    assert not found, _offenders(found)
+
+
+def test_functions_are_short():
+    found = [
+        (path, f"{node.name} has {length} lines")
+        for path in SOURCE
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.FunctionDef) and (length := node.end_lineno - node.lineno + 1) > MAX_FUNCTION
+    ]
+    assert not found, _offenders(found)
+
+
+def test_no_attribute_is_probed():
+    """`hasattr` of an object of ours is a missing word in its interface; of somebody else's it gives its reason."""
+    found = []
+    for path in SOURCE:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "hasattr":
+                near = lines[max(0, node.lineno - 3) : node.end_lineno]
+                if not any("#" in line or '"""' in line for line in near):
+                    found.append((path, f"line {node.lineno}"))
+    assert not found, _offenders(found)
 
 
 # ---- what is never called ---------------------------------------------------------------------------------------------
@@ -94,9 +163,9 @@ def _unsafe(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=_name)
-def test_nothing_runs_or_unpickles_what_others_wrote(path):
-    assert _unsafe(_tree(path)) == []
+def test_nothing_runs_or_unpickles_what_others_wrote():
+    found = [(path, what) for path in SOURCE for what in _unsafe(_tree(path))]
+    assert not found, _offenders(found)
 
 
 def test_the_search_for_unsafe_calls_finds_them():
@@ -143,34 +212,40 @@ def _documented_methods() -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=_name)
-def test_public_code_is_described(path):
-    missing = []
+def _undescribed(path: Path) -> Iterator[str]:
     if _tree(path).body and not ast.get_docstring(_tree(path)):
-        missing.append("the module")
+        yield "no docstring on the module"
     for name, node, cls in _definitions(path):
         if not _is_public(name) or ast.get_docstring(node):
             continue
         if isinstance(node, ast.ClassDef):
             # Options are described beside their fields or by the class that they belong to.
             if not name.endswith("Options"):
-                missing.append(f"class {name}")
+                yield f"no docstring on class {name}"
         elif _statements(node) > _TRIVIAL and (cls is None or node.name not in _documented_methods()):
-            missing.append(name)
-    assert not missing, f"{_name(path)}: no docstring on {', '.join(missing)}"
+            yield f"no docstring on {name}"
 
 
-@pytest.mark.parametrize("path", SOURCE, ids=_name)
-def test_public_functions_have_typed_parameters(path):
-    bare = []
+def test_public_code_is_described():
+    found = [(path, what) for path in SOURCE for what in _undescribed(path)]
+    assert not found, _offenders(found)
+
+
+def _untyped(path: Path) -> Iterator[str]:
     for name, node, cls in _definitions(path):
         if not isinstance(node, ast.FunctionDef) or not _is_public(name):
             continue
         given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         is_static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
         given = given[1:] if cls is not None and not is_static else given
-        bare += [f"{name}({a.arg})" for a in given if a.annotation is None and not _is_inherited(cls, node)]
-    assert not bare, f"{_name(path)}: no type on {', '.join(bare)}"
+        yield from (
+            f"no type on {name}({a.arg})" for a in given if a.annotation is None and not _is_inherited(cls, node)
+        )
+
+
+def test_public_functions_have_typed_parameters():
+    found = [(path, what) for path in SOURCE for what in _untyped(path)]
+    assert not found, _offenders(found)
 
 
 def _is_inherited(cls: ast.ClassDef | None, node: ast.FunctionDef) -> bool:

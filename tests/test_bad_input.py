@@ -171,7 +171,7 @@ def _id(case) -> str:
 
 @pytest.mark.parametrize("case", [*UNKNOWN, *TYPES, *RANGES, *FILES, *CONFIGS, *ARGUMENTS], ids=_id)
 def test_bad_input_is_refused_in_one_line_and_nothing_is_lost(case, scene, finished, monkeypatch):
-    monkeypatch.setattr("harness.study.runner._work", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr("harness.study.runner.work_on", lambda *_: pytest.fail("the work was begun"))
     arguments, *fragments = case
     _refused(scene, finished, arguments, *fragments)
 

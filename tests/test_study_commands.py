@@ -69,7 +69,8 @@ def test_another_configuration_puts_results_aside_and_trains_only_what_is_new(to
     said = invoke([*toy, "study.samples=24", "study.seeds=[0,1]"])
     assert said.code == 0 and f"its results are in {folder / 'earlier' / key}" in said.err
     earlier = snapshot(folder / "earlier" / key)
-    results = {n: h for n, h in first.items() if n.split("/")[0] not in ("cells", "weights", "state.json", ".lock")}
+    kept = ("cells", "weights", "state.json", ".lock", ".judge.lock", ".state.lock")
+    results = {n: h for n, h in first.items() if n.split("/")[0] not in kept}
     assert earlier == results
     assert models.items() <= _models(folder).items() and len(_models(folder)) == 2
     frame = _frame(folder)

@@ -10,6 +10,9 @@ import torch
 
 from harness.config.load import load
 from harness.errors import UserError
+from harness.search.load import load_tune
+from harness.search.loaded import LoadedTune
+from harness.search.trial import TrialRunner
 from harness.store import read_json, read_jsonl
 from harness.study import match, plan
 from harness.study import steps as work
@@ -17,8 +20,6 @@ from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
 from harness.training import checkpoint
 from harness.training.loop import batch_rows
-from harness.tuning.load import load_tune
-from harness.tuning.trial import TrialRunner
 from tests.match_kit import BATCH, EVENTS, FITTED, LENGTH, STEPS, write_files
 from tests.test_training_resume import Killed, killed_at
 from tests.toys import one_thread  # noqa: F401
@@ -199,14 +200,14 @@ def test_a_step_without_flops_is_refused(start):
 def test_trials_report_shares_of_the_budget_and_keep_old_identities(configs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def runner(*more: str) -> TrialRunner:
-        return TrialRunner(load_tune(["study=match", "tune=width", "tune.pruner.kind=median", *more], [configs]))
+    def search(*more: str) -> LoadedTune:
+        return load_tune(["study=match", "tune=width", "tune.pruner.kind=median", *more], [configs])
 
     told: list[int] = []
-    found = runner("scale.match=flops").run(
-        {"methods.mdlm.width_factor": 3.0}, lambda step, value: told.append(step) or False, quiet
-    )
-    assert [line["step"] for line in found.curves][-1] < STEPS
-    assert told[-1] == STEPS and len(told) == len(found.curves)
-    plain, matched = runner().loaded, runner("scale.match=flops").loaded
+    plain, matched = search(), search("scale.match=flops")
+    job = matched.job(0, {"methods.mdlm.width_factor": 3.0})
+    TrialRunner(matched.context).run(job, lambda step, value: told.append(step) or False, quiet)
+    curves = read_jsonl(next(matched.context.weights.parent.rglob("curves.jsonl")))
+    assert [line["step"] for line in curves][-1] < STEPS
+    assert told[-1] == STEPS and len(told) == len(curves)
     assert not {"match", "stem"} & set(plain.identity_parts["scale"]) and plain.identity != matched.identity

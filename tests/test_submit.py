@@ -1,33 +1,39 @@
-"""Jobs of SLURM and of this machine: what is asked for, what is refused, and that a job that is stopped goes on."""
+"""Jobs of SLURM: what is asked for, what is refused, and that a job that is stopped goes on."""
 
-import contextlib
+import json
 import os
 import pickle
-import signal
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.cluster.jobs import Job, unfinished
+pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
+
 from harness.config.load import load
-from harness.store import ResultsTable, read_json, read_jsonl
+from harness.slurm.jobs import Job, lacking
+from harness.store import read_json, read_jsonl
 from harness.study import steps
 from harness.study.cells import make_cells
+from harness.study.outcome import Outcome
 from harness.study.session import Session
-from tests.cluster_kit import call, fake_slurm, write_toy
+from tests.slurm_kit import call, fake_slurm, interrupt, run_here, write_toy
+from tests.study_kit import invoke, snapshot
 from tests.toys import one_thread  # noqa: F401
-
-pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
 
 
 @pytest.fixture
 def toy(tmp_path) -> list[str]:
     return [*write_toy(tmp_path / "configs"), f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"]
+
+
+def of(toy: list[str], action: str, *more: str, model: str = "") -> Job:
+    return Job(action, action, (*toy[2:], *more), (toy[1],), model=model, command="the command")
+
+
+def outcome(job: Job) -> Outcome:
+    return Outcome(**json.loads(job()))
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
@@ -37,96 +43,88 @@ def _curve(path: Path) -> list[dict[str, float]]:
 
 # ---- a job that is stopped --------------------------------------------------------------------------------------------
 def test_a_job_goes_on_after_preemption_and_timeout_and_ends_with_the_same_numbers(toy, tmp_path):
-    """The signal comes 28 s into an attempt, 8 s before its end, and training alone takes 30 s: it must come at least once."""
-    slow = [*toy, "+method@methods.slow=slow", "only=[slow]", "scale.steps=600", "train.checkpoint_seconds=0.5"]
-    session = Session(load([*slow[2:], f"runs_dir={tmp_path / 'other'}"], [tmp_path / "configs"]).tree)
-    whole = make_cells(session)[0]
+    """Both come with the same signal, here while it trains; each time the job is put back and goes on from a checkpoint."""
+    slow = ["+method@methods.slow=slow", "only=[slow]", "scale.steps=600", "train.checkpoint_seconds=0.5"]
+    session = Session(load([*toy[2:], *slow, f"runs_dir={tmp_path / 'other'}"], [tmp_path / "configs"]).tree)
+    whole = make_cells(session)[0].weights
     steps.train_weights(session, whole, lambda *_: None)
 
-    home: list[Path] = []
-    stopped: list[int] = []
-
-    def preempt() -> None:
-        """What a scheduler does when somebody more important comes: the signal, a moment after the first checkpoint."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not stopped:
-            time.sleep(0.1)
-            home[:] = [path.parent for path in (tmp_path / "runs").glob("toy/cells/slow*/train.safetensors")]
-            for process in psutil.Process().children(recursive=True) if home else []:
-                with contextlib.suppress(psutil.Error):
-                    if "submitit.core._submit" in process.cmdline():
-                        process.send_signal(signal.SIGUSR2)
-                        stopped.append(process.pid)
-
-    thread = threading.Thread(target=preempt)
-    thread.start()
-    said = call(
-        ["run", "cluster=local", *slow, "methods.slow.pause=0.05", "slurm.timeout_min=0.6", "slurm.signal_delay_s=8"]
-    )
-    thread.join()
-    assert said.code == 0, said.err
-    assert stopped, "it was never preempted"
-    log = next((tmp_path / "runs" / "toy" / "jobs").glob("*_0_log.err"))
-    logs = "".join(path.read_text() for path in log.parent.glob("*_0_log.*"))
-    assert logs.count("Requeued job") >= 2, "one preemption and at least one timeout"
-    assert logs.count("slow/seed0: train all 600/600") == 1
-    cell = next(path for path in (tmp_path / "runs").glob("toy/cells/slow*/"))
-    one, other = load_file(whole.model), load_file(cell / "model.safetensors")
+    slow.append("methods.slow.pause=0.03")
+    handle = run_here(of(toy, "tasks", *slow, model="slow/seed0"), tmp_path / "jobs")
+    stopped = interrupt("toy/weights/slow*/train.safetensors", tmp_path / "runs", times=2)
+    assert len(stopped) == 2, "it ended before it was stopped twice"
+    assert json.loads(handle.result())["failures"] == {}
+    logs = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_0_log.*"))
+    assert logs.count("Requeued job") == 2
+    (home,) = (tmp_path / "runs").glob("toy/weights/slow*/")
+    one, other = load_file(whole.model), load_file(home / "model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert _curve(cell / "curves.jsonl") == _curve(whole.curves)
-    frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
-    assert set(frame["method"]) == {"data", "slow"} and frame["gen_ppl"].notna().all()
-    assert "| Slow | 2 |" in said.out and "report " in said.out
-
-    again = call(["run", "cluster=local", *slow, "methods.slow.pause=0.05"])
-    assert again.code == 0 and "started" not in again.err, "nothing is left to be submitted"
-
-
-def test_a_job_that_fails_is_named_with_its_log_and_nothing_is_published(toy, tmp_path):
-    said = call(["run", "cluster=local", *toy, "+method@methods.liar=liar", "only=[liar]"])
-    assert said.code == 1
-    (line,) = [line for line in said.err.splitlines() if line.startswith("failed: ")]
-    assert line == "failed: liar/seed0: SamplerError: Liar reports 2 calls at NFE 2; its networks saw 3"
-    assert not (tmp_path / "runs" / "toy" / "report.md").exists()
-    assert "SamplerError" in (tmp_path / "runs" / "toy" / "errors" / "job-liar-seed0.txt").read_text()
+    assert _curve(home / "curves.jsonl") == _curve(whole.curves)
 
 
 # ---- what a job does, in this process ---------------------------------------------------------------------------------
-def of(toy: list[str], action: str, *more: str, cells: tuple[str, ...] = ()) -> Job:
-    return Job(action, action, (*toy[2:], *more), (toy[1],), cells=cells, command="the command")
-
-
-def test_jobs_of_a_study_are_published_when_all_is_there(toy, tmp_path, monkeypatch):
-    failures = read_answer(of(toy, "publish"))["failures"]
+@pytest.mark.usefixtures("threads")
+def test_jobs_of_a_study_are_published_when_all_is_there(toy, tmp_path):
     reason = "its job ended early; the same command submits what is missing"
-    assert failures == {"positions/seed0": reason, "data/seed0": reason}
+    missing = {"positions/independent/seed0": reason, "data": reason}
+    assert outcome(of(toy, "publish")).failures == missing
     assert not (tmp_path / "runs" / "toy" / "results.parquet").exists()
-    assert read_answer(of(toy, "judge")) == {"failures": {}}
-    assert read_answer(of(toy, "cells", cells=("positions/seed0",))) == {"failures": {}}
-    (session,) = of(toy, "publish").sessions().values()
-    assert unfinished(session) == []
-    answer = read_answer(of(toy, "publish"))
-    assert answer["failures"] == {} and "| Positions | 4 |" in answer["text"]
+    assert outcome(of(toy, "tasks")).failures == {}
+    del missing["data"]
+    assert outcome(of(toy, "publish")).failures == missing
+    assert outcome(of(toy, "tasks", model="positions/seed0")).failures == {}
+    assert lacking(Session(of(toy, "publish").loaded().tree)) == []
+    published = outcome(of(toy, "publish"))
+    assert published.failures == {} and "| Positions | 4 |" in published.table
     assert "the command" in (tmp_path / "runs" / "toy" / "report.md").read_text()
 
 
-def test_a_loss_that_is_not_a_number_is_reported_as_the_runner_does(toy, tmp_path):
+@pytest.mark.usefixtures("threads")
+def test_jobs_and_the_runner_leave_the_same_files(toy, tmp_path):
+    assert outcome(of(toy, "tasks")).failures == outcome(of(toy, "tasks", model="positions/seed0")).failures == {}
+    folder = tmp_path / "runs" / "toy"
+    files = {name: digest for name, digest in snapshot(folder).items() if name.endswith(("safetensors", "json"))}
+    said = invoke([*toy, "study.question=another"])
+    assert said.code == 0 and "another configuration" not in said.err, "the question is no part of what is measured"
+    after = snapshot(folder)
+    assert {name: after[name] for name in files} == files, "nothing is done again"
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_job_of_another_configuration_puts_results_aside_as_the_runner_does(toy, tmp_path):
+    assert invoke(toy).code == 0
+    folder = tmp_path / "runs" / "toy"
+    key, before = read_json(folder / "state.json")["key"], snapshot(folder / "samples")
+    assert outcome(of(toy, "tasks", "study.samples=24", model="positions/seed0")).failures == {}
+    assert snapshot(folder / "earlier" / key / "samples") == before
+    assert read_json(folder / "state.json")["key"] != key
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_job_that_fails_says_why_and_nothing_is_published(toy, tmp_path):
+    liar = "methods.positions.samplers.liar={}"
+    assert outcome(of(toy, "tasks", liar)).failures == {}
+    failures = outcome(of(toy, "tasks", liar, model="positions/seed0")).failures
+    assert list(failures) == ["positions/liar/seed0"]
+    assert failures["positions/liar/seed0"].endswith("SamplerError: Liar reports 2 calls at NFE 2; its networks saw 3")
+    assert list(outcome(of(toy, "publish", liar)).failures) == ["positions/liar/seed0"]
+    assert not (tmp_path / "runs" / "toy" / "report.md").exists()
+    errors = tmp_path / "runs" / "toy" / "errors" / "sample-positions-liar-seed0.txt"
+    assert "SamplerError" in errors.read_text()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_loss_that_is_not_a_number_is_reported_as_the_runner_does(toy):
     bad = ["+method@methods.poisoned=positions", "methods.poisoned.poison_from=12", "only=[poisoned]"]
-    read_answer(of(toy, "judge", *bad))
-    assert read_answer(of(toy, "cells", *bad, cells=("poisoned/seed0",))) == {"failures": {}}
-    answer = read_answer(of(toy, "publish", *bad))
-    assert list(answer["failures"]) == ["poisoned/seed0"] and "the loss is nan at step 13" in str(answer["failures"])
+    outcome(of(toy, "tasks", *bad))
+    failures = outcome(of(toy, "tasks", *bad, model="poisoned/seed0")).failures
+    assert "the loss is nan at step 13" in failures["poisoned/seed0"]
+    assert outcome(of(toy, "publish", *bad)).failures == failures
 
 
 def test_bad_input_in_a_job_is_one_line(toy):
-    answer = read_answer(of(toy, "cells", "study.nfe=[0]"))
-    assert answer["failures"]["cells"].startswith("study.nfe=0: a budget is a positive number")
-
-
-def read_answer(job: Job) -> dict:
-    import json
-
-    return json.loads(job())
+    failures = outcome(of(toy, "tasks", "study.nfe=[0]")).failures
+    assert failures["tasks"].startswith("study.nfe=0: must be 1 or more")
 
 
 # ---- SLURM ------------------------------------------------------------------------------------------------------------
@@ -166,12 +164,13 @@ def test_what_slurm_is_asked_for(toy, tmp_path, box):
 def test_a_study_goes_through_slurm_to_its_report(toy, tmp_path, monkeypatch):
     """The scheduler is a stand-in; the scripts, the jobs and the waiting are real."""
     box = fake_slurm(tmp_path, monkeypatch, runs=True)
-    said = call(["run", *toy, "+method@methods.liar=liar"])
+    said = call(["run", *toy, "methods.positions.samplers.liar={}"])
     logs = "".join(path.read_text() for path in box.glob("*.log"))
     assert said.code == 1, said.err + logs
     wrong = "SamplerError: Liar reports 2 calls at NFE 2; its networks saw 3"
-    assert said.err.splitlines()[-1] == f"failed: liar/seed0: {wrong}"
-    assert f"liar/seed0: {wrong} (" in said.err and "publish: liar/seed0" not in said.err
+    (line,) = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: positions/liar/seed0: ") and line.endswith(wrong)
+    assert f"{wrong} (" in said.err
     assert not (tmp_path / "runs" / "toy" / "report.md").exists()
 
     said = call(["run", *toy])
@@ -197,8 +196,8 @@ def test_a_job_is_strings_and_nothing_else(toy, tmp_path, box):
             recorder = Recorder(file)
             recorder.names = names
             jobs.append(recorder.load().function)
-    assert names == {"submitit.core.utils.DelayedSubmission", "harness.cluster.jobs.Job"}
-    assert {job.action for job in jobs} == {"judge", "cells", "publish"}
+    assert names == {"submitit.core.utils.DelayedSubmission", "harness.slurm.jobs.Job"}
+    assert {job.action for job in jobs} == {"tasks", "publish"}
     for job in jobs:
         flat = [word for value in vars(job).values() for word in (value if isinstance(value, tuple) else (value,))]
         assert all(type(word) is str for word in flat)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib.util
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from harness import tune
-from harness.tuning import load, objective, process, results
-from harness.tuning.storage import open_study
-from tests import tune_command
-from tests.tune_fakes import LOAD, RUNNER, load_fake
-from tests.tune_server import free_port, postgres
+from harness.search.load import load_tune
+from harness.search.storage import open_store
+from tests.tune_server import free_port
+from tests.tune_toys import keep_drafts, write_files
 
 _HMM = ["study=exact", "only_tasks=[hmm]"]
 _SECRET = "geheim"
@@ -83,81 +83,61 @@ def test_what_is_refused_before_anything_is_opened(arguments, said, tmp_path):
 )
 def test_a_space_that_cannot_be_meant(space, said, tmp_path):
     (tmp_path / "conf" / "tune").mkdir(parents=True)
-    text = f"# Mine\ncandidates: [seq_one_call, seq]\nspace:\n  {space}\nobjectives:\n  quality: {{nfe: 4}}\n"
+    text = f"# Mine\ncandidates: [seq/one_call, seq]\nspace:\n  {space}\nobjectives:\n  quality: {{nfe: 4}}\n"
     (tmp_path / "conf" / "tune" / "mine.yaml").write_text(text)
     line = _refused(["--config-dir", str(tmp_path / "conf"), *_HMM, "tune=mine", f"runs_dir={tmp_path / 'runs'}"])
     assert re.search(said, line), line
 
 
-# ---- storages, on fakes of all else -----------------------------------------------------------------------------------
+# ---- storages and workers ---------------------------------------------------------------------------------------------
+_HEAT = ["study=tunable", "tune=heat", "tune.trials=1", "tune.workers=1", "tune.confirm.top=0", "compute.device=cpu"]
+
+
 @pytest.fixture
-def fakes(monkeypatch):
-    """The command on fakes."""
-    monkeypatch.setattr(load, "load_tune", load_fake)
-    monkeypatch.setattr(results, "finish", tune_command.finish)
-    monkeypatch.setattr(process, "Spec", functools.partial(process.Spec, load=LOAD, runner=RUNNER))
-    monkeypatch.setattr(objective, "directions", lambda loaded: ["minimize"])
+def toy(tmp_path, monkeypatch) -> list[str]:
+    """Arguments of a search that takes a second."""
+    keep_drafts(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return ["--config-dir", str(write_files(tmp_path)), *_HEAT, "runs_dir=runs", "cache_dir=cache"]
 
 
-def test_a_storage_that_is_not_there(fakes, tmp_path):
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])
+def test_a_storage_that_is_not_there(toy, host):
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    url = f"postgresql://me:{_SECRET}@127.0.0.1:{free_port()}/db"
-    assert "refused" in _refused([f"folder={tmp_path}", f"tune.storage={url}"])
+    assert host in _refused([*toy, f"tune.storage=postgresql://me:{_SECRET}@{host}:{free_port()}/db"])
 
 
-def test_a_host_that_does_not_exist(fakes, tmp_path):
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    line = _refused([f"folder={tmp_path}", f"tune.storage=postgresql://me:{_SECRET}@no.such.host.invalid/db"])
-    assert "no.such.host.invalid" in line
-
-
-def test_a_missing_driver(fakes, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    line = _refused([f"folder={tmp_path}", f"tune.storage=postgresql://me:{_SECRET}@host/db"])
+def test_a_missing_driver(toy, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "psycopg" else find(name, *a))
+    line = _refused([*toy, f"tune.storage=postgresql://me:{_SECRET}@host/db"])
     assert "pip install 'few-step-harness[postgres]'" in line
 
 
-def test_a_wrong_password_a_missing_database_and_another_study(fakes, tmp_path):
-    with postgres(tmp_path / "postgres") as server:
-        assert "refuses user 'tuner'" in _refused(
-            [f"folder={tmp_path}", f"tune.storage={server.url(password=_SECRET)}"]
-        )
-        assert "has no database 'nowhere'" in _refused(
-            [f"folder={tmp_path}", f"tune.storage={server.url(database='nowhere')}"]
-        )
-        given = [f"folder={tmp_path}", f"tune.storage={server.url()}", "trials=1", "seconds=0"]
-        assert _invoke(given)[0] == 0
-        assert "of another configuration" in _refused([*given, "identity=77"])
-
-
-def test_a_corrupted_journal_and_the_journal_of_another_study(fakes, tmp_path):
-    given = [f"folder={tmp_path}", "trials=1"]
-    open_study(load_fake(given, []), ["minimize"])
-    assert "holds the study 'fake-study/fake'" in _refused([*given, "study=other"])
-    assert "tune.name=NAME" in _refused([*given, "identity=77"])
-    journal: Path = tmp_path / "journal.log"
+def test_a_corrupted_journal_and_the_journal_of_another_study(toy):
+    folder = Path("runs/tunable/tune/heat")
+    open_store(load_tune(toy[2:], [Path("configs").resolve()]))
+    assert "tune.name=NAME" in _refused([*toy, "tune.samples=20"])
+    assert "holds the study 'tunable/heat'" in _refused([*toy, "tune.name=other", f"runs_dir={_moved(folder)}"])
+    journal = folder / "journal.log"
     journal.write_text("broken\n" + journal.read_text())
-    assert "journal.log, line 1, is not a record" in _refused(given)
+    assert "journal.log, line 1, is not a record" in _refused(toy)
 
 
-def test_a_folder_that_cannot_be_written(fakes, tmp_path):
+def _moved(folder: Path) -> Path:
+    """Another folder of runs, with the journal where a search of another name looks for its own."""
+    there = Path("elsewhere").resolve()
+    shutil.copytree(folder, there / "tunable" / "tune" / "other")
+    return there
+
+
+def test_a_folder_that_cannot_be_written(toy, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "choose another folder with runs_dir=DIR" in _refused([f"folder={tmp_path / 'file' / 'tune'}"])
-    if Path("/proc/version").exists():  # not even root may write here
-        assert "choose another folder with runs_dir=DIR" in _refused(["folder=/proc/tune"])
+    for place in (tmp_path / "file" / "runs", Path("/proc/runs")):  # not even root may write there
+        assert "choose another folder with runs_dir=DIR" in _refused([*toy, f"runs_dir={place}"])
 
 
-def test_workers_that_are_refused_their_work(fakes, tmp_path, monkeypatch):
-    """What only a worker finds out ends the command with the worker's own line."""
-    monkeypatch.setattr(process, "Spec", functools.partial(process.Spec, runner="tests.tune_fakes:RefusedRunner"))
-    line = _refused([f"folder={tmp_path}", "trials=2"])
-    assert line == "error: nothing can satisfy this constraint; loosen it"
-
-
-def test_workers_that_cannot_begin_are_given_up(fakes, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "Spec", functools.partial(process.Spec, runner="tests.tune_fakes:BrokenRunner"))
-    code, said = _invoke([f"folder={tmp_path}", "trials=2"])
-    assert code == 1 and "Traceback" not in said
-    assert re.search(r"failed: workers: 3 could not begin.*RuntimeError: a bug.*workers", said.splitlines()[-1]), said
-    (log,) = (tmp_path / "workers").glob("*.log")
-    assert "Traceback" in log.read_text()
+def test_what_only_a_worker_finds_out_ends_the_command_with_one_line(toy):
+    line = _refused([*toy, "tune.constraints.c={column: repeats, nfe: 2, min: 0.999, within: 0.01}"])
+    assert re.search("tune.constraints.c: nothing is within 0.01 of the data's repeats", line)
+    assert not list(Path("runs").rglob("model.safetensors"))

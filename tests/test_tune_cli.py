@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -18,186 +15,87 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from harness.tuning.claims import STOPPED, WORKER, all_trials, status, tally
-from harness.tuning.crew import Crew
-from harness.tuning.display import Display, best_so_far, front
-from harness.tuning.process import Spec
-from harness.tuning.storage import open_study
-from tests.tune_fakes import LOAD, RUNNER, load_fake
+from harness.search.load import load_tune
+from harness.search.storage import open_store
+from harness.search.trials import STOPPED, all_trials, status, tally
+from tests.tune_kit import check_nothing_lost, start, wait_for, workers_of
+from tests.tune_toys import arguments, write_files
 
 _ROOT = Path(__file__).parent.parent
-_MIN = StudyDirection.MINIMIZE
 
 
-def _start(module: str, arguments: list[str], log: Path) -> subprocess.Popen:
-    with open(log, "ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=_ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
-            stdout=out,
-            stderr=out,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+def _search(root: Path, *more: str) -> list[str]:
+    """A search of trials of a second or two each."""
+    own = ("tune=toy", "tune.trials=6", "tune.workers=2", "tune.confirm.top=0", "tune.sampler=random")
+    return [*arguments(root, *own), "compute.device=cpu", "scale.steps=1500", "train.checkpoint_seconds=0.2", *more]
 
 
-def _wait_for(happened, process: subprocess.Popen, log: Path) -> None:
-    until = time.monotonic() + 90
-    while not happened():
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.02)
+def _trials(root: Path) -> list[optuna.trial.FrozenTrial]:
+    return all_trials(open_store(load_tune(_search(root), [root / "configs"], check=False)).study)
 
 
-def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    return all_trials(open_study(load_fake([f"folder={folder}"], []), ["minimize"]).study)
+def _command(root: Path, log: Path) -> subprocess.Popen:
+    return start(["--config-dir", str(root / "configs"), *_search(root)], log)
 
 
-def _counted(folder: Path) -> int:
-    path = folder / "ledger.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+def _told(root: Path) -> bool:
+    """Whether a trial is complete."""
+    journal = root / "runs" / "tunable" / "tune" / "toy" / "journal.log"
+    return journal.exists() and f'"state":{int(TrialState.COMPLETE)}' in journal.read_text()
 
 
-# ---- stopping and going on --------------------------------------------------------------------------------------------
-def test_ctrl_c_puts_trials_back_and_the_same_command_continues(tmp_path):
-    folder, log = tmp_path / "tune", tmp_path / "log"
-    arguments = [f"folder={folder}", "trials=14", "workers=2", "seconds=0.6"]
-    process = _start("tests.tune_command", arguments, log)
-    _wait_for(lambda: _counted(folder) >= 2, process, log)
-    children = psutil.Process(process.pid).children()
-    for each in (psutil.Process(process.pid), *children):  # as a terminal does
-        each.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    assert len(children) == 2 and not psutil.wait_procs(children, timeout=5)[1]
+def _at_work(root: Path) -> list[Path]:
+    """Trials that are being trained."""
+    return list((root / "runs" / "tunable" / "weights").glob("*/train.safetensors"))
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("how", ["terminal", "scheduler"])
+def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continues(tmp_path, how):
+    write_files(tmp_path)
+    log, folder = tmp_path / "log", tmp_path / "runs" / "tunable" / "tune" / "toy"
+    process = _command(tmp_path, log)
+    wait_for(lambda: _told(tmp_path) and _at_work(tmp_path), process, log)
+    workers = wait_for(functools.partial(workers_of, process), process, log)
+    if how == "terminal":
+        for each in (psutil.Process(process.pid), *workers):
+            each.send_signal(signal.SIGINT)
+    else:
+        process.terminate()
+    assert process.wait(60) == 130
+    assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=60)[1]
     said = log.read_text()
-    assert (
-        said.strip().splitlines()[-1] == "stopped; the same command continues where it was" and "Traceback" not in said
-    )
-    trials = _trials(folder)
-    stopped = [t for t in trials if t.user_attrs.get(STOPPED)]
-    before = tally(trials)
-    assert stopped and 0 < before.counted < 14 and before.running == 0
-    assert not list((folder / "workers").iterdir()), "workers that leave in good order leave nothing behind"
+    assert said.strip().splitlines()[-1].startswith("stopped; the same command continues") and "Traceback" not in said
+    trials = _trials(tmp_path)
+    stopped, before = [t for t in trials if t.user_attrs.get(STOPPED)], tally(trials)
+    assert stopped and 0 < before.counted < 6 and before.running == 0
+    assert not list((folder / "commands").iterdir()), "who leaves in good order leaves nothing behind"
+    assert list(pd.read_parquet(folder / "trials.parquet")["number"]) == [t.number for t in trials]
 
-    process = _start("tests.tune_command", arguments, log)
-    assert process.wait(60) == 0, log.read_text()
-    trials = _trials(folder)
-    assert tally(trials).counted == 14
-    done = [t.params["x"] for t in trials if status(t) in ("complete", "pruned", "failed")]
-    assert len(set(done)) == 14 and {t.params["x"] for t in stopped} <= set(done)
+    assert _command(tmp_path, log).wait(200) == 0, log.read_text()
+    trials = _trials(tmp_path)
+    check_nothing_lost(trials, 6)
+    # One that was being asked for may not have had all of its values.
+    done = [t.params.items() for t in trials if status(t) == "complete"]
+    assert all(any(t.params.items() <= params for params in done) for t in stopped)
     assert f"{before.counted} of them there" in log.read_text()
+    _check_log(log.read_text(), folder, trials)
 
 
-def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path):
-    folder, log = tmp_path / "tune", tmp_path / "log"
-    arguments = [f"folder={folder}", "trials=8", "workers=2", "seconds=0.4"]
-    process = _start("tests.tune_command", arguments, log)
-    _wait_for(lambda: _counted(folder) >= 1, process, log)
-    children = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    assert children and not psutil.wait_procs(children, timeout=5)[1]
-    assert _start("tests.tune_command", arguments, log).wait(60) == 0, log.read_text()
-    assert tally(_trials(folder)).counted == 8
-
-
-def test_what_is_shown_in_a_log(tmp_path):
+def _check_log(said: str, folder: Path, trials: list[optuna.trial.FrozenTrial]) -> None:
     """Not on a terminal: a line at the beginning, at the end and now and then; nothing of Optuna's own."""
-    folder, log = tmp_path / "tune", tmp_path / "log"
-    assert _start("tests.tune_command", [f"folder={folder}", "trials=12", "workers=1", "seconds=0"], log).wait(60) == 0
-    lines = log.read_text().splitlines()
-    assert lines[0] == f"tune fake-study/fake: 12 trials in {folder}"
-    last = next(line for line in reversed(lines) if line.startswith("["))
-    now = tally(_trials(folder))
-    assert re.match(r"\[\d+:\d\d, ETA 0:00, 12/12 trials", last) and f"{now.failed} failed" in last
-    best = min((t for t in _trials(folder) if t.state == TrialState.COMPLETE), key=lambda t: t.value)
+    assert said.splitlines()[0] == f"tune tunable/toy: 6 trials in {folder}"
+    last = next(line for line in reversed(said.splitlines()) if line.startswith("["))
+    assert re.match(r"\[\d+:\d\d, ETA \S+, 6/6 trials\] best ", last)
+    best = min((t for t in trials if status(t) == "complete"), key=lambda t: t.value)
     assert last.endswith(f"best {best.value:.4g} (trial {best.number})")
-    assert "Warning" not in log.read_text() and "[I 20" not in log.read_text()
-    assert json.loads((folder / "tune.json").read_text())["identity"] == "0123"
-    frame = pd.read_parquet(folder / "trials.parquet")
-    assert len(frame) == 12 and set(frame["state"]) <= {"complete", "pruned", "failed"}
+    assert "Warning" not in said and "[I 20" not in said
+    kept = json.loads((folder / "tune.json").read_text())
+    assert kept["study"] == "tunable/toy" and "storage" not in kept["tune"]
 
 
-def test_a_worker_that_dies_is_said_and_replaced(tmp_path):
-    folder = tmp_path / "tune"
-    (folder / "workers").mkdir(parents=True)
-    crew = Crew(
-        Spec([f"folder={folder}", "trials=6", "seconds=0.5"], load=LOAD, runner=RUNNER), 1, None, folder / "workers"
-    )
-    said = []
-    try:
-        until = time.monotonic() + 60
-        killed = False
-        while crew.alive() and time.monotonic() < until:
-            crew.poll(0.02, said.append)
-            if not killed and crew.hands[0].trial is not None:
-                crew.hands[0].process.kill()
-                killed = True
-    finally:
-        crew.stop()
-    assert [line for line in said if "died" in line] == ["worker 0 died (SIGKILL); trial 0 is begun again"]
-    trials = _trials(folder)
-    assert Counter(status(t) for t in trials)["lost"] == 1 and tally(trials).counted == 6
-    assert len({t.user_attrs[WORKER] for t in trials}) == 2
-
-
-# ---- the line of progress ---------------------------------------------------------------------------------------------
-def _study(values, directions=("minimize",), constraints=None):
-    study = optuna.create_study(directions=list(directions))
-    for k, value in enumerate(values):
-        attributes = {} if constraints is None else {"constraints": [constraints[k]]}
-        study.add_trial(optuna.create_trial(values=list(value), user_attrs=attributes))
-    return study
-
-
-def test_the_best_is_the_best_feasible_one():
-    assert best_so_far(all_trials(_study([[3.0], [1.0], [2.0]])), [_MIN]) == "best 1 (trial 1)"
-    best = _study([[3.0], [1.0], [2.0]], ["maximize"])
-    assert best_so_far(all_trials(best), best.directions) == "best 3 (trial 0)"
-    assert best_so_far(all_trials(_study([[3.0], [1.0]], constraints=[-1.0, 0.5])), [_MIN]) == "best 3 (trial 0)"
-    assert best_so_far(all_trials(_study([[3.0]], constraints=[0.5])), [_MIN]) == "none meets the constraints yet"
-    assert best_so_far([], [_MIN]) == "none done yet"
-
-
-def test_the_front_of_two_objectives_is_optunas(tmp_path):
-    values = [[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [2.0, 4.0], [1.0, 5.0], [0.5, 0.0]]
-    study = _study(values, ["minimize", "maximize"])
-    assert {t.number for t in front(all_trials(study), study.directions)} == {t.number for t in study.best_trials}
-    assert best_so_far(all_trials(study), study.directions) == f"{len(study.best_trials)} trials on the front"
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_counts_only_trials_of_its_own_in_the_pace(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("harness.tuning.display.time.monotonic", lambda: now[0])
-    display = Display(10, [_MIN], io.StringIO())
-    assert display.due()
-    first = display.line(all_trials(_study([[1.0]] * 4)), [])
-    assert first == "[0:00, ETA ..., 4/10 trials] best 1 (trial 0)"
-    now[0] = 60.0
-    later = display.line(all_trials(_study([[1.0]] * 7)), ["7: train 3/9"])
-    assert later == "[1:00, ETA 1:00, 7/10 trials] best 1 (trial 0) | 7: train 3/9"  # three a minute, three to go
-
-
-def test_on_a_terminal_one_line_is_drawn_again():
-    stream = _Terminal()
-    display = Display(2, [_MIN], stream)
-    display.update(all_trials(_study([[1.0]])), [])
-    display.say("trial 1 failed: no")
-    display.update(all_trials(_study([[1.0]])), [], last=True)
-    parts = stream.getvalue().split("\r")
-    assert [p.strip() for p in parts if p.strip()][1] == "trial 1 failed: no"
-    assert stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 2
-
-
-# ---- a real one -------------------------------------------------------------------------------------------------------
 @pytest.mark.timeout(280)
 def test_a_search_from_end_to_end(tmp_path):
     """Two workers, three trials of eight steps, tracked; then the best configuration as an ordinary study."""
@@ -209,8 +107,8 @@ def test_a_search_from_end_to_end(tmp_path):
     ]  # fmt: skip
     tune = ["tune=latent", "tune.trials=3", "tune.workers=2", "tune.samples=24", "tune.confirm.top=0", "tune.steps=1"]
     # Eight steps meet no constraint.
-    process = _start("harness.tune", [*study, *tune, "~tune.constraints.entropy", "~tune.constraints.spread"], log)
-    assert process.wait(200) == 0, log.read_text()
+    process = start([*study, *tune, "~tune.constraints.entropy", "~tune.constraints.spread"], log)
+    assert process.wait(250) == 0, log.read_text()
     said = log.read_text()
     assert "Traceback" not in said and "3/3 trials" in said and "best " in said
     folder = tmp_path / "runs" / "exact" / "hmm" / "tune" / "latent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ import yaml
 from harness.config.load import load, load_draft
 from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError
-from harness.tuning.load import LoadedTune, load_tune
-from harness.tuning.objective import directions
-from harness.tuning.space import is_sampling_only
+from harness.search.load import load_tune
+from harness.search.loaded import LoadedTune
+from harness.search.possible import is_sampling_only
 from tests.study_kit import invoke
 from tests.tune_toys import arguments, keep_drafts, write_files
 
+TUNED = "methods.tunable.samplers.tuned"
 _STUDIES = {
     "latent": ["few_step", "exact"],
     "schedule": ["few_step", "paths"],
@@ -54,16 +56,17 @@ def _with(root: Path, name: str, changes: dict) -> str:
 def test_a_search_is_complete_when_it_is_loaded(root):
     loaded = _load(root)
     cfg = loaded.cfg
-    assert cfg.method == "tunable" and cfg.name == "toy"
-    assert list(cfg.space) == [f"methods.tunable.{k}" for k in ("spread", "rounds", "path", "bend", "corners")]
+    assert cfg.method == "tunable/tuned" and cfg.row == ("tunable", "tuned") and cfg.name == "toy"
+    sampling = [f"samplers.tuned.{k}" for k in ("path", "bend", "corners")]
+    assert list(cfg.space) == [f"methods.tunable.{k}" for k in ("spread", "rounds", *sampling)]
     kinds = [d.kind for d in cfg.space.values()]
     assert kinds == ["float", "int", "categorical", "float", "categorical"]
-    assert cfg.space["methods.tunable.bend"].when == {"methods.tunable.path": ["bent"]}
+    assert cfg.space["methods.tunable.samplers.tuned.bend"].when == {"methods.tunable.samplers.tuned.path": ["bent"]}
     assert (cfg.objectives["quality"].column, cfg.objectives["quality"].direction) == ("gen_ppl", "minimize")
     assert list(cfg.constraints) == ["repeats"], "an optional constraint on a column that there is not"
-    assert loaded.budgets == [2, 4] and directions(loaded) == ["minimize"]
+    assert loaded.budgets == [2, 4] and loaded.directions == ["minimize"]
     assert loaded.folder == root / "runs" / "tunable" / "tune" / "toy"
-    assert loaded.weights == root / "runs" / "tunable" / "weights"
+    assert loaded.context.weights == root / "runs" / "tunable" / "weights"
     assert "storage" not in loaded.tree and not is_sampling_only(loaded)
     assert is_sampling_only(_load(root, tune="heat"))
 
@@ -75,7 +78,7 @@ def test_trials_differ_from_the_study_and_the_command_line_wins(root):
     assert tree["methods"]["tunable"]["spread"] == 3.0
     study = tree["study"]
     assert (study["name"], study["samples"], study["seeds"]) == ("tunable/tune/toy/trials/x", 24, [0])
-    assert study["nfe"] == [2, 4] and study["temperatures"] == [1.0] and tree["only"] == ["tunable"]
+    assert study["nfe"] == [2, 4] and study["temperatures"] == [1.0] and tree["only"] == ["tunable/tuned"]
     assert loaded.with_overrides(["methods.tunable.spread=3"]).cfg.study.samples == 16
     other = _load(root, "train.validations=2", "tune.base=['train.validations=5','methods.tunable.rounds=4']")
     tree = other.trial_tree([], "x")
@@ -84,7 +87,7 @@ def test_trials_differ_from_the_study_and_the_command_line_wins(root):
 
 def test_a_draft_gives_what_loading_gives(root):
     folders, base = [root / "configs"], arguments(root)
-    more = ["methods.tunable.spread=0.25", "study.temperatures=[0.5]", "methods.tunable.corners=[1,0.5]"]
+    more = ["methods.tunable.spread=0.25", "study.temperatures=[0.5]", "methods.tunable.samplers.tuned.corners=[1,0.5]"]
     draft = load_draft(base, folders)
     ours, theirs = draft.loaded(more), load([*base, *more], folders)
     assert ours.tree == theirs.tree and ours.cfg == theirs.cfg and ours.overrides == theirs.overrides
@@ -119,20 +122,31 @@ def test_password_is_nowhere(root):
     assert "secret" not in f"{loaded.tree} {loaded.command} {loaded.identity_parts} {loaded.base_args}"
 
 
+def test_workers_are_sent_plain_data_without_a_login(root):
+    storage, uri = "tune.storage=postgresql://me:secret@host/db", "tracking.uri=postgresql://me:secret@host/runs"
+    loaded = _load(root, storage, uri)
+    _ = loaded.session.data  # what the command has built for itself stays with it
+    sent = ForkingPickler.dumps((loaded.context.shared(), loaded.job(0, {"methods.tunable.spread": 3.0})))
+    assert b"secret" not in bytes(sent) and len(bytes(sent)) < 20_000
+
+
 def test_parts_can_be_changed_added_and_taken_out(root):
     loaded = _load(
         root, "~tune.space.corners", "tune.space.spread={low: 1, high: 2}", "~tune.constraints.repeats",
         "tune.constraints.low={column: gen_ppl, nfe: 4, max: 9}", "tune.objectives.speed={column: seconds_per_seq, nfe: 2}",
     )  # fmt: skip
-    assert "methods.tunable.corners" not in loaded.cfg.space and loaded.cfg.space["methods.tunable.spread"].high == 2
-    assert list(loaded.cfg.constraints) == ["low"] and directions(loaded) == ["minimize", "minimize"]
+    assert (
+        "methods.tunable.samplers.tuned.corners" not in loaded.cfg.space
+        and loaded.cfg.space["methods.tunable.spread"].high == 2
+    )
+    assert list(loaded.cfg.constraints) == ["low"] and loaded.directions == ["minimize", "minimize"]
 
 
 def test_several_objectives_do_not_prune_and_say_so(root):
     more = ("tune.pruner.kind=median", "tune.objectives.entropy={column: repeats, nfe: 2}")
     loaded = _load(root, *more)
     assert loaded.cfg.pruner.kind == "none" and any("no trial is pruned" in line for line in loaded.notes)
-    assert loaded.cfg.objectives["entropy"].direction == "data" and directions(loaded)[1] == "minimize"
+    assert loaded.cfg.objectives["entropy"].direction == "data" and loaded.directions[1] == "minimize"
     assert any("share their weights" in line for line in _load(root, "tune.pruner.kind=median", tune="heat").notes)
 
 
@@ -148,8 +162,9 @@ def test_the_searches_that_come_with_it_fit_their_studies(name, tmp_path):
 def test_schedule_is_for_sampling_alone(tmp_path):
     shared = [f"runs_dir={tmp_path}", f"cache_dir={tmp_path}", "data=templates", "judge=oracle", "scale.length=32"]
     loaded = load_tune(["study=smoke", *shared, "tokenizer=characters", "tune=schedule", "tune.samples=20"])
-    assert loaded.cfg.method == "seq" and is_sampling_only(loaded)
-    assert "methods.seq.path" not in loaded.cfg.space and not loaded.cfg.space["methods.seq.latent_share"].when
+    assert loaded.cfg.method == "seq/diffusion" and is_sampling_only(loaded)
+    assert not any(key.endswith(".path") for key in loaded.cfg.space)
+    assert not loaded.cfg.space["methods.seq.samplers.diffusion.latent_share"].when
 
 
 # ---- what cannot be meant ---------------------------------------------------------------------------------------------
@@ -162,6 +177,7 @@ _ARGUMENTS = {
     "tune.trials=many": ["tune.trials", "many", "Integer"],
     "tune.sampler=tep": ["tune.sampler=tep", "'tpe'"],
     "tune.method=tunible": ["tune.method=tunible", "'tunable'"],
+    "tune.method=tunable/tund": ["tune.method=tunable/tund", "no sampler of this method", "'tunable/tuned'"],
     "tune.samples=100000": ["study.samples=100000", "held-out"],
     "tune.confirm.seeds=[0,1]": ["tune.confirm.seeds", "fresh"],
     "tune.confirm.screen=[0]": ["tune.confirm.screen", "fresh"],
@@ -170,7 +186,7 @@ _ARGUMENTS = {
     "tune.objectives.quality.colum=gen_ppl": ["colum", "'column'"],
     "tune.objectives.quality.direction=up": ["direction=up", "minimize"],
     "tune.objectives.quality.nfe=0": ["nfe=0", "smallest is 1"],
-    "tune.objectives.quality.nfe=1": ["tune.space.methods.tunable.path at bent", "use 2 or more"],
+    "tune.objectives.quality.nfe=1": ["tune.space.methods.tunable.samplers.tuned.path at bent", "use 2 or more"],
     "tune.nfe=[8]": ["nfe=2", "tune.nfe=[8]"],
     "tune.objectives.quality.column=reverse_nats": ["reverse_nats", "alternating"],
     "tune.constraints.repeats.within=-1": ["tune.constraints.repeats.within", "0 or more"],
@@ -181,7 +197,7 @@ _ARGUMENTS = {
     "tune.space.spread.low=0": ["methods.tunable.spread", "log needs low above 0"],
     "tune.space.rounds.high=6.5": ["methods.tunable.rounds", "whole numbers"],
     "tune.space.rounds.step=99": ["methods.tunable.rounds", "step=99"],
-    "tune.space.path.choices=[straight,bend]": ["methods.tunable.bend.when", "never is bent"],
+    "tune.space.path.choices=[straight,bend]": ["methods.tunable.samplers.tuned.bend.when", "never is bent"],
     "tune.space.rounds={choices: [1, two]}": ["methods.tunable.rounds", "at two", "Integer"],
     "tune.space.bends.low=1": ["no such dimension", "'bend'"],
     "~tune.constraints.entrop": ["~tune.constraints.entrop", "'entropy'"],
@@ -205,20 +221,20 @@ _SPACES = {
     "section": ({"{method}": {"choices": [1, 2]}}, ["methods.tunable", "section"]),
     "judged": ({"judge.smoothing": {"low": 1, "high": 2}}, ["judge.smoothing", "same in all trials"]),
     "budget": ({"study.nfe": {"choices": [[2], [4]]}}, ["study.nfe", "same in all trials"]),
-    "other": ({"methods.boundless.spread": {"low": 1, "high": 2}}, ["methods.boundless.spread", "no trial of tunable"]),
-    "refused": ({"{method}.heat": {"low": 1, "high": 200}}, ["methods.tunable.heat at 200.0", "choose 0 to 100"]),
-    "word": ({"{method}.path": {"low": 0, "high": 1}}, ["methods.tunable.path", "choices"]),
+    "other": ({"methods.boundless.spread": {"low": 1, "high": 2}}, ["methods.boundless.spread", "no trial of tunable/tuned"]),
+    "refused": ({"{sampler}.heat": {"low": 1, "high": 200}}, [f"{TUNED}.heat at 200.0", "choose 0 to 100"]),
+    "word": ({"{sampler}.path": {"low": 0, "high": 1}}, ["methods.tunable.samplers.tuned.path", "choices"]),
     "both": ({"{method}.spread": {"low": 0, "high": 1, "choices": [1, 2]}}, ["methods.tunable.spread", "choices"]),
     "half": ({"{method}.spread": {"low": 1}}, ["methods.tunable.spread", "low and high"]),
-    "list": ({"{method}.corners": {"kind": "float", "low": 0, "high": 1}}, ["methods.tunable.corners", "as_list"]),
-    "once": ({"{method}.path": {"choices": ["bent"]}}, ["methods.tunable.path", "two different choices"]),
+    "list": ({"{sampler}.corners": {"kind": "float", "low": 0, "high": 1}}, [f"{TUNED}.corners", "as_list"]),
+    "once": ({"{sampler}.path": {"choices": ["bent"]}}, ["methods.tunable.samplers.tuned.path", "two different choices"]),
     "order": (
-        {"{method}.spread": {"low": 1, "high": 2, "when": {"{method}.bend": [1]}}},
+        {"{method}.spread": {"low": 1, "high": 2, "when": {"{sampler}.bend": [1]}}},
         ["methods.tunable.spread.when", "put it before"],
     ),
     "twice": ({"methods.tunable.spread": {"low": 1, "high": 2}}, ["methods.tunable.spread", "keep one"]),
-    "field": ({"{method}.heat": {"lo": 1, "high": 2}}, ["lo", "'low'"]),
-    "type": ({"{method}.heat": {"low": "hot", "high": 2}}, ["hot", "Float"]),
+    "field": ({"{sampler}.heat": {"lo": 1, "high": 2}}, ["lo", "'low'"]),
+    "type": ({"{sampler}.heat": {"low": "hot", "high": 2}}, ["hot", "Float"]),
 }  # fmt: skip
 
 

@@ -13,13 +13,13 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from harness.search import confirm as module
+from harness.search.best import candidates
+from harness.search.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
+from harness.search.load import load_tune
+from harness.search.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
+from harness.search.results import verdict
 from harness.store import read_json
-from harness.tuning import confirm as module
-from harness.tuning.best import candidates
-from harness.tuning.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
-from harness.tuning.load import load_tune
-from harness.tuning.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
-from harness.tuning.results import verdict
 from tests.study_kit import use_threads
 from tests.study_plugins import write_configs
 from tests.tune_kit import make_config, make_loaded, make_study
@@ -161,7 +161,7 @@ def _searched(*rates: float) -> optuna.Study:
 
 def test_its_studies_are_the_studys_own_with_fresh_seeds(loaded):
     tree = study_tree(loaded, ["scale.lr=0.2"], "trial-0007", SEEDS)
-    assert tree["study"]["name"] == "toy/tune/rate/confirm/trial-0007" and tree["only"] == ["positions"]
+    assert tree["study"]["name"] == "toy/tune/rate/confirm/trial-0007" and tree["only"] == ["positions/independent"]
     assert tree["study"]["seeds"] == SEEDS and tree["study"]["nfe"] == [2, 4] and tree["study"]["samples"] == 16
     assert tree["scale"] == loaded.base.tree["scale"] | {"lr": 0.2}, "all of its training steps"
 

@@ -1,4 +1,4 @@
-"""Tunings in a PostgreSQL database: the same promises as with a journal, kept on a server that the test starts."""
+"""Searches in a PostgreSQL database: the same promises as with a journal, kept on a server that the test starts."""
 
 from __future__ import annotations
 
@@ -6,96 +6,92 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
 from harness.errors import UserError
-from harness.tuning.claims import LOST, RETRY_OF, Claims, all_trials, put_back, status, tally
-from harness.tuning.presence import Presence
-from harness.tuning.storage import is_away, open_study
-from harness.tuning.worker import patiently
-from tests.tune_fakes import check_nothing_lost, kill_workers, load_fake
-from tests.tune_server import free_port, postgres
+from harness.search import database, queue
+from harness.search.queue import Queue
+from harness.search.schema import DimensionConfig, ObjectiveConfig, TuneConfig
+from harness.search.storage import Store, open_store
+from harness.search.trials import LOST, RETRY_OF, all_trials, status, tally
+from tests.tune_kit import make_loaded
+from tests.tune_server import Server, free_port, postgres
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("tune") / "postgres") as running:
+def server():
+    with postgres() as running:
         yield running
 
 
-def _open(server, folder, *more, **times):
-    return open_study(load_fake([f"folder={folder}", f"tune.storage={server.url()}", *more], []), ["minimize"], **times)
+def _config(url: str, wanted: int = 5) -> TuneConfig:
+    space = {"x": DimensionConfig("float", 0, 1)}
+    return TuneConfig(name="toy", space=space, objectives={"q": ObjectiveConfig()}, trials=wanted, storage=url)
 
 
-def _claim(opened, folder, worker, wanted=5, grace=90):
-    claims = Claims(opened, folder / "workers", wanted, 3, grace)
-    return claims.claim(worker, lambda number: None, lambda trial: {"x": trial.suggest_float("x", 0, 1)})
+def _store(url: str, folder: Path, study: str = "toy", **more: Any) -> Store:
+    return open_store(make_loaded(folder, _config(url), folder=folder, study=study, **more))
 
 
-def test_eight_workers_on_a_fresh_database_each_killed(server, tmp_path):
-    done = kill_workers(tmp_path / "tune", workers=8, trials=40, kills=1, seconds=0.3, seed=1, storage=server.url())
-    check_nothing_lost(done)
-    assert sum(done.kills.values()) == 8 and done.kills["in a trial"] > 0, done.kills
-    # The password is in no file of the tuning.
-    for path in (tmp_path / "tune").rglob("*"):
-        assert not path.is_file() or server.password.encode() not in path.read_bytes()
+def _queue(server: Server, folder: Path, study: str, wanted: int = 5) -> Queue:
+    """That of another command each time, on a host whose files are in `folder`."""
+    return Queue(_store(server.url(), folder, study), _config("", wanted), folder / "commands")
 
 
-def test_many_open_a_fresh_database_at_once(server, tmp_path):
+def test_many_open_a_fresh_database_at_once_and_ask_for_no_more_than_is_wanted(server, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        opened = list(pool.map(lambda k: _open(server, tmp_path, "study=at-once"), range(4)))
-    assert len({o.study.study_name for o in opened}) == 1
-    with ThreadPoolExecutor(4) as pool:
-        claimed = list(pool.map(lambda o: _claim(o, tmp_path, "gone", wanted=3), opened))
-    assert sorted(c[0].number for c in claimed if c) == [0, 1, 2] and claimed.count(None) == 1
+        queues = list(pool.map(lambda k: _queue(server, tmp_path / str(k), "at-once", wanted=5), range(4)))
+        list(pool.map(lambda q: q.ask(2), queues))
+    asked = [number for q in queues for number in q.asked]
+    assert sorted(asked) == [0, 1, 2, 3, 4]
 
 
-def test_a_host_that_is_not_heard_of_loses_its_trial(server, tmp_path):
+def test_a_host_that_is_not_heard_of_loses_its_trial(server, tmp_path, monkeypatch):
     """Two hosts that share the database alone: neither sees the other's files."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    opened = _open(server, here, "study=hosts", beat=1, grace=2)
-    with Presence(there / "workers", 0, 60) as far, Presence(here / "workers", 0, 60) as near:
-        lost, values = _claim(opened, there, far.name, wanted=1)
-        alive = threading.Event()
-
-        def live() -> None:
-            while not alive.wait(0.5):
-                opened.beat(lost.number)
-
-        beating = threading.Thread(target=live)
-        beating.start()
+    monkeypatch.setattr(database, "GRACE", 2)
+    monkeypatch.setattr(database, "BEAT", 1)
+    monkeypatch.setattr(queue, "BEAT", 0.5)
+    far, near = (_queue(server, tmp_path / name, "hosts", wanted=1) for name in ("far", "near"))
+    with near.present():
+        with far.present():
+            far.ask(1)
+            lost = far.asked[0]
+            time.sleep(2.5)
+            near.ask(1)
+            assert not near.asked, "it is alive"
+            far._leave = lambda: None  # it loses its power
         time.sleep(2.5)
-        assert _claim(opened, here, near.name, wanted=1) is None, "it is alive"
-        alive.set()
-        beating.join()
-        time.sleep(2.5)
-        again, same = _claim(opened, here, near.name, wanted=1)
-        assert same == values and again.user_attrs[RETRY_OF] == lost.number
+        near.ask(1)
+        again = near.asked[1]
+        assert again.params == lost.params and again.trial.user_attrs[RETRY_OF] == 0
         with pytest.raises((optuna.exceptions.UpdateFinishedTrialError, ValueError)):
-            opened.study.tell(lost, 1.0)
-        opened.study.tell(again, 2.0)
-    assert Counter(status(t) for t in all_trials(opened.study)) == {"lost": 1, "complete": 1}
+            far.store.study.tell(lost.trial, 1.0)
+        near.store.study.tell(near.asked.pop(1).trial, 2.0)
+    assert Counter(status(t) for t in all_trials(near.store.study)) == {"lost": 1, "complete": 1}
 
 
-def test_a_dead_worker_of_this_host_is_found_at_once(server, tmp_path):
-    opened = _open(server, tmp_path, "study=dead")
-    with pytest.raises(RuntimeError), Presence(tmp_path / "workers", 0, 60) as gone:
-        _, values = _claim(opened, tmp_path, gone.name)
-        raise RuntimeError
-    with Presence(tmp_path / "workers", 1, 60) as me:
-        trial, same = _claim(opened, tmp_path, me.name)
-        assert same == values and LOST in all_trials(opened.study)[0].user_attrs
-        put_back(opened, trial)
-        assert _claim(opened, tmp_path, me.name)[1] == values
+def test_a_dead_command_of_this_host_is_found_at_once(server, tmp_path):
+    gone, other = (_queue(server, tmp_path, "dead", wanted=1) for _ in range(2))
+    with gone.present():
+        gone.ask(1)
+        gone._leave = lambda: None  # killed: the lock's file stays, and nobody holds it
+        kept = gone._lock_file(gone.name)
+    kept.touch()
+    with other.present():
+        other.ask(1)
+        assert other.asked[1].params == gone.asked[0].params
+        assert LOST in all_trials(other.store.study)[0].user_attrs
+    assert not kept.exists()
 
 
 def test_another_configuration_is_refused(server, tmp_path):
-    _open(server, tmp_path, "study=identity")
+    _store(server.url(), tmp_path, "identity")
     with pytest.raises(UserError, match="of another configuration"):
-        _open(server, tmp_path, "study=identity", "identity=77")
-    _open(server, tmp_path, "study=identity", "identity=77", "name=other")
+        _store(server.url(), tmp_path, "identity", identity="77")
 
 
 @pytest.mark.parametrize(
@@ -108,37 +104,30 @@ def test_another_configuration_is_refused(server, tmp_path):
 )
 def test_a_refusal_is_one_line_without_the_password(server, tmp_path, change, said):
     with pytest.raises(UserError, match=said) as caught:
-        open_study(load_fake([f"folder={tmp_path}", f"tune.storage={server.url(**change)}"], []), ["minimize"])
+        _store(server.url(**change), tmp_path)
     text = str(caught.value)
     assert "\n" not in text and "geheim" not in text and "cret" not in text
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])
+def test_a_server_that_is_not_there_is_named(tmp_path, host):
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     port = free_port()
-    with pytest.raises(UserError, match=f"127.0.0.1.*{port}.*refused") as caught:
-        open_study(
-            load_fake([f"folder={tmp_path}", f"tune.storage=postgresql://me:geheim@127.0.0.1:{port}/db"], []),
-            ["minimize"],
-        )
+    with pytest.raises(UserError, match=host.replace(".", r"\.")) as caught:
+        _store(f"postgresql://me:geheim@{host}:{port}/db", tmp_path)
     assert "geheim" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_result_outlives_a_restart_of_the_server(server, tmp_path):
-    opened = _open(server, tmp_path, "study=restart")
-    trial, _ = _claim(opened, tmp_path, "gone")
-    restarting = threading.Thread(target=lambda: server.control("-m", "immediate", "restart"))
-    seen = []
-
-    def tell() -> None:
-        try:
-            opened.study.tell(trial, 1.0)
-        except Exception as error:
-            seen.append(is_away(error))
-            raise
-
-    restarting.start()
-    time.sleep(0.05)
-    patiently(tell)
-    restarting.join()
-    assert all(seen) and tally(all_trials(opened.study)).complete == 1
+    one = _queue(server, tmp_path, "restart", wanted=6)
+    with one.present():
+        one.ask(2)
+        restarting = threading.Thread(target=lambda: server.control("-m", "immediate", "restart"))
+        restarting.start()
+        time.sleep(0.05)
+        one.end(0, {"pruned": "at step 1"}, optuna.trial.TrialState.PRUNED)
+        one.ask(4)
+        restarting.join()
+        assert len(one.asked) == 5
+    now = tally(all_trials(one.store.study))
+    assert now.pruned == 1 and now.running == 0 and now.counted == 1

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from harness.tuning import figures, results
-from harness.tuning.best import best_command, candidates, order, write_best
-from harness.tuning.confirm import Confirmation
-from harness.tuning.drawing import read_trials
-from harness.tuning.importance import importances, quantile
-from harness.tuning.report import Findings, write_report
-from harness.tuning.samplers import CONSTRAINTS
-from harness.tuning.table import trials_frame, write_trials
+from harness.search import figures, results
+from harness.search.best import best_command, candidates, order, write_best
+from harness.search.confirm import Confirmation
+from harness.search.publish import SearchLog
+from harness.search.report import Findings, write_report
+from harness.search.table import trials_frame, write_trials
+from harness.search.trials import CONSTRAINTS
 from tests.tune_kit import TrialState, add, fill, make_config, make_loaded, make_study
 
 
@@ -129,24 +129,27 @@ def test_the_file_of_the_best_says_what_it_is_and_how_to_run_it(tmp_path, monkey
 
 
 # ---- importances and figures --------------------------------------------------------------------------------------------
+def _shares(study, k: int = 0) -> dict[str, float]:
+    return figures._View(study, list(make_config().space), k, "q").shares()
+
+
 def test_importances_find_the_dimension_that_matters():
     study = make_study()
     fill(study, 60, lambda p: [abs(p["methods.seq.slots"] - 4.0)])
-    share = importances(study)
+    share = _shares(study)
     assert next(iter(share)) == "methods.seq.slots" and share["methods.seq.slots"] > 0.5
     assert sum(share.values()) == pytest.approx(1.0) and set(share) <= set(study.trials[2].params)
     most = make_study(("maximize",))
     fill(most, 60, lambda p: [-abs(p["methods.seq.slots"] - 4.0)])
-    assert importances(most) == pytest.approx(share), "the sign is turned, not the answer"
+    assert _shares(most) == pytest.approx(share), "the sign is turned, not the answer"
 
 
 def test_importances_of_too_little_are_none():
     study = make_study()
-    assert importances(study) == {}
-    add(study, {"methods.seq.slots": 1}, [1.0])
-    add(study, {"methods.seq.slots": 2}, [1.0])
-    assert importances(study) == {}, "all values are the same"
-    assert quantile(4) == 0.5 and quantile(20) == 0.25 and quantile(500) == 0.1
+    assert _shares(study) == {}
+    add(study, {"methods.seq.slots": 1, "methods.seq.noise": 0.1}, [1.0])
+    add(study, {"methods.seq.slots": 2, "methods.seq.noise": 0.2}, [1.0])
+    assert _shares(study) == {}, "all values are the same"
 
 
 def test_all_figures_are_drawn(tmp_path):
@@ -162,8 +165,27 @@ def test_several_objectives_have_a_front(tmp_path, blank):
     fill(study, 20, lambda p: [*_bowl(p), float(p["methods.seq.slots"])], constrained=True)
     add(study, {"methods.seq.slots": 3})
     made, missing = figures.draw_all(loaded, study)
-    assert [p.stem for p in made] == ["history", "importances", "slice", "contour", "pareto"] and missing == []
-    assert read_trials(loaded, study).others == [(20, "pruned")]
+    kinds = ("history", "importances", "slice", "contour")
+    assert [p.stem for p in made] == [*(f"{k}-{o}" for o in loaded.cfg.objectives for k in kinds), "pareto"]
+    assert missing == []
+
+
+def test_axes_are_called_by_the_ends_of_long_names(tmp_path, monkeypatch):
+    seen = []
+
+    def savefig(figure, buffer, **_):
+        buffer.write(b"blank")
+        seen.append({axes.get_xlabel() for axes in figure.axes})
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    plt.switch_backend("Agg")
+    before, study = dict(plt.rcParams), make_study()
+    fill(study, 12, _bowl)
+    figures.draw_all(make_loaded(tmp_path), study)
+    assert {"slots", "noise", "path", "split"} <= seen[2] and not any(
+        "methods" in name for each in seen for name in each
+    )
+    assert dict(plt.rcParams) == before and not plt.get_fignums(), "other figures look as they did"
 
 
 @pytest.mark.parametrize(
@@ -171,9 +193,9 @@ def test_several_objectives_have_a_front(tmp_path, blank):
     [
         ([], {"history": "1 finished trial, and there are 0", "importances": "2 finished", "slice": "", "contour": "3"}),
         ([({"methods.seq.slots": 1}, 1.0)], {"importances": "", "slice": "", "contour": ""}),
-        ([({"methods.seq.slots": i}, i) for i in (1, 2, 3)], {"importances": "two dimensions (1)", "contour": "needs two"}),
+        ([({"methods.seq.slots": i}, i) for i in (1, 2, 3)], {"importances": "2 dimensions", "contour": "there are 1"}),
         ([({"methods.seq.slots": 2, "methods.seq.noise": 0.5}, i) for i in (1.0, 2.0, 3.0)],
-         {"importances": "(0)", "slice": "differ in no dimension", "contour": "0 dimensions"}),
+         {"importances": "there are 0", "slice": "1 dimension in which", "contour": "there are 0"}),
         ([({"methods.seq.slots": i, "methods.seq.noise": 0.1 * i}, 1.0) for i in (1, 2, 3, 4)], {"importances": "spread"}),
     ],
 )  # fmt: skip
@@ -216,7 +238,7 @@ def test_a_constraint_that_nothing_meets_is_a_warning_and_not_a_failure(tmp_path
     monkeypatch.setattr(results, "confirm", _no_confirmation)
     loaded, study = make_loaded(tmp_path, make_config(constrained=True)), make_study()
     add(study, {"methods.seq.slots": 2}, [0.5], **{CONSTRAINTS: [0.5]})
-    outcome = results.finish(loaded, study)
+    outcome = results.finish(loaded, study, SearchLog(loaded, study))
     assert outcome.failures == {} and "no trial meets the constraints" in outcome.table
     assert capsys.readouterr().err.startswith("warning: no trial meets the constraints; the closest is trial 0")
     content = yaml.safe_load((loaded.folder / "best.yaml").read_text())
@@ -227,7 +249,7 @@ def test_a_search_without_a_finished_trial_ends_too(tmp_path, blank, monkeypatch
     monkeypatch.setattr(results, "confirm", _no_confirmation)
     loaded, study = make_loaded(tmp_path), make_study()
     add(study, {"methods.seq.slots": 2})
-    outcome = results.finish(loaded, study)
+    outcome = results.finish(loaded, study, SearchLog(loaded, study))
     assert outcome.table == "no result" and not (loaded.folder / "best.yaml").exists()
     assert "no trial was finished" in capsys.readouterr().err
 
@@ -246,7 +268,7 @@ def test_the_fresh_seeds_choose_among_the_best(tmp_path, blank, monkeypatch):
     loaded, study = make_loaded(tmp_path), make_study()
     for slots, value in ((1, 0.9), (2, 0.1), (3, 0.2)):
         add(study, {"methods.seq.slots": slots}, [value])
-    outcome = results.finish(loaded, study)
+    outcome = results.finish(loaded, study, SearchLog(loaded, study))
     content = yaml.safe_load((loaded.folder / "best.yaml").read_text())
     assert content["trial"] == 2 and "mean over 3 fresh seeds" in content["chosen"]
     assert any(place.startswith("run it") and "+best=" in place for place in outcome.places)

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from harness.errors import UserError
 from harness.metrics.base import Column
-from harness.tuning import objective
-from harness.tuning.objective import evaluate, limits
-from harness.tuning.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
-from harness.tuning.space import ends_of, literal, overrides_of, suggest
+from harness.search import objective
+from harness.search.objective import evaluate, limits
+from harness.search.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
+from harness.search.space import ends_of, literal, overrides_of, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -105,22 +105,23 @@ def test_a_literal_is_read_back_as_it_was(value):
 
 
 # ---- objectives and constraints ---------------------------------------------------------------------------------------
-class _Loaded:
+class _Context:
     """What `evaluate` looks at."""
 
     def __init__(self, objectives: dict, constraints: dict | None = None, of_data: dict | None = None) -> None:
-        self.cfg = TuneConfig(method="m", objectives=objectives, constraints=constraints or {})
+        self.cfg = TuneConfig(method="m/s", objectives=objectives, constraints=constraints or {})
         columns = [Column("gen_ppl", "", "", "lower"), Column("entropy", "", "", "data")]
         self.session = type("Session", (), {"columns": columns})()
         self.of_data = of_data or {}
 
 
 def _row(nfe: int, heat: float = 1.0, **values) -> dict:
-    return {"method": "m", "nfe": nfe, "temperature": heat, "n": 8, "seconds_per_seq": 0.1} | values
+    return {"method": "m", "sampler": "s", "nfe": nfe, "temperature": heat, "n": 8, "seconds_per_seq": 0.1} | values
 
 
 ROWS = [
-    {"method": "data", "nfe": None, "temperature": 1.0, "gen_ppl": 5.0},
+    {"method": "data", "sampler": "", "nfe": None, "temperature": 1.0, "gen_ppl": 5.0},
+    _row(2, gen_ppl=1.0) | {"sampler": "another"},
     _row(2, gen_ppl=30.0, gen_ppl_se=1.0, entropy=3.0),
     _row(4, gen_ppl=20.0, entropy=2.0),
     _row(4, 0.5, gen_ppl=10.0, entropy=1.0),
@@ -131,8 +132,8 @@ def test_values_are_those_of_their_budget_and_temperature():
     quality, cold = ObjectiveConfig("gen_ppl", 4, None, "minimize"), ObjectiveConfig("gen_ppl", 4, 0.5, "minimize")
     near = ObjectiveConfig("entropy", 4, None, "data")
     limit = {"e": ConstraintConfig("entropy", 4, within=0.25), "p": ConstraintConfig("gen_ppl", 2, max=25.0, min=1.0)}
-    loaded = _Loaded({"a": quality, "b": cold, "c": near}, limit, {"entropy": 4.0})
-    values, constraints, scores = evaluate(loaded, ROWS)
+    context = _Context({"a": quality, "b": cold, "c": near}, limit, {"entropy": 4.0})
+    values, constraints, scores = evaluate(context, ROWS)
     assert values == [20.0, 10.0, 2.0]
     assert constraints == [pytest.approx(1.0), pytest.approx(5.0)], (
         "3 to 5 is allowed and 2 found; 25 allowed, 30 found"
@@ -146,8 +147,8 @@ def test_values_are_those_of_their_budget_and_temperature():
 )
 def test_a_constraint_says_by_how_much_it_is_broken(found, broken_by):
     limit = ConstraintConfig("entropy", 4, min=2.0, max=5.0)
-    loaded = _Loaded({"a": ObjectiveConfig("gen_ppl", 4, None, "minimize")}, {"e": limit})
-    assert evaluate(loaded, [_row(4, gen_ppl=1.0, entropy=found)])[1] == [broken_by]
+    context = _Context({"a": ObjectiveConfig("gen_ppl", 4, None, "minimize")}, {"e": limit})
+    assert evaluate(context, [_row(4, gen_ppl=1.0, entropy=found)])[1] == [broken_by]
 
 
 def test_limits_are_what_all_of_them_leave():
@@ -157,12 +158,12 @@ def test_limits_are_what_all_of_them_leave():
 
 
 def test_an_objective_without_a_value_names_one_that_has():
-    loaded = _Loaded({"quality": ObjectiveConfig("excess_nats", 4, None, "minimize")})
+    context = _Context({"quality": ObjectiveConfig("excess_nats", 4, None, "minimize")})
     rows = [_row(4, excess_nats=math.inf, excess_nats_se=math.nan, excess_valid_nats=2.0)]
     with pytest.raises(UserError, match="tune.objectives.quality.column=excess_valid_nats has a value"):
-        evaluate(loaded, rows)
+        evaluate(context, rows)
     with pytest.raises(UserError, match="no row at NFE 4 to read gen_ppl"):
-        evaluate(_Loaded({"a": ObjectiveConfig("gen_ppl", 4, None, "minimize")}), ROWS[:2])
+        evaluate(_Context({"a": ObjectiveConfig("gen_ppl", 4, None, "minimize")}), ROWS[:2])
 
 
 def test_limits_that_the_data_leave_nothing_of_are_refused():

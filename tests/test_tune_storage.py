@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from harness.errors import UserError
-from harness.tuning.journal import WholeLines, held
-from harness.tuning.presence import Presence, boot_id, forget_dead, is_dead
-from harness.tuning.storage import CREATED, IDENTITY, open_study
-from harness.tuning.urls import checked_url, hide_password, masked
-from tests.tune_fakes import load_fake
+from harness.search.database import checked_url, hide_password, masked
+from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, open_store
+from tests.tune_kit import make_config, make_loaded
 
 
-def _open(folder, *more):
-    return open_study(load_fake([f"folder={folder}", *more], []), ["minimize"])
+def _open(folder: Path, storage: str = "", **more: Any) -> Store:
+    cfg = make_config()
+    cfg.storage = storage
+    return open_store(make_loaded(folder, cfg, folder=folder, **more))
 
 
 # ---- the journal ------------------------------------------------------------------------------------------------------
 def test_a_torn_last_line_is_taken_off_and_nothing_else(tmp_path):
-    opened = _open(tmp_path)
+    store = _open(tmp_path)
     for k in range(3):
-        opened.study.add_trial(optuna.create_trial(value=float(k)))
+        store.study.add_trial(optuna.create_trial(value=float(k)))
     path = tmp_path / "journal.log"
     whole = path.read_bytes()
     for torn in (b'{"op_code":4,"study_id":0,"st', b"{", b"x" * 9000):
@@ -52,22 +54,26 @@ def test_a_lock_is_free_as_soon_as_its_holder_is_killed(tmp_path):
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         began = time.monotonic()
-        WholeLines(tmp_path / "journal.log").append_logs([{"op_code": 0}])
+        _backend(tmp_path / "journal.log").append_logs([{"op_code": 0}])
         assert time.monotonic() - began < 2
+
+
+def _backend(path: Path) -> JournalFileBackend:
+    return JournalFileBackend(str(path), WholeLines(path))
 
 
 def test_records_of_many_writers_stay_whole(tmp_path):
     path = tmp_path / "journal.log"
 
     def write(k: int) -> None:
-        backend = WholeLines(path)
-        for i in range(40):
+        backend = _backend(path)
+        for i in range(25):
             backend.append_logs([{"k": k, "i": i, "text": "x" * 3000}])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sorted((r["k"], r["i"]) for r in records) == [(k, i) for k in range(4) for i in range(40)]
+    assert sorted((r["k"], r["i"]) for r in records) == [(k, i) for k in range(4) for i in range(25)]
 
 
 @pytest.mark.parametrize(
@@ -88,25 +94,44 @@ def test_a_corrupted_journal_is_refused_with_its_line(tmp_path, line, said):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_who_asks_waits_for_who_asks(tmp_path):
+    order, one, two = [], _open(tmp_path), _open(tmp_path)
+
+    def second() -> None:
+        with two.alone():
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with one.alone():
+            waiting = pool.submit(second)
+            time.sleep(0.1)
+            order.append("first")
+        waiting.result(timeout=5)
+    assert order == ["first", "second"]
+
+
 # ---- whose study it is ------------------------------------------------------------------------------------------------
 def test_a_study_of_another_configuration_is_refused_and_says_what_differs(tmp_path):
-    opened = _open(tmp_path)
-    assert opened.study.user_attrs[IDENTITY] == "0123" and re.match(r"20\d\d-", opened.study.user_attrs[CREATED])
-    assert _open(tmp_path).study.user_attrs == opened.study.user_attrs
-    with pytest.raises(UserError, match="another configuration.*given was '0123' and is '77'.*tune.name="):
-        _open(tmp_path, "identity=77")
+    store = _open(tmp_path)
+    assert store.study.user_attrs[IDENTITY] == "abc123" and re.match(r"20\d\d-", store.study.user_attrs[CREATED])
+    assert _open(tmp_path).study.user_attrs == store.study.user_attrs
+    with pytest.raises(UserError, match="another configuration.*given was 'abc123' and is '77'.*tune.name="):
+        _open(tmp_path, identity="77")
 
 
 def test_the_journal_of_another_study_is_refused(tmp_path):
     _open(tmp_path)
-    with pytest.raises(UserError, match="holds the study 'fake-study/fake', not 'other/fake'"):
-        _open(tmp_path, "study=other")
+    with pytest.raises(UserError, match="holds the study 'toy/latent', not 'other/latent'"):
+        _open(tmp_path, study="other")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*choose another folder with runs_dir=DIR"):
-        _open(tmp_path / "file" / "tune")
+    loaded = make_loaded(tmp_path)
+    for folder in (tmp_path / "file" / "tune", Path("/proc/tune")):  # not even root may write there
+        loaded.folder = folder
+        with pytest.raises(UserError, match="cannot write .*choose another folder with runs_dir=DIR"):
+            open_store(loaded)
 
 
 # ---- URLs -------------------------------------------------------------------------------------------------------------
@@ -143,63 +168,5 @@ def test_a_password_is_never_shown():
 def test_a_missing_driver_is_named(tmp_path, monkeypatch, scheme, how):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"the driver psycopg.* is not installed; .*{how}") as caught:
-        _open(tmp_path, f"tune.storage={scheme}://me:geheim@127.0.0.1:1/db")
+        _open(tmp_path, f"{scheme}://me:geheim@127.0.0.1:1/db")
     assert "geheim" not in str(caught.value)
-
-
-# ---- who lives --------------------------------------------------------------------------------------------------------
-def test_a_worker_is_dead_when_nobody_holds_its_file(tmp_path):
-    with Presence(tmp_path, 0, beat=60) as worker:
-        assert not is_dead(tmp_path, worker.name, grace=0, missing=True)
-        forget_dead(tmp_path, grace=0)
-        assert worker.path.exists()
-    assert not worker.path.exists()  # it left in good order
-    assert is_dead(tmp_path, worker.name, grace=0, missing=True) and not is_dead(
-        tmp_path, worker.name, 0, missing=False
-    )
-    with pytest.raises(RuntimeError), Presence(tmp_path, 1, beat=60) as worker:
-        raise RuntimeError
-    assert is_dead(tmp_path, worker.name, grace=999, missing=False)
-    forget_dead(tmp_path, grace=999)
-    assert not worker.path.exists()
-
-
-def test_a_worker_on_another_host_is_dead_when_its_file_is_old(tmp_path):
-    path = tmp_path / "far-1-0-abcd.lock"
-    path.write_text("another boot")
-    assert boot_id() != "another boot"
-    assert not is_dead(tmp_path, "far-1-0-abcd", grace=90, missing=True)
-    os.utime(path, (time.time() - 100,) * 2)
-    assert is_dead(tmp_path, "far-1-0-abcd", grace=90, missing=True)
-
-
-def test_a_living_worker_says_so_again_and_again(tmp_path):
-    called = []
-    with Presence(tmp_path, 0, beat=0.05, also=lambda: called.append(1)) as worker:
-        os.utime(worker.path, (1, 1))
-        until = time.monotonic() + 5
-        while len(called) < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert len(called) >= 2 and worker.path.stat().st_mtime > 1
-
-
-def test_a_name_from_the_storage_cannot_point_outside_the_folder(tmp_path):
-    (tmp_path / "victim.lock").write_text(boot_id())
-    (tmp_path / "workers").mkdir()
-    assert not is_dead(tmp_path / "workers", "../victim", grace=0, missing=False)
-
-
-def test_waiting_for_the_lock_of_a_claim(tmp_path):
-    order = []
-
-    def second() -> None:
-        with held(tmp_path / "claim.lock"):
-            order.append("second")
-
-    with ThreadPoolExecutor(1) as pool:
-        with held(tmp_path / "claim.lock"):
-            waiting = pool.submit(second)
-            time.sleep(0.1)
-            order.append("first")
-        waiting.result(timeout=5)
-    assert order == ["first", "second"]

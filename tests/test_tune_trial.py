@@ -12,17 +12,19 @@ import torch
 from harness.config.load import load
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
+from harness.search.load import load_tune
+from harness.search.loaded import LoadedTune
+from harness.search.objective import data_values
+from harness.search.trial import Pruned, TrialResult, TrialRunner
 from harness.store import read_json, read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.training import loop
-from harness.tuning.load import LoadedTune, load_tune
-from harness.tuning.objective import data_values
-from harness.tuning.trial import Pruned, TrialRunner
 from tests.study_kit import invoke, use_threads
 from tests.tune_toys import arguments, keep_drafts, write_files
 
-HEAT, SPREAD = "methods.tunable.heat", "methods.tunable.spread"
+TUNED = "methods.tunable.samplers.tuned"
+HEAT, SPREAD = f"{TUNED}.heat", "methods.tunable.spread"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,18 @@ def _quick(monkeypatch, tmp_path) -> None:
     torch.set_num_threads(threads)
 
 
-def _runner(configs: Path, *more: str, tune: str = "heat") -> TrialRunner:
-    return TrialRunner(_load(configs, *more, tune=tune))
+class _Runner:
+    """Runs trials by their values."""
+
+    def __init__(self, loaded: LoadedTune) -> None:
+        self.loaded, self.runner = loaded, TrialRunner(loaded.context)
+
+    def run(self, params: dict, report, progress) -> TrialResult:
+        return self.runner.run(self.loaded.job(0, params), report, progress)
+
+
+def _runner(configs: Path, *more: str, tune: str = "heat") -> _Runner:
+    return _Runner(_load(configs, *more, tune=tune))
 
 
 def _load(configs: Path, *more: str, tune: str = "heat") -> LoadedTune:
@@ -59,7 +71,9 @@ def _no_training(*_: object) -> None:
 def test_sampling_only_trials_train_once(configs, monkeypatch):
     runner = _runner(configs)
     first = runner.run({HEAT: 1.0, "study.temperatures": 1.0}, None, _quiet)
-    assert first.trained and len(first.curves) == 3 and first.seconds["train"] > 0
+    assert (
+        first.trained and len(read_jsonl(next(Path("runs").rglob("curves.jsonl")))) == 3 and first.seconds["train"] > 0
+    )
     monkeypatch.setattr(loop, "_step", _no_training)
     results = [runner.run({HEAT: h, "study.temperatures": t}, None, _quiet) for h in (0.5, 2.0) for t in (0.5, 1.5)]
     assert not any(r.trained for r in results)
@@ -76,23 +90,27 @@ def test_weights_of_the_study_are_used_and_its_figures_found_again(configs, monk
     monkeypatch.setattr(loop, "_step", _no_training)
     found = _runner(configs).run({}, None, _quiet)
     assert not found.trained
-    rows = pd.read_parquet("runs/tunable/results.parquet").set_index(["method", "nfe"])
-    assert found.values == [rows.loc[("tunable", 2), "gen_ppl"]], "the same samples, the same judge"
-    assert found.scores["repeats@2"] == rows.loc[("tunable", 2), "repeats"]
+    rows = pd.read_parquet("runs/tunable/results.parquet").set_index(["method", "sampler", "nfe"])
+    assert found.values == [rows.loc[("tunable", "tuned", 2), "gen_ppl"]], "the same samples, the same judge"
+    assert found.scores["repeats@2"] == rows.loc[("tunable", "tuned", 2), "repeats"]
 
 
-def test_weights_of_a_method_that_shares_none_are_found_too(configs, monkeypatch):
+def test_weights_of_any_method_are_found(configs, monkeypatch):
     use_threads(monkeypatch)
     base = ["--config-dir", str(configs), *arguments(Path())]
     assert invoke([*base, "only=[positions]"]).code == 0
-    assert list(Path("runs/tunable/cells").glob("positions-*/model.safetensors"))
+    assert list(Path("runs/tunable/weights").glob("positions-*/model.safetensors"))
     monkeypatch.setattr(loop, "_step", _no_training)
     runner = _runner(configs, "tune.method=positions", "~tune.space.heat")
     assert not runner.run({"study.temperatures": 0.7}, None, _quiet).trained
 
 
 def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
-    params = {SPREAD: 2.0, "methods.tunable.path": "bent", "methods.tunable.corners": "[0.5,0.25]"}
+    params = {
+        SPREAD: 2.0,
+        f"{TUNED}.path": "bent",
+        f"{TUNED}.corners": "[0.5,0.25]",
+    }
     first = _runner(configs, tune="toy").run(params, None, _quiet)
     assert first.trained and len(first.constraints) == 1
     for name in ("_step", "_held_out"):
@@ -102,7 +120,6 @@ def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
     assert not again.trained and (again.values, again.constraints, again.scores) == (
         first.values, first.constraints, first.scores
     )  # fmt: skip
-    assert again.curves == first.curves
 
 
 def test_what_trials_share_is_made_once(configs, monkeypatch):
@@ -145,22 +162,22 @@ def _space(configs: Path, name: str, line: str) -> None:
 # ---- the data's own values --------------------------------------------------------------------------------------------
 def test_the_datas_own_values_are_scored_once(configs, monkeypatch):
     loaded = _load(configs, tune="toy")
-    values = data_values(loaded)
+    values = data_values(loaded.context)
     assert read_json(loaded.folder / "data.json")["values"] == values
-    session = Session(loaded.trial_tree([], "x"), loaded.weights)
+    session = Session(loaded.trial_tree([], "x"), loaded.context.weights)
     x_NL = session.held_out.x_NL
     assert values["repeats"] == pytest.approx((x_NL[:, 3:] == x_NL[:, :-3]).mean())
-    result = TrialRunner(loaded).run({SPREAD: 1.0}, None, _quiet)
+    result = _Runner(loaded).run({SPREAD: 1.0}, None, _quiet)
     margin = abs(result.scores["repeats@4"] - values["repeats"]) - 0.9 * values["repeats"]
     assert result.constraints == [pytest.approx(margin)]
     monkeypatch.setattr("harness.study.steps.score_cell", _no_training)
-    assert data_values(_load(configs, tune="toy")) == values
+    assert data_values(_load(configs, tune="toy").context) == values
 
 
 def test_limits_that_nothing_meets_are_refused_before_a_trial(configs):
     runner = _runner(configs, "tune.constraints.repeats.min=0.999", "tune.constraints.repeats.within=0.1", tune="toy")
     with pytest.raises(UserError, match="also at least 0.999"):
-        runner.prepare(_quiet)
+        runner.runner.prepare(_quiet)
     assert not list(Path("runs").rglob("model.safetensors"))
 
 
@@ -229,7 +246,7 @@ def _hold(path: str, held, release) -> None:
 
 def test_who_finds_weights_being_trained_waits_for_them(configs):
     loaded = _load(configs)
-    home = make_cells(Session(loaded.trial_tree([], "trials/x"), loaded.weights))[0].home
+    home = make_cells(Session(loaded.trial_tree([], "trials/x"), loaded.context.weights))[0].weights.folder
     assert home.parent == Path("runs/tunable/weights").resolve()
     context = multiprocessing.get_context("fork")
     held, release = context.Event(), context.Event()
@@ -244,7 +261,7 @@ def test_who_finds_weights_being_trained_waits_for_them(configs):
         if text.startswith("waiting"):
             release.set()
 
-    assert TrialRunner(loaded).run({}, None, progress).trained
+    assert _Runner(loaded).run({}, None, progress).trained
     process.join(20)
     assert process.exitcode == 0 and any(home.name in text for text in said)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +38,12 @@ def why_not() -> str | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on now, and that the system gives to nobody who connects to somewhere."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,21 @@ class Server:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[Server]:
-    """A server on a free port of the loopback address; skips, with a reason, where none can be started."""
+def postgres() -> Iterator[Server]:
+    """A server on a free port of the loopback address; skips, with a reason, where none can be started.
+
+    Its files are not in pytest's folders, which each session closes to other users, such as the one that the server runs as.
+    """
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed (pip install -e '.[postgres]')")
-    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name:
+        yield from _served(Path(name))
+
+
+def _served(folder: Path) -> Iterator[Server]:
     if os.getuid() == 0:
         shutil.chown(folder, "nobody")
-        for parent in folder.parents:  # pytest's folders are closed to other users
-            if parent != Path("/") and parent.stat().st_mode & 0o111 != 0o111:
-                parent.chmod(parent.stat().st_mode | 0o111)
     server = Server(folder, free_port())
     (folder / "password").write_text(server.password, encoding="utf-8")
     (folder / "password").chmod(0o644)

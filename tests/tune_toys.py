@@ -10,42 +10,54 @@ import torch
 from harness.config.load import Draft, load_draft
 from harness.errors import BudgetError, UserError
 from harness.interface import Draw
-from tests.study_plugins import YAML, Positions, PositionsOptions
+from tests.study_plugins import YAML, Independent, Positions, PositionsOptions
 
 
 @dataclass
 class TunableOptions(PositionsOptions):
     spread: float = 1.0  # of the weights at the start
     rounds: int = 1
+
+
+class Tunable(Positions):
+    """`spread` multiplies the weights before training."""
+
+    Options = TunableOptions
+    title = "Tunable"
+
+    def __init__(self, problem, options: TunableOptions) -> None:
+        super().__init__(problem, options)
+        with torch.no_grad():
+            self.table.weight.mul_(options.spread)
+
+
+@dataclass
+class TunedOptions:
     path: str = "straight"
     bend: float = 0.5
     corners: list[float] = field(default_factory=list)
     heat: float = 1.0
 
 
-class Tunable(Positions):
-    """`heat` divides the logits while sampling, `spread` multiplies the weights before training."""
+class Tuned(Independent):
+    """`heat` divides the logits."""
 
-    Options = TunableOptions
-    title = "Tunable"
-    sampling_options = frozenset({"path", "bend", "corners", "heat"})
+    Options = TunedOptions
 
-    def __init__(self, problem, options: TunableOptions) -> None:
-        super().__init__(problem, options)
+    def __init__(self, method: Positions, options: TunedOptions) -> None:
+        super().__init__(method, options)
         if options.path not in ("straight", "bent"):
             raise UserError(f"path='{options.path}' is unknown; choose straight or bent")
         if not 0 < options.heat <= 100:
             raise UserError(f"heat={options.heat} is out of range; choose 0 to 100")
-        with torch.no_grad():
-            self.table.weight.mul_(options.spread)
 
     def check_budget(self, nfe: int) -> None:
         super().check_budget(nfe)
         if nfe < 2 and self.options.path == "bent":
             raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: a bend takes a call; use 2 or more")
 
-    def sample(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        return super().sample(n, nfe, generator, temperature * self.options.heat)
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        return super().draw(n, nfe, generator, temperature * self.options.heat)
 
 
 class Boundless(Tunable):
@@ -65,19 +77,20 @@ FILES = {
         "  - /method@methods.tunable: tunable\n  - /method@methods.twin: tunable\n"
         "  - /method@methods.boundless: boundless\n  - /metric@metrics.gen_ppl",
     )
-    + "methods:\n  twin: {spread: '${methods.tunable.spread}', heat: 1.5}\n",
-    "method/tunable": "# Can be searched\n_target_: tests.tune_toys.Tunable\n",
-    "method/boundless": "# Has no bound\n_target_: tests.tune_toys.Boundless\n",
+    + "methods:\n  twin: {spread: '${methods.tunable.spread}', samplers: {tuned: {heat: 1.5}}}\n",
+    "method/tunable": "# Can be searched\n_target_: tests.tune_toys.Tunable\nsamplers: {tuned: {}, independent: {}}\n",
+    "method/boundless": "# Has no bound\n_target_: tests.tune_toys.Boundless\nsamplers: {tuned: {}}\n",
+    "sampler/tuned": "# With options\n_target_: tests.tune_toys.Tuned\n",
     "tune/toy": """\
 # A space of all kinds
-candidates: [nowhere, tunable]
+candidates: [nowhere, tunable/nowhere, tunable/tuned]
 space:
   "{method}.spread": {low: 0.1, high: 10, log: true}
   "{method}.rounds": {low: 1, high: 9, step: 2}
-  "{method}.path": {choices: [straight, bent]}
-  "{method}.bend": {low: 0, high: 1, when: {"{method}.path": [bent]}}
+  "{sampler}.path": {choices: [straight, bent]}
+  "{sampler}.bend": {low: 0, high: 1, when: {"{sampler}.path": [bent]}}
   "{method}.missing": {low: 0, high: 1, optional: true}
-  "{method}.corners": {choices: [[], [0.5, 0.25]]}
+  "{sampler}.corners": {choices: [[], [0.5, 0.25]]}
 objectives:
   quality: {nfe: 2}
 constraints:
@@ -91,7 +104,7 @@ trials: 4
 # Only how it samples
 candidates: [tunable]
 space:
-  "{method}.heat": {low: 0.5, high: 2.0, log: true}
+  "{sampler}.heat": {low: 0.5, high: 2.0, log: true}
   study.temperatures: {kind: float, low: 0.5, high: 1.5, as_list: true}
 objectives:
   quality: {nfe: 2}
@@ -112,7 +125,7 @@ def keep_drafts(monkeypatch) -> None:
             _DRAFTS[key] = load_draft(arguments, folders)
         return _DRAFTS[key]
 
-    monkeypatch.setattr("harness.tuning.load.load_draft", kept)
+    monkeypatch.setattr("harness.search.load.load_draft", kept)
 
 
 def write_files(root: Path) -> Path:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.messages import one_line
 from harness.errors import UserError, nearest
-from harness.tuning.schema import DimensionConfig
+from harness.search.schema import DimensionConfig
 
 _NAMED = ("space", "objectives", "constraints")
 

@@ -45,7 +45,7 @@ class Entry:
 
 def studies_folder() -> Path:
     """The `studies` package that is installed beside the harness."""
-    import studies
+    import studies  # a folder of YAML files that is found as a package; nothing of it is used
 
     return Path(next(iter(studies.__path__)))
 
@@ -106,7 +106,7 @@ def locate(target: str, where: str = "_target_") -> type:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(f"{where}={target}: cannot import '{module_name}' ({error})") from error
-    if not hasattr(module, class_name):
+    if class_name not in vars(module):
         raise UserError(f"{where}={target}: no such class in {module_name}{nearest(class_name, vars(module))}")
     cls = getattr(module, class_name)
     if not dataclasses.is_dataclass(getattr(cls, "Options", None)):

@@ -14,9 +14,9 @@ from omegaconf import MISSING
 
 from harness.config.fields import check_fields, chosen, ranged
 from harness.config.rows import check_budgets, rows_of
-from harness.config.slurm import SlurmConfig
+from harness.config.slurm import SlurmConfig, check_slurm
 from harness.errors import UserError, nearest
-from harness.tuning.schema import TuneConfig
+from harness.search.schema import TuneConfig
 
 
 @dataclass
@@ -159,9 +159,7 @@ def check(cfg: RunConfig) -> None:
         check_fields(getattr(cfg, section), section)
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
-    delay, longest = cfg.slurm.signal_delay_s, int(cfg.slurm.timeout_min * 60)
-    reason = f"must be below the {longest} seconds of slurm.timeout_min"
-    need(delay < longest, "slurm.signal_delay_s", delay, reason)
+    check_slurm(cfg.slurm)
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
 

@@ -188,7 +188,7 @@ class Trunk(nn.Module):
 
     def __init__(self, shape: TrunkShape, causal: bool = False, cond: bool = False) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.causal = shape, causal
         self.blocks = nn.ModuleList(Block(shape, causal, cond) for _ in range(shape.depth))
         self.norm = nn.Parameter(torch.ones(shape.width))
         for name, p in self.named_parameters():

@@ -5,6 +5,7 @@ Nothing here trusts what a method says: a call is a forward call of one of `Meth
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,8 +90,8 @@ def reference_step_flops(problem: Problem, x_BL: Tensor, keys: Sequence[tuple[in
 
 
 def _mean_flops(step: Callable[[torch.Generator], object], x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
-    device = str(x_BL.device)
-    return round(sum(count_flops(lambda k=key: step(step_generator(device, *k))) for key in keys) / len(keys))
+    generators = [step_generator(str(x_BL.device), *key) for key in keys]
+    return round(sum(count_flops(functools.partial(step, generator)) for generator in generators) / len(keys))
 
 
 def unmet_budgets(sampler: Sampler, wanted: list[int]) -> dict[int, str]:

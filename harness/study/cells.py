@@ -11,10 +11,13 @@ from pathlib import Path
 
 from harness.config.rows import budgets_of
 from harness.interface import Method, Sampler
+from harness.provenance import short_hash
 from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
 DATA_ROW = "data"
+#: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,12 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.method}/{self.sampler}/seed{self.seed}" if self.sampler else self.method
+
+    @property
+    def headline_temperature(self) -> float:
+        """1 where the cell has it, else its first: the one that tracking shows against NFE."""
+        temperatures = [part.temperature for part in self.parts]
+        return 1.0 if 1.0 in temperatures else temperatures[0]
 
     def facts(self, session: Session) -> Path:
         """Its bound, whose settings are part of the name, and the budgets where each has a figure of its own."""
@@ -171,3 +180,20 @@ def data_cell(session: Session) -> Cell:
     folder = session.folder / "cells" / f"{DATA_ROW}-{key}"
     weights = Weights(DATA_ROW, 0, key, folder, trained=False)
     return Cell(DATA_ROW, "", "Held-out data", "data", 0, key, folder, (Part(0, 1.0),), weights)
+
+
+def config_key(session: Session, cells: list[Cell]) -> str:
+    """Identity of everything that the study's table depends on, except the judge's weights."""
+    parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
+    study = {k: v for k, v in session.tree["study"].items() if k not in ("name", "question")}
+    return short_hash(
+        {
+            "layout": LAYOUT,
+            "cells": parts,
+            "study": study,
+            "judge": session.tree["judge"],
+            # With versions: a metric whose definition changed must be scored again.
+            "metrics": [metric.identity() for metric in session.metrics],
+        },
+        12,
+    )

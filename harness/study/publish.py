@@ -6,10 +6,7 @@ was not. Times of tracked points are those in the files; a replay adds nothing t
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from harness.report.aggregate import error_name, labels_of
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.table import results_table
-from harness.store import ResultsTable, read_json, write_json, write_parquet, write_text
+from harness.store import ResultsTable, read_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
+from harness.study.folder import claim
 from harness.study.outcome import Outcome
 from harness.study.rows import StudyRows, first_samples, samples_of
 from harness.study.runs import StudyRuns
@@ -32,8 +30,6 @@ from harness.study.session import Session
 from harness.study.steps import samples_file
 from harness.study.tasks import JUDGE
 
-#: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
-_RESULTS = ("results.parquet", "report.md", "config.yaml", "protocol.json", "figures", "samples")
 _CURVE_SECONDS, _TABLE_SECONDS = 10.0, 5.0
 
 
@@ -58,7 +54,7 @@ class Publisher:
     # ---- life -----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Publisher:
         try:
-            key = self._state()["key"]
+            key = claim(self.session, self.cells)
             self._read_protocol()
             write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
             self.runs.open(key, self._tags())
@@ -71,25 +67,6 @@ class Publisher:
         if kind is not None:
             self.runs.kill()
         self.runs.tracker.close()
-
-    def _state(self) -> dict[str, str]:
-        """The study's key in tracking, kept in its folder; results of another configuration are put aside first."""
-        s = self.session
-        path = s.folder / "state.json"
-        config = s.config_key(self.cells)
-        state = read_json(path) if path.exists() else None
-        if state is not None and state["config"] != config:
-            aside = s.folder / "earlier" / state["key"]
-            aside.mkdir(parents=True, exist_ok=True)
-            for name in _RESULTS:
-                if (s.folder / name).exists():
-                    os.replace(s.folder / name, aside / name)
-            print(f"another configuration ran here before; its results are in {aside}", file=sys.stderr)
-            state = None
-        if state is None:
-            state = {"key": f"{s.cfg.study.name}-{uuid.uuid4().hex[:12]}", "config": config}
-            write_json(path, state)
-        return state
 
     def _tags(self) -> dict[str, str]:
         s = self.session
@@ -207,7 +184,7 @@ class Publisher:
             "protocol": self.protocol(),
             "command": self.command,
             "git_sha": self.git.label,
-            "data": s.data.facts | {"fingerprint": s.data.fingerprint},
+            "data": dict(s.data.facts) | {"fingerprint": s.data.fingerprint},
             "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
@@ -217,13 +194,15 @@ class Publisher:
 
     def _pictures(self, named: dict[str, Cell]) -> list[Block]:
         """First samples of one seed of each label, at the budgets that fit on a sheet; none for other data."""
-        s, blocks = self.session, []
-        for label, cell in named.items() if s.data.render else ():
+        s, blocks, render = self.session, list[Block](), self.session.data.render
+        if render is None:
+            return blocks
+        for label, cell in named.items():
             wanted = choose_budgets([part.nfe for part in cell.parts])
             for part in cell.parts:
-                if part.nfe in wanted and part.temperature == s.headline_temperature(cell):
+                if part.nfe in wanted and part.temperature == cell.headline_temperature:
                     lines = first_samples(samples_file(s, cell, part), ROWS * COLUMNS)
-                    pictures = s.data.render(np.asarray([line["ids"] for line in lines])) if lines else None
                     nfe = None if cell is self.data else part.nfe
-                    blocks += [] if pictures is None else [Block(label, nfe, pictures)]
+                    if lines:
+                        blocks.append(Block(label, nfe, render(np.asarray([line["ids"] for line in lines]))))
         return blocks

@@ -50,7 +50,7 @@ def train_in_ranks(
     def report(message: dict[str, Any]) -> None:
         if "progress" in message:
             progress(*message["progress"])
-        elif "validation" in message:
+        elif "validation" in message and on_validation is not None:
             step, values = message["validation"]
             tensors, _ = checkpoint.load_tensors(_validation_at(weights, step))
             _validation_at(weights, step).unlink()

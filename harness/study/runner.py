@@ -10,7 +10,6 @@ import sys
 import time
 from typing import Any
 
-from harness.errors import UserError
 from harness.jobs.locks import folder_lock
 from harness.jobs.loop import Work, work_off
 from harness.jobs.pool import Message, Pool
@@ -18,13 +17,13 @@ from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, TaskKey, ready, spread_failure, unfinished
 from harness.progress import clock
 from harness.provenance import cpu_count
-from harness.store import read_json, write_json, write_text
-from harness.study import steps
+from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.folder import make_folder
 from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
-from harness.study.tasks import JUDGE, begin, cells_by_task, make_tasks
+from harness.study.tasks import begin, cells_by_task, make_tasks, mark
 from harness.training.distributed import gpu_groups
 
 
@@ -47,55 +46,35 @@ def run_study(session: Session, command: str) -> Outcome:
         print(line, file=sys.stderr, flush=True)
     # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
     _ = session.reference, session.metrics, session.judge
-    _make_folder(session)
+    make_folder(session)
     with folder_lock(session.folder), Publisher(session, cells, data, command) as publisher:
-        tasks = make_tasks(session, cells, data)
-        _mark_failed_before(tasks, cells)
-        failures = _work(session, tasks, cells, data, publisher)
+        tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
+        mark(session, tasks, by_name)
+        failures = work_on(session, _PublishedWork(publisher, tasks, by_name))
         outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome
 
 
-def _make_folder(session: Session) -> None:
-    try:
-        session.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"runs_dir={session.cfg.runs_dir}: cannot make {session.folder} ({error.strerror}); choose another folder"
-        ) from error
-
-
-def _mark_failed_before(tasks: dict[TaskKey, Task], cells: list[Cell]) -> None:
-    """A cell that diverged would do so again, with the same seeds; it is reported again instead of trained again."""
-    for cell in cells:
-        if cell.weights.failure.exists():
-            tasks[("train", cell.weights.name)].fail(read_json(cell.weights.failure)["reason"])
-    spread_failure(tasks)
-
-
-def _work(
-    session: Session, tasks: dict[TaskKey, Task], cells: list[Cell], data: Cell, publisher: Publisher
-) -> dict[str, str]:
-    by_name = cells_by_task(cells, data)
-    _skip_finished(session, tasks, by_name, publisher)
-    if unfinished(tasks):
-        count = min(worker_count(session), len([t for t in tasks.values() if t.state == "waiting"]))
+def work_on(session: Session, work: StudyWork) -> dict[str, str]:
+    """Do the tasks that are open, in worker processes; reasons of those that failed by their own fault, by name."""
+    if unfinished(work.tasks):
+        count = min(worker_count(session), len([t for t in work.tasks.values() if t.state == "waiting"]))
         compute = session.cfg.compute
         gpus = gpu_groups(compute.processes) if session.numerics.device == "cuda" else None
         pool = Pool(begin, (session.tree, session.weights), count, gpus, compute.threads)
         try:
-            work_off(_StudyWork(tasks, publisher, by_name), pool, Display(tasks))
+            work_off(work, pool, Display(work.tasks))
         finally:
             pool.stop()
-    return {t.key[1]: t.text for t in tasks.values() if t.state == "failed" and t.text != NEEDS_FAILED}
+    return {t.key[1]: t.text for t in work.tasks.values() if t.state == "failed" and t.text != NEEDS_FAILED}
 
 
-class _StudyWork(Work):
-    """The tasks of one study; finished files are published as they arise."""
+class StudyWork(Work):
+    """Tasks of one study; their results are files."""
 
-    def __init__(self, tasks: dict[TaskKey, Task], publisher: Publisher, by_name: dict[str, Cell]) -> None:
-        self.tasks, self.publisher, self.by_name = tasks, publisher, by_name
+    def __init__(self, session: Session, tasks: dict[TaskKey, Task], by_name: dict[str, Cell]) -> None:
+        self.session, self.tasks, self.by_name = session, tasks, by_name
 
     def ready(self, free: int) -> list[Task]:
         return ready(self.tasks)
@@ -104,28 +83,26 @@ class _StudyWork(Work):
         return unfinished(self.tasks)
 
     def done(self, task: Task, value: Any) -> None:
-        self.publisher.job_done(task.key, self.by_name.get(task.key[1]))
+        """There is nothing to do: the files are there."""
 
     def failed(self, task: Task, message: Message) -> None:
         kind, name = task.key
         if message.kind == "failed":
             write_json(self.by_name[name].weights.failure, {"reason": message.text})
         elif message.kind == "broke":
-            write_text(self.publisher.session.folder / "errors" / f"{kind}-{name.replace('/', '-')}.txt", message.text)
+            write_text(self.session.folder / "errors" / f"{kind}-{name.replace('/', '-')}.txt", message.text)
         spread_failure(self.tasks)
+
+
+class _PublishedWork(StudyWork):
+    """Finished files are published as they arise."""
+
+    def __init__(self, publisher: Publisher, tasks: dict[TaskKey, Task], by_name: dict[str, Cell]) -> None:
+        super().__init__(publisher.session, tasks, by_name)
+        self.publisher = publisher
+
+    def done(self, task: Task, value: Any) -> None:
+        self.publisher.job_done(task.key, self.by_name.get(task.key[1]))
 
     def tick(self) -> None:
         self.publisher.tick()
-
-
-def _skip_finished(
-    session: Session, tasks: dict[TaskKey, Task], by_name: dict[str, Cell], publisher: Publisher
-) -> None:
-    """Mark what is in files already; the judge is asked for only while something is left to be scored."""
-    protocol = publisher.protocol()
-    for (kind, name), task in tasks.items():
-        cell = by_name.get(name)
-        if cell is not None and task.state != "failed" and steps.is_done(session, kind, cell, protocol):
-            task.state = "done"
-    if protocol and all(t.state in ("done", "failed") for k, t in tasks.items() if k != JUDGE):
-        tasks[JUDGE].state = "done"

@@ -92,7 +92,7 @@ class StudyRuns:
         """Send scores and samples and close the cell's run; `again=False` leaves a cell that was sent as it is."""
         if not rows or (cell.name in self._scored and not again):
             return
-        run, temperature = self.of(cell), self.session.headline_temperature(cell)
+        run, temperature = self.of(cell), cell.headline_temperature
         for row in rows:
             if row["temperature"] == temperature:
                 self.tracker.log_scores(run, logged_scores(row, self.metrics), row["nfe"] or 0, row["time_ms"])

@@ -43,7 +43,7 @@ def compile_trunks(networks: Iterable[nn.Module]) -> None:
     """Compile the bidirectional trunks of the networks, in place; shapes are fixed by the size of a batch or chunk."""
     for network in networks:
         for module in network.modules():
-            if isinstance(module, Trunk) and not any(block.attention.causal for block in module.blocks):
+            if isinstance(module, Trunk) and not module.causal:
                 module.compile(dynamic=False)
 
 

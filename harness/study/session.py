@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +29,8 @@ from harness.provenance import short_hash
 from harness.training.distributed import check_processes
 from harness.training.precision import Numerics, resolve
 
-if TYPE_CHECKING:
-    from harness.study.cells import Cell
-
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
 PROTOCOL_VERSION = 1
-#: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
-LAYOUT = 2
 
 
 class Session:
@@ -47,7 +42,9 @@ class Session:
     def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
         self.tree, self.weights = tree, weights
         self._ready: Judge | None = None  # the judge, once it is prepared
-        self.cfg: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), tree))
+        assert isinstance(cfg, RunConfig)
+        self.cfg = cfg
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
@@ -197,27 +194,6 @@ class Session:
     def cell_key(self, name: str, label: str, seed: int) -> str:
         """Identity of a cell: everything that its weights and its sampler depend on."""
         return short_hash([self.weights_key(name, seed), self.tree["methods"][name]["samplers"][label]], 12)
-
-    def config_key(self, cells: Sequence[Cell]) -> str:
-        """Identity of everything that the study's table depends on, except the judge's weights."""
-        parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
-        study = {k: v for k, v in self.tree["study"].items() if k not in ("name", "question")}
-        return short_hash(
-            {
-                "layout": LAYOUT,
-                "cells": parts,
-                "study": study,
-                "judge": self.tree["judge"],
-                # With versions: a metric whose definition changed must be scored again.
-                "metrics": [metric.identity() for metric in self.metrics],
-            },
-            12,
-        )
-
-    def headline_temperature(self, cell: Cell) -> float:
-        """1 where the cell has it, else its first: the one that tracking shows against NFE."""
-        heats = [part.temperature for part in cell.parts]
-        return 1.0 if 1.0 in heats else heats[0]
 
     @cached_property
     def _held_out_hash(self) -> str:

@@ -167,7 +167,13 @@ def _bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, Any]:
 
 
 def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
-    """Draw every part that is not there yet, then measure the bound; ids are kept, and text goes to `samples/*.jsonl`."""
+    """Draw every part that is not there yet, then measure the bound."""
+    draw_cell(session, cell, progress)
+    measure_cell(session, cell, progress)
+
+
+def draw_cell(session: Session, cell: Cell, progress: Progress) -> None:
+    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`."""
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
     for part in cell.parts:
         # Put aside with the results of another configuration, while the ids stayed with the cell.
@@ -176,7 +182,6 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
             write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
     if todo:
         _draw(session, cell, todo, progress)
-    measure_cell(session, cell, progress)
 
 
 def measure_cell(session: Session, cell: Cell, progress: Progress) -> None:
@@ -193,7 +198,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
     for part in todo:
         drawn = draw_samples(
             sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
-            lambda i, n, part=part: progress(f"sample NFE {part.nfe}", i, n),
+            functools.partial(progress, f"sample NFE {part.nfe}"),
         )  # fmt: skip
         meta = {
             "nfe_latent": drawn.nfe_latent,
@@ -242,9 +247,8 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
         if path.exists():
             continue
         progress("score", i, len(cell.parts))
-        if cell.method == DATA_ROW:
-            samples, meta = session.held_out, {}
-        else:
+        samples, meta = session.held_out, dict[str, Any]()
+        if cell.method != DATA_ROW:
             tensors, meta = checkpoint.load_tensors(cell.samples(session, part))
             x_NL = tensors["x_NL"].numpy()
             samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])

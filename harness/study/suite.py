@@ -16,7 +16,7 @@ from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable, read_json
-from harness.study.cells import Cell, left_out, make_cells
+from harness.study.cells import Cell, config_key, left_out, make_cells
 from harness.study.outcome import Outcome
 from harness.study.plan import estimate
 from harness.study.runner import run_study
@@ -66,7 +66,7 @@ def describe_suite(suite: Suite) -> str:
     parts = [f"task {task}\n{text}" for task, (text, *_) in plans.items()]
     cells = [cell for task in suite.parts for cell in suite.cells[task]]
     draws = sum(len(cell.parts) for cell in cells)
-    seconds, steps = (sum(plan[i] for plan in plans.values()) for i in (1, 2))
+    seconds, steps = sum(plan[1] for plan in plans.values()), sum(plan[2] for plan in plans.values())
     parts.append(
         f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.weights.trained for c in cells)} of them trained ({steps} "
         f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
@@ -111,7 +111,7 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
         if task in suite.parts:
             raise
         return TaskResults(task, None, 0)  # of a task that was not chosen, and may lack its data
-    current = read_json(session.folder / "state.json")["config"] == session.config_key(cells)
+    current = read_json(session.folder / "state.json")["config"] == config_key(session, cells)
     path = session.folder / "results.parquet"
     own = f"{task}/"
     return TaskResults(

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from harness.jobs.locks import waiting_for
 from harness.jobs.pool import Serve, Talk
-from harness.jobs.schedule import Task, TaskKey
+from harness.jobs.schedule import Task, TaskKey, spread_failure
+from harness.store import read_json
 from harness.study import steps
 from harness.study.cells import Cell, Weights, data_cell, make_cells
+from harness.study.folder import known_protocol
 from harness.study.session import Session
 
 JUDGE: TaskKey = ("judge", "judge")
@@ -41,6 +44,42 @@ def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[TaskKey,
     return {t.key: t for t in tasks}
 
 
+def mark(session: Session, tasks: dict[TaskKey, Task], by_name: dict[str, Cell]) -> None:
+    """Mark tasks as failed whose training diverged before (it would again, with the same seeds), and as done what is in files.
+
+    The judge is asked for only while something is left to be scored.
+    """
+    for (kind, name), task in tasks.items():
+        if kind == "train" and (failure := by_name[name].weights.failure).exists():
+            task.fail(read_json(failure)["reason"])
+    spread_failure(tasks)
+    protocol = known_protocol(session)
+    for (kind, name), task in tasks.items():
+        cell = by_name.get(name)
+        if cell is not None and task.state != "failed" and steps.is_done(session, kind, cell, protocol):
+            task.state = "done"
+    if protocol and all(t.state in ("done", "failed") for k, t in tasks.items() if k != JUDGE):
+        tasks[JUDGE].state = "done"
+
+
+def of_model(tasks: dict[TaskKey, Task], by_name: dict[str, Cell], model: str) -> dict[TaskKey, Task]:
+    """The judge's task and those of one model: its training, and the cells that draw from it; "": all that is not trained.
+
+    The judge comes last, as several hosts want it at the same time: one trains it, and the others wait.
+    """
+    own = {JUDGE: tasks[JUDGE]}
+    for key, task in tasks.items():
+        if key != JUDGE and _model(by_name[key[1]]) == model:
+            own[key] = task
+    if model:
+        tasks[JUDGE].weight = 0.0
+    return own
+
+
+def _model(cell: Cell) -> str:
+    return cell.weights.name if cell.weights.trained else ""
+
+
 def by_weights(cells: list[Cell]) -> dict[Weights, list[Cell]]:
     """The cells that draw from each of the study's models, in the order of the study."""
     groups: dict[Weights, list[Cell]] = {}
@@ -65,7 +104,8 @@ def begin(context: tuple[dict[str, Any], Path | None]) -> Serve:
     def serve(job: TaskKey, talk: Talk) -> None:
         kind, name = job
         if kind == "judge":
-            steps.prepare_judge(session, talk.progress)
+            with waiting_for(session.folder / ".judge.lock", lambda: talk.progress("waiting for the judge", 0, 0)):
+                steps.prepare_judge(session, talk.progress)
         else:
             {"train": steps.train_cell, "sample": steps.sample_cell, "score": steps.score_cell}[kind](
                 session, cells[name], talk.progress

@@ -38,12 +38,6 @@ class Tracker:
         """
         return ""
 
-    def attach(self, parent_id: str) -> None:
-        """Instead of `open_study`, in a process that only adds children to a run that another process has opened.
-
-        Raises `UserError` if the service is not there or does not know the run.
-        """
-
     def open_cell(self, parent_id: str, name: str, key: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """Create or reopen the child run of a cell; `key` identifies it within the study."""
         return ""

@@ -77,16 +77,6 @@ class MlflowTracker(Tracker):
             self._system.start(run_id)
         return run_id
 
-    def attach(self, parent_id) -> None:
-        self.connect()
-        try:
-            self._experiment = self._client.get_run(parent_id).info.experiment_id
-        except service_errors() as error:
-            why = reason(error, self.store.uri)
-            raise UserError(
-                f"run {parent_id} is not in tracking at {self.store.shown} ({why}): run the same command again"
-            ) from None
-
     def open_cell(self, parent_id, name, key, params, tags) -> str:
         handle = _WAITING + uuid.uuid4().hex
 

@@ -1,0 +1,203 @@
+"""The search as work for the worker pool: asks Optuna for trials, hands them out, answers whether to prune, tells what came.
+
+All of it runs in the command's own process, which alone talks to the storage and to tracking.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from harness.errors import UserError
+from harness.jobs.loop import Work
+from harness.jobs.pool import Message
+from harness.jobs.schedule import Task, TaskKey
+from harness.search.loaded import LoadedTune
+from harness.search.publish import SearchLog
+from harness.search.queue import Asked, Queue
+from harness.search.samplers import make_pruner
+from harness.search.storage import Store, patient
+from harness.search.table import write_trials
+from harness.search.trial import TrialResult
+from harness.search.trials import CONSTRAINTS, FAILURE, LOST, PRUNED, RUN_ID, all_trials, so_far, status, tally
+from harness.store import write_text
+
+#: What all trials need (the judge, the data's own scores) is made by one worker before the first trial is asked for.
+PREPARE: TaskKey = ("prepare", "judge")
+#: Seconds between two tables of the trials while the search goes on.
+_TABLE_SECONDS = 20.0
+
+
+def _key(number: int) -> TaskKey:
+    return "trial", str(number)
+
+
+class Search(Work):
+    """The trials of one search. `tasks` are those that this command has handed out, and all that are counted."""
+
+    def __init__(self, loaded: LoadedTune, store: Store, queue: Queue, log: SearchLog) -> None:
+        self.loaded, self.store, self.queue, self.log = loaded, store, queue, log
+        self.tasks: dict[TaskKey, Task] = {PREPARE: Task(PREPARE)}
+        self.failures: dict[str, str] = {}
+        store.study.pruner = make_pruner(loaded.cfg, loaded.session.cfg.scale.steps)
+        self._written = time.monotonic()
+        self._look()
+        self._before = self._now
+
+    @patient
+    def _look(self) -> None:
+        """What the storage says now, of other commands' trials too."""
+        trials = all_trials(self.store.study)
+        self._now, self._words = tally(trials), so_far(trials, self.store.study.directions)
+        for trial in trials:
+            if status(trial) in ("complete", "pruned", "failed"):
+                key = _key(trial.number)
+                self.tasks.setdefault(key, Task(key, state="done"))
+
+    def note(self) -> str:
+        """Words for the progress line."""
+        return self._words
+
+    # ---- what there is to do --------------------------------------------------------------------------------------
+    def unfinished(self) -> bool:
+        return not self.failures and self._now.counted < self.loaded.cfg.trials
+
+    def hopeless(self) -> bool:
+        """Whether no trial does anything but fail: then it makes no sense to go on."""
+        failed, fine = self._now.failed - self._before.failed, self._now.complete + self._now.pruned
+        if not fine and failed >= 5 + (self.loaded.cfg.workers or 8):
+            self.failures["trials"] = f"the first {failed} all failed; `trials.csv` says why"
+        return bool(self.failures)
+
+    def ready(self, free: int) -> list[Task]:
+        if PREPARE in self.tasks:
+            return [t for t in (self.tasks[PREPARE],) if t.state == "waiting"]
+        waiting = self._waiting()
+        if free > len(waiting):
+            self.queue.ask(free - len(waiting))
+            for number in sorted(self.queue.asked):
+                if _key(number) not in self.tasks:
+                    self._hand_out(number)
+            waiting = self._waiting()
+        return waiting
+
+    def _waiting(self) -> list[Task]:
+        return [t for t in self.tasks.values() if t.state == "waiting"]
+
+    def _hand_out(self, number: int) -> None:
+        """Make a task of a trial that was asked for."""
+        asked = self.queue.asked[number]
+        self._open_run(number, asked)
+        try:
+            job = self.loaded.job(number, asked.params)
+        except UserError as error:  # values that do not go together: this trial alone
+            self._fail(number, " ".join(str(error).split()))
+            return
+        # One that has been lost too often is not asked for again: another takes its place.
+        tries = 2 if asked.tries < self.loaded.cfg.retries else 1
+        self.tasks[_key(number)] = Task(_key(number), job=job, tries=tries)
+
+    @patient
+    def _open_run(self, number: int, asked: Asked) -> None:
+        run = self.log.begin(number, asked.params)
+        if run:
+            asked.trial.set_user_attr(RUN_ID, run)
+
+    # ---- what came of it ------------------------------------------------------------------------------------------
+    @patient
+    def answer(self, task: Task, question: Any) -> bool:
+        """Whether a trial that has come to this value at this step had better be given up."""
+        step, value = question
+        trial = self.queue.asked[int(task.key[1])].trial
+        try:
+            trial.report(value, step)
+            return trial.should_prune()
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False  # taken for dead, and begun again by another command: what comes of it will not be used
+
+    def done(self, task: Task, value: TrialResult | None) -> None:
+        if value is None:
+            del self.tasks[PREPARE]
+            return
+        number = int(task.key[1])
+        if value.pruned:
+            self.queue.end(number, {PRUNED: value.pruned}, TrialState.PRUNED)
+        elif not all(math.isfinite(v) for v in value.values):
+            self._fail(number, f"its objective is not a number ({', '.join(map(str, value.values))})")
+            return
+        else:
+            self._complete(number, value)
+        self._ended(number)
+
+    @patient
+    def _complete(self, number: int, result: TrialResult) -> None:
+        """Keep all that is known of a finished trial with it, then finish it."""
+        trial = self.queue.asked[number].trial
+        # Optuna takes no NaN here; a constraint on what could not be measured is not met.
+        constraints = [c if math.isfinite(c) else sys.float_info.max for c in result.constraints]
+        facts = {
+            "scores": result.scores,
+            "seconds": result.seconds,
+            "trained": result.trained,
+            CONSTRAINTS: constraints,
+        }
+        try:
+            for name, value in facts.items():
+                trial.set_user_attr(name, value)
+            self.store.study.tell(trial, list(result.values))
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            # Told at an earlier attempt, of which the answer was lost; or taken for dead, and begun again elsewhere.
+            if self.store.storage.get_trial(self.store.trial_id(number)).state == TrialState.RUNNING:
+                raise
+        del self.queue.asked[number]
+
+    def failed(self, task: Task, message: Message) -> None:
+        line = " ".join(message.text.strip().splitlines()[-1].split())
+        if message.kind == "broke":
+            write_text(self.loaded.folder / "errors" / f"{'-'.join(task.key)}.txt", message.text)
+        if task.key == PREPARE:
+            self.failures["workers"] = f"could not begin ({line}); see {self.loaded.folder / 'errors'}"
+        elif message.kind == "died":
+            self._lose(task, line)
+        else:
+            self._fail(int(task.key[1]), line)
+
+    def again(self, task: Task) -> None:
+        if task.key != PREPARE:
+            self._lose(task, "its worker died")
+
+    def _lose(self, task: Task, why: str) -> None:
+        """Its worker died: the trial is lost, and `Queue.ask` asks for it again as a new one."""
+        number = int(task.key[1])
+        self.queue.end(number, {LOST: why})
+        del self.tasks[task.key]
+        self._ended(number)
+
+    def _fail(self, number: int, why: str) -> None:
+        """The trial failed for a reason of its own: it is counted, and not tried again."""
+        self.queue.end(number, {FAILURE: why})
+        self.tasks[_key(number)] = Task(
+            _key(number), state="done"
+        )  # for the count: it is one of those that were wanted
+        self._ended(number)
+
+    @patient
+    def _ended(self, number: int) -> None:
+        self.log.end(self.store.storage.get_trial(self.store.trial_id(number)))
+        self._look()
+
+    def tick(self) -> None:
+        self._look()
+        if time.monotonic() - self._written > _TABLE_SECONDS:
+            self._written = time.monotonic()
+            self.write()
+
+    @patient
+    def write(self) -> None:
+        """The table of the trials as it is now."""
+        write_trials(self.loaded, self.store.study)

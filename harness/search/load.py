@@ -1,0 +1,131 @@
+"""Turns a command line of `harness.tune` into a checked search over a study: `tune=NAME`, `tune.KEY=VALUE`, the rest is the
+study's as `harness.run` takes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from harness.config.compose import leaves
+from harness.config.load import Draft, Loaded, load_draft
+from harness.config.rows import rows_of
+from harness.errors import UserError, nearest
+from harness.search.arguments import is_ours, read_config, shown
+from harness.search.checks import check_config
+from harness.search.database import checked_url
+from harness.search.loaded import LoadedTune
+from harness.search.possible import check_possible
+from harness.search.schema import DimensionConfig, TuneConfig
+
+_POINTS_TO = re.compile(r"\$\{([\w.-]+)\}")
+
+
+def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check: bool = True) -> LoadedTune:
+    """Compose and check a search; raises `UserError` before anything is tried.
+
+    Without `check`, what needs the data (budgets, what a method accepts) is left unchecked: for showing a configuration.
+    """
+    mine = [a for a in arguments if is_ours(a)]
+    base_args = [a for a in arguments if not is_ours(a)]
+    folders = list(config_dirs or [])
+    cfg = read_config(mine, folders)
+    if cfg.storage:
+        checked_url(cfg.storage)  # before the data are read
+    draft = load_draft(base_args, folders)
+    base = draft.loaded()
+    cfg.method = _row(cfg, base)
+    notes = _full_keys(cfg, draft, base)
+    loaded = LoadedTune(
+        cfg, {}, base_args, folders, draft, base,
+        _trial_overrides(cfg, base, base_args),
+        [], "python -m harness.tune " + " ".join(map(shown, arguments)), notes,
+    )  # fmt: skip
+    check_config(loaded)  # completes objectives, constraints and the pruner
+    judged = (*cfg.objectives.values(), *cfg.constraints.values())
+    cfg.nfe = sorted({*cfg.nfe, *(e.nfe for e in judged)})
+    tree = OmegaConf.to_container(OmegaConf.structured(cfg))
+    loaded = replace(loaded, budgets=list(cfg.nfe), tree={k: v for k, v in tree.items() if k != "storage"})
+    if check:
+        check_possible(loaded)
+    return loaded
+
+
+# ---- what it means in this study --------------------------------------------------------------------------------------
+def _row(cfg: TuneConfig, base: Loaded) -> str:
+    """METHOD/SAMPLER of what is searched."""
+    rows = rows_of(base.tree["methods"])
+    if not cfg.method:
+        found = next((name for name in cfg.candidates if _has(rows, name)), None)
+        if found is None:
+            raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(_names(rows))}")
+        cfg.method = found
+    method, _, sampler = cfg.method.partition("/")
+    if not _has(rows, cfg.method):
+        known = [f"{method}/{label}" for label in rows[method]] if method in rows else rows
+        what = "sampler of this method" if method in rows else "method of this study"
+        raise UserError(f"tune.method={cfg.method}: is no {what}{nearest(cfg.method, known)}")
+    return f"{method}/{sampler or rows[method][0]}"
+
+
+def _has(rows: Mapping[str, list[str]], name: str) -> bool:
+    method, _, sampler = name.partition("/")
+    return method in rows and (not sampler or sampler in rows[method])
+
+
+def _names(rows: Mapping[str, list[str]]) -> list[str]:
+    return [f"{method}/{label}" for method, labels in rows.items() for label in labels]
+
+
+def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
+    """Write the space's keys in full; where a key takes its value from another one, that is what is searched.
+
+    Returns what a user should know of it.
+    """
+    raw, followed = OmegaConf.to_container(draft.config, resolve=False), []
+    known = set(leaves(base.tree))
+    full: dict[str, DimensionConfig] = {}
+    names: dict[str, str] = {}
+    for key, d in cfg.space.items():
+        asked = cfg.in_full(key)
+        if d.optional and asked not in known:
+            for other in cfg.space.values():
+                other.when = {k: v for k, v in other.when.items() if k not in (key, asked)}
+            continue
+        names[key] = names[asked] = found = _followed(asked, raw)
+        followed += [found] if found != asked else []
+        if found in full:
+            raise UserError(f"tune.space: {key} and an earlier dimension both set {found}; keep one of them")
+        full[found] = d
+    for d in full.values():
+        d.when = {names.get(k, cfg.in_full(k)): v for k, v in d.when.items()}
+    cfg.space = full
+    names_of = ", ".join(followed)
+    return [f"{cfg.method} takes values from other keys, which are what is searched: {names_of}"] if followed else []
+
+
+def _followed(key: str, raw: dict[str, Any]) -> str:
+    """The key that `key` takes its value from (`${other.key}`), or `key` itself."""
+    for _ in range(8):
+        node: Any = raw
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        match = _POINTS_TO.fullmatch(node) if isinstance(node, str) else None
+        if match is None:
+            return key
+        key = match.group(1)
+    return key
+
+
+def _trial_overrides(cfg: TuneConfig, base: Loaded, base_args: list[str]) -> list[str]:
+    """What holds in trials alone: `tune.base`, but for keys that the command line sets, and fewer steps."""
+    given = {a.split("=", 1)[0].lstrip("+~") for a in base_args}
+    filled = [cfg.in_full(o) for o in cfg.base]
+    kept = [o for o in filled if o.split("=", 1)[0] not in given]
+    steps = max(1, round(base.cfg.scale.steps * cfg.steps))
+    return [*kept, *([f"scale.steps={steps}"] if cfg.steps != 1.0 else [])]

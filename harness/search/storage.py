@@ -1,0 +1,214 @@
+"""Where the trials of a search are kept: a journal file in its folder, or a PostgreSQL database.
+
+Optuna's storages do the work. What is added: a lock around counting and asking, an identity that keeps two configurations
+from sharing a study, and errors in one line that never show a password. Only the command itself opens a storage.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import optuna
+from filelock import FileLock
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from harness.config.compose import flatten
+from harness.errors import UserError
+from harness.jobs.locks import waiting_for
+from harness.search.database import advisory, open_database
+from harness.search.load import LoadedTune
+from harness.store import _end_of_whole_lines
+
+#: Names of what a study in a storage knows of itself.
+IDENTITY, CONFIG, CREATED = "identity", "config", "created"
+_AWAY = 60.0  # seconds for which a database that was open may be away
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
+
+def quiet_optuna() -> None:
+    """Optuna's own lines and its warnings about experimental arguments say nothing that our progress does not."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
+    warnings.filterwarnings("ignore", module=r"optuna(\..*)?$")
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a database that was there before does not answer: it may be back soon."""
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        return True
+    return type(error).__module__ == "sqlalchemy.exc" and type(error).__name__ in ("OperationalError", "InterfaceError")
+
+
+def patient(action: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Do it again for a minute where a database is away: nothing may be lost to a restart of the server.
+
+    What it is put on must bear being done twice, since the answer may have been lost and not the question.
+    """
+
+    @functools.wraps(action)
+    def patiently(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        until = time.monotonic() + _AWAY
+        while True:
+            try:
+                return action(*args, **kwargs)
+            except Exception as error:
+                if not is_away(error) or time.monotonic() > until:
+                    raise
+                time.sleep(1)
+
+    return patiently
+
+
+@dataclass(frozen=True)
+class Store:
+    """A study in its storage, and what the storage offers besides Optuna's interface."""
+
+    study: optuna.Study
+    storage: optuna.storages.BaseStorage
+    #: A context in which no other command counts and asks.
+    alone: Callable[[], AbstractContextManager[None]]
+    #: The database itself, which hosts may share without sharing the tune folder; it keeps heartbeats.
+    database: optuna.storages.RDBStorage | None = None
+
+    @cached_property
+    def _study_id(self) -> int:
+        return self.storage.get_study_id_from_name(self.study.study_name)
+
+    def trial_id(self, number: int) -> int:
+        """The storage's own identity of a trial of this study."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def beat(self, number: int) -> None:
+        """Tell the database that this trial is being worked on."""
+        if self.database is not None:
+            self.database.record_heartbeat(self.trial_id(number))
+
+    def fail_silent(self) -> None:
+        """Fail the trials that the database has not heard of for too long."""
+        if self.database is not None:
+            optuna.storages.fail_stale_trials(self.study)
+
+    def end(self, number: int, attributes: dict[str, Any], state: optuna.trial.TrialState) -> None:
+        """End a running trial without values, with the attributes that say why; one that has ended is left as it is."""
+        trial_id = self.trial_id(number)
+        try:
+            for key, value in attributes.items():
+                self.storage.set_trial_user_attr(trial_id, key, value)
+            self.storage.set_trial_state_values(trial_id, state)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return
+
+
+def study_name(loaded: LoadedTune) -> str:
+    """Name of the study in the storage: that of the study it searches, its task, and its own."""
+    return f"{loaded.base.cfg.study.name}/{loaded.cfg.name}"
+
+
+def open_store(loaded: LoadedTune) -> Store:
+    """Open (or make) the study; raises `UserError` where the storage cannot be reached, read or is of another study."""
+    quiet_optuna()
+    store = _open_database(loaded) if loaded.cfg.storage else _open_journal(loaded)
+    with store.alone():
+        _check_identity(loaded, store.study)
+    return store
+
+
+def _open_database(loaded: LoadedTune) -> Store:
+    name = study_name(loaded)
+    database = open_database(loaded.cfg.storage)
+    cached = optuna.storages.get_storage(database)
+    study = optuna.create_study(storage=cached, study_name=name, directions=loaded.directions, load_if_exists=True)
+    return Store(study, cached, lambda: advisory(database.engine, f"ask {name}"), database)
+
+
+def _check_identity(loaded: LoadedTune, study: optuna.Study) -> None:
+    known = study.user_attrs
+    content = json.loads(json.dumps(flatten(loaded.identity_parts), default=str))
+    if IDENTITY not in known:
+        study.set_user_attr(CONFIG, content)
+        study.set_user_attr(CREATED, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        study.set_user_attr(IDENTITY, loaded.identity)  # last: with it the others are known to be there
+        return
+    if known[IDENTITY] != loaded.identity:
+        before = known.get(CONFIG, {})
+        differing = sorted(k for k in {*before, *content} if before.get(k) != content.get(k))
+        what = ", ".join(f"{k} was {before.get(k)!r} and is {content.get(k)!r}" for k in differing[:3])
+        raise UserError(
+            f"the storage holds a study '{study.study_name}' of another configuration"
+            f"{f' ({what})' if what else ''}; give this one a name of its own with tune.name=NAME"
+        )
+
+
+# ---- the journal ------------------------------------------------------------------------------------------------------
+class WholeLines:
+    """What Optuna's journal wants of a lock: one that the system lets go of when its holder dies; Optuna's own do not.
+
+    Whoever gets it takes off a last line that a killed writer left torn: the next one would be glued to it, and the journal
+    could not be read any more. That line was never acknowledged to whoever wrote it.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._lock = FileLock(journal.with_name(journal.name + ".flock"), poll_interval=0.005)
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._lock.acquire()
+        with open(self._journal, "rb+") as handle:
+            end = handle.seek(0, os.SEEK_END)
+            whole = _end_of_whole_lines(handle, end)
+            if whole < end:
+                handle.truncate(whole)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def journal(path: Path) -> JournalStorage:
+    """The journal file `path` as a storage."""
+    return JournalStorage(JournalFileBackend(str(path), WholeLines(path)))  # type: ignore[arg-type]  # it has the methods
+
+
+def _open_journal(loaded: LoadedTune) -> Store:
+    path, name = loaded.folder / "journal.log", study_name(loaded)
+    asking = path.with_name("ask.lock")
+    try:
+        with waiting_for(asking):
+            storage = journal(path)
+            others = [s.study_name for s in storage.get_all_studies() if s.study_name != name]
+            if others:
+                raise UserError(
+                    f"{path} holds the study '{others[0]}', not '{name}'; move it away, or use tune.name=NAME"
+                )
+            study = optuna.create_study(
+                storage=storage, study_name=name, directions=loaded.directions, load_if_exists=True
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another folder with runs_dir=DIR") from None
+    except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        raise UserError(f"{path}{_what_is_wrong(path, error)}; move it away to begin anew") from None
+    return Store(study, storage, lambda: waiting_for(asking))
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Which line of a journal is no record."""
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                if not isinstance(json.loads(line), dict):
+                    raise ValueError
+            except ValueError:
+                return f", line {number}, is not a record of a journal"
+    return f" is not the journal of a study ({type(error).__name__}: {' '.join(str(error).split())[:120]})"

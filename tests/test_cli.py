@@ -1,0 +1,52 @@
+"""The front that the commands share: what it makes of a command line, and of how a command ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.errors import UserError
+from harness.study.outcome import Outcome
+
+
+def _main(run, words: list[str]) -> int:
+    return cli.main(run, lambda folders: f"usage {folders}\n", words)
+
+
+def test_options_and_overrides_are_told_apart():
+    given = cli.split(["study=x", "--config-dir", "a", "--cfg", "job", "--config-dir", "b", "plan=true"])
+    assert given.overrides == ["study=x", "plan=true"] and given.folders == [Path("a"), Path("b")]
+    assert given.show_config and not given.show_help
+
+
+@pytest.mark.parametrize("words", [["--config-dir"], ["--cfg"], ["--cfg", "hydra"], ["--plan"]])
+def test_options_that_cannot_be_meant(words):
+    with pytest.raises(UserError):
+        cli.split(words)
+
+
+def test_a_command_that_is_kept_has_no_login():
+    given = cli.split(["tracking.uri=postgresql://me:geheim@host/db", "study=x"])
+    assert given.command("harness.run") == "python -m harness.run tracking.uri=postgresql://***@host/db study=x"
+
+
+def test_exit_codes_and_what_is_printed(capsys):
+    def interrupted(given: cli.Arguments) -> str:
+        raise KeyboardInterrupt
+
+    def refused(given: cli.Arguments) -> str:
+        raise UserError("x=1: is\nwrong")
+
+    assert _main(lambda given: "text\n", []) == 0
+    assert _main(lambda given: Outcome("table", ["place"]), []) == 0
+    assert _main(interrupted, ["--help", "--config-dir", "a"]) == 0, "help asks the command nothing"
+    assert capsys.readouterr().out == f"text\ntable\nplace\nusage {[Path('a')]}\n"
+    assert _main(lambda given: Outcome("", [], {"mdlm": "it broke"}), []) == 1
+    assert _main(refused, []) == 2
+    assert _main(interrupted, []) == 130
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == (
+        "failed: mdlm: it broke\nerror: x=1: is wrong\nstopped; the same command continues where it was\n"
+    )

@@ -1,0 +1,101 @@
+"""Samplers and pruners as a search names them, and which of the trials so far is the best."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from harness.search.samplers import make_pruner, make_sampler, trial_seed
+from harness.search.schema import PrunerConfig, TuneConfig
+from harness.search.trials import all_trials, front, so_far
+
+
+# ---- samplers and pruners ---------------------------------------------------------------------------------------------
+def test_samplers_differ_by_trial_and_not_by_worker():
+    cfg = TuneConfig()
+    cfg.sampler = "random"
+    assert len({trial_seed(0, n) for n in range(1000)} | {trial_seed(1, n) for n in range(1000)}) == 2000
+    draws = []
+    for number in (0, 1, 0):
+        study = optuna.create_study(sampler=make_sampler(cfg, number))
+        draws.append(study.ask().suggest_float("x", 0, 1))
+    assert draws[0] == draws[2] != draws[1]
+
+
+def test_samplers_take_constraints_and_pruned_trials():
+    """An infeasible trial with the best value does not attract the sampler; a pruned one has no constraints."""
+    cfg, study, asked = TuneConfig(), optuna.create_study(), []
+    cfg.constraints, cfg.startup = {"limit": None}, 5
+    for number in range(40):
+        study.sampler = make_sampler(cfg, number)
+        trial = study.ask()
+        x = trial.suggest_float("x", 0, 1)
+        asked.append(x)
+        if number % 9 == 8:
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        trial.set_user_attr("constraints", [0.5 - x])  # x must be at least 0.5
+        study.tell(trial, x)
+    assert np.median(asked[20:]) > 0.4  # without the constraint it would be near 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"), [("none", "NopPruner"), ("median", "MedianPruner"), ("hyperband", "HyperbandPruner")]
+)
+def test_pruners(kind, made):
+    cfg = TuneConfig()
+    cfg.pruner = PrunerConfig(kind=kind)
+    assert type(make_pruner(cfg, 100)).__name__ == made
+
+
+def test_a_median_pruner_waits_for_its_share_of_the_steps():
+    cfg, study = TuneConfig(), optuna.create_study()
+    cfg.pruner = PrunerConfig(kind="median", startup=2, warmup=0.5)
+    study.pruner = make_pruner(cfg, 100)
+    for value in (1.0, 2.0):
+        trial = study.ask()
+        for step in (25, 50, 75):
+            trial.report(value, step)
+        study.tell(trial, value)
+    bad = study.ask()
+    said = []
+    for step in (25, 50, 75):
+        bad.report(9.0, step)
+        said.append(bad.should_prune())
+    assert said == [False, True, True]
+    good = study.ask()
+    good.report(0.5, 75)
+    assert not good.should_prune()
+
+
+# ---- the best so far --------------------------------------------------------------------------------------------------
+def _study(values, directions=("minimize",), constraints=None) -> optuna.Study:
+    study = optuna.create_study(directions=list(directions))
+    for k, value in enumerate(values):
+        attributes = {} if constraints is None else {"constraints": [constraints[k]]}
+        study.add_trial(optuna.create_trial(values=list(value), user_attrs=attributes))
+    return study
+
+
+def _said(study: optuna.Study) -> str:
+    return so_far(all_trials(study), study.directions)
+
+
+def test_the_best_is_the_best_feasible_one():
+    assert _said(_study([[3.0], [1.0], [2.0]])) == "best 1 (trial 1)"
+    assert _said(_study([[3.0], [1.0], [2.0]], ["maximize"])) == "best 3 (trial 0)"
+    assert _said(_study([[3.0], [1.0]], constraints=[-1.0, 0.5])) == "best 3 (trial 0)"
+    assert _said(_study([[3.0]], constraints=[0.5])) == "none meets the constraints yet"
+    assert _said(_study([])) == "none done yet"
+    study = _study([[1.0]])
+    study.add_trial(optuna.create_trial(state=TrialState.PRUNED))
+    assert _said(study) == "1 pruned, best 1 (trial 0)"
+
+
+def test_the_front_of_two_objectives_is_optunas():
+    values = [[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [2.0, 4.0], [1.0, 5.0], [0.5, 0.0]]
+    study = _study(values, ["minimize", "maximize"])
+    assert {t.number for t in front(all_trials(study), study.directions)} == {t.number for t in study.best_trials}
+    assert _said(study) == f"{len(study.best_trials)} trials on the front"
