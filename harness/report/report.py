@@ -12,9 +12,8 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
-from harness.report.definitions import definitions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
-from harness.report.table import cost_table, frontier_table, number, results_table
+from harness.report.table import cost_table, definitions, frontier_table, number, results_table
 from harness.report.truth import truth_section
 from harness.store import write_text
 

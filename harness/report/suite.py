@@ -15,11 +15,10 @@ from harness.metrics.base import Column
 from harness.report.aggregate import CURVES, aggregate, headline, labelled, with_labels
 from harness.report.axes import ticks_y
 from harness.report.canvas import new_figure
-from harness.report.definitions import definitions
 from harness.report.figures import BETTER, BUDGETS, draw_curves, dress, of_scale, save
 from harness.report.report import PROVENANCE
 from harness.report.style import Style
-from harness.report.table import results_table
+from harness.report.table import definitions, results_table
 from harness.report.truth import truth_section
 from harness.store import ResultsTable, write_text
 

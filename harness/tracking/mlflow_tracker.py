@@ -264,3 +264,17 @@ class MlflowTracker(Tracker):
         for start in range(0, len(new), _PARAMS_PER_CALL):
             self._client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_CALL])
         return run.info.run_id
+
+
+def open_tracker(
+    cfg: TrackingConfig, runs_dir: str | Path, experiment: str | None = None, system_metrics: bool | None = None
+) -> Tracker:
+    """MLflow's, or one that does nothing (`tracking.enabled=false`); it connects when it is first used.
+
+    `experiment` is taken where the configuration names none, `system_metrics` instead of what it says. Raises `UserError`
+    for an address that cannot be one.
+    """
+    if not cfg.enabled:
+        return Tracker()
+    load = cfg.system_metrics if system_metrics is None else system_metrics
+    return MlflowTracker(TrackingConfig(True, cfg.uri, cfg.experiment or experiment, load), Path(runs_dir))
