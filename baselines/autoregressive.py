@@ -5,29 +5,23 @@ Shapes: B batch, L tokens, V symbols.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.config.fields import NoOptions
 from harness.interface import Bound, Loss, Method, Problem
 from harness.nn.networks import TokenNetwork
-
-
-@dataclass
-class AutoregressiveOptions:
-    pass
 
 
 class Autoregressive(Method):
     """Left-to-right factorisation `p(x) = prod p(x_i | x_<i)`; the id after the vocabulary is the start symbol."""
 
-    Options = AutoregressiveOptions
+    Options = NoOptions
     title = "Autoregressive"
     role = "reference"
 
-    def __init__(self, problem: Problem, options: AutoregressiveOptions) -> None:
+    def __init__(self, problem: Problem, options: NoOptions) -> None:
         super().__init__(problem, options)
         self.network = TokenNetwork(problem.shape, problem.vocab_size, causal=True)
 

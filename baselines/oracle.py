@@ -15,8 +15,7 @@ from baselines.masked_model import MaskedModel
 from harness.config.fields import chosen
 from harness.diffusion.schedules import TOKEN_SCHEDULES
 from harness.interface import Bound, Problem, Stage
-from harness.tasks.base import ExactTask
-from harness.tasks.require import require_task
+from harness.tasks.base import ExactTask, require_task
 
 
 @dataclass

@@ -15,23 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "pandas",
-    "pyarrow",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "mauve-text",
-    "mlflow",
-    "hydra-core",
-    "omegaconf",
-    "optuna",
-    "safetensors",
-    "matplotlib",
+_PACKAGES = (
+    "torch numpy scipy pandas pyarrow transformers tokenizers datasets mauve-text mlflow hydra-core omegaconf optuna "
+    "safetensors matplotlib"
 )
+PACKAGES = tuple(_PACKAGES.split())
 UNKNOWN = "unknown"
 
 

@@ -22,19 +22,8 @@ from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
 from lddm import gaussian, instruments
 from lddm.bank import LatentBank
-from lddm.latent import (
-    LatentEncoder,
-    LatentOptions,
-    check_encoder,
-    gaussian_noise,
-    latent_mse,
-    latent_terms,
-    normal_gap,
-    predicted_z0,
-    token_times,
-)
-from lddm.latent_model import LatentModel
-from lddm.latent_schedule import LatentSchedule
+from lddm.latent import LatentOptions, gaussian_noise, latent_mse, predicted_z0, token_times
+from lddm.latent_model import GaussianLatentModel
 from lddm.networks import JointNetwork
 from lddm.paths import TimePath, make_path
 
@@ -48,7 +37,7 @@ class FUJIOptions(LatentOptions):
     lead: float = ranged(2.0, 0, above=True)  # latent time is token time to this power: above 1 the latent is ahead
 
 
-class FUJI(LatentModel):
+class FUJI(GaussianLatentModel):
     """Joint reverse process p(x_s, z_s | x_t, z_t) along a monotone path of (t_x, t_z)."""
 
     Options = FUJIOptions
@@ -57,11 +46,8 @@ class FUJI(LatentModel):
 
     def __init__(self, problem: Problem, options: FUJIOptions) -> None:
         super().__init__(problem, options)
-        check_encoder(options)
         o = options
         self.path: TimePath = make_path("lead", o.lead)
-        self.latent_schedule = LatentSchedule(o.latent_shift)
-        self.encoder = LatentEncoder(problem, o)
         self.network = JointNetwork(problem.shape, problem.vocab_size, o.slots, o.dims, o.time)
         self.bank = LatentBank(o.bank, o.slots, o.dims)
         self._stage = "joint"
@@ -75,10 +61,6 @@ class FUJI(LatentModel):
         self.encoder.freeze(name == "joint")
         # The latent output has no loss while the encoder moves: its target would be a moving one.
         self.network.latent_out.requires_grad_(name == "joint")
-
-    def calibrate(self, x_NL: Tensor) -> None:
-        self.encoder.calibrate(x_NL)
-        self.bank.refill(self.encoder.mean, x_NL)
 
     def _call(
         self, x_BL: Tensor, z0_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, generator: torch.Generator
@@ -114,10 +96,7 @@ class FUJI(LatentModel):
         if self._stage == "joint":
             latent = latent_mse(out_BSD, z0_BSD, zt_BSD, t_z_B, self.latent_schedule, o.prediction).mean()
             return Loss(total + o.latent_weight * latent, parts | {"latent_mse": latent.detach()})
-        if o.match > 0:
-            gap = normal_gap(z0_BSD, o.encoder_noise, generator)
-            total, parts["match"] = total + o.match * gap, gap.detach()
-        return Loss(total, parts)
+        return self._matched(Loss(total, parts), z0_BSD, generator)
 
     # ---- tokens given a latent ------------------------------------------------------------------------------------
     def token_network(self) -> nn.Module:
@@ -126,9 +105,6 @@ class FUJI(LatentModel):
     def denoiser(self, latent: Tensor) -> Denoiser:
         clean_N = torch.zeros(len(latent), device=latent.device)
         return lambda x_NL, select_NL, t_N: self.network(x_NL, latent, t_N, clean_N, select_NL)[0]
-
-    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.bank.draw(n, self.encoder.noise, generator)
 
     def check_encoded(self) -> None:
         if self.options.times == "path":
@@ -150,11 +126,7 @@ class FUJI(LatentModel):
         t_z_B, span = gaussian.bound_times(x_BL.shape[0], self.latent_schedule, self.encoder.noise, generator)
         _, out_BSD, zt_BSD = self._call(x_BL, z0_BSD, path.token_time(t_z_B), t_z_B, generator)
         z0_hat = predicted_z0(out_BSD, zt_BSD, t_z_B, self.latent_schedule, self.options.prediction)
-        parts = {
-            **latent_terms(z0_BSD, z0_hat, t_z_B, span, self.latent_schedule, self.encoder.noise),
-            "tokens": tokens.nelbo_B.double(),
-        }
-        return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
+        return self._bound(z0_BSD, z0_hat, t_z_B, span, tokens)
 
     @torch.no_grad()
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:

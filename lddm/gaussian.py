@@ -1,16 +1,46 @@
-"""The Gaussian latent process: forward draw, conversions between predictions, DDIM and ancestral steps, its bound.
+"""The Gaussian latent process: schedule, forward draw, conversions between predictions, DDIM and ancestral steps, its bound.
 
-Shapes: B sequences, S latent slots, D latent dims. The schedule is `lddm.latent_schedule.LatentSchedule`.
+Times are in [0, 1] (0 data, 1 noise); what the schedule makes of them is computed in float64.
+
+Shapes: B sequences, S latent slots, D latent dims.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lddm.latent_schedule import LatentSchedule
+
+@dataclass(frozen=True)
+class LatentSchedule:
+    """Variance-preserving cosine schedule with a time shift: a = cos(pi u / 2), sigma = sin(pi u / 2),
+    u = shift t / (1 + (shift - 1) t). A shift above 1 moves the times to higher noise (Esser et al. 2024, eq. 23).
+    """
+
+    shift: float = 1.0
+
+    def warp(self, t: Tensor) -> Tensor:
+        """Shifted time u(t)."""
+        t = t.double()
+        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+    def a(self, t: Tensor) -> Tensor:
+        return torch.cos(0.5 * math.pi * self.warp(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * self.warp(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(a^2 / sigma^2), decreasing in t."""
+        return -2.0 * torch.log(torch.tan(0.5 * math.pi * self.warp(t)))
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`."""
+        u = torch.atan(torch.exp(-0.5 * log_snr.double())) * (2.0 / math.pi)
+        return u / (self.shift - (self.shift - 1.0) * u)
 
 
 def _expand(v_B: Tensor, like: Tensor) -> Tensor:

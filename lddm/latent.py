@@ -21,8 +21,8 @@ from harness.errors import UserError
 from harness.interface import Problem
 from harness.nn.pretrained import DTYPES
 from lddm import gaussian
+from lddm.gaussian import LatentSchedule
 from lddm.kernel_score import distance
-from lddm.latent_schedule import LatentSchedule
 from lddm.networks import SlotEncoder
 from lddm.pretrained import PretrainedSlots, TextReader
 
@@ -50,12 +50,6 @@ class LatentOptions:
     time: str = chosen("add", ("add", "adaln"))  # how times enter the joint network
 
 
-def check_encoder(o: LatentOptions) -> None:
-    """Raise `UserError` where tokens would be hidden from an encoder that cannot know of it."""
-    if o.encoder and o.input_mask > 0:
-        raise UserError(f"input_mask={o.input_mask}: a pretrained encoder reads whole texts; choose input_mask=0")
-
-
 class LatentEncoder(nn.Module):
     """mu(x): slot features standardised per coordinate; `sample` adds the fixed noise."""
 
@@ -66,6 +60,10 @@ class LatentEncoder(nn.Module):
         self.slots, self.dims = options.slots, options.dims
         self.body: nn.Module
         if options.encoder:
+            if options.input_mask > 0:
+                raise UserError(
+                    f"input_mask={options.input_mask}: a pretrained encoder reads whole texts; choose input_mask=0"
+                )
             reader = TextReader(options.encoder, options.encoder_revision, options.encoder_dtype)
             self.body = PretrainedSlots(reader, problem.decode, options.slots, options.dims)
         else:

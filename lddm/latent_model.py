@@ -1,6 +1,6 @@
 """What methods with a latent have in common: tokens can be drawn given one, and latents of training sequences are at hand.
 
-Shapes: N sequences, L tokens, S slots, D dims.
+Shapes: N sequences, B batch, L tokens, S slots, D dims.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from harness.diffusion import ancestral, masked
 from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import token_schedule
-from harness.interface import Method, Problem
+from harness.interface import Bound, Loss, Method, Problem
+from lddm.bank import LatentBank
+from lddm.gaussian import LatentSchedule
+from lddm.latent import LatentEncoder, LatentOptions, latent_terms, normal_gap
 
 
 class LatentModel(Method):
@@ -49,3 +52,37 @@ class LatentModel(Method):
         shape, alphas = (len(latent), self.problem.length), masked.step_alphas(self.schedule, calls)
         mask_id = self.problem.vocab_size
         return ancestral.sample(self.denoiser(latent), shape, mask_id, alphas, generator, temperature)
+
+
+class GaussianLatentModel(LatentModel):
+    """One whose latent is z0 ~ N(mu(x), s^2 I); a bank keeps mu of training sequences."""
+
+    bank: LatentBank
+
+    def __init__(self, problem: Problem, options: LatentOptions) -> None:
+        super().__init__(problem, options)
+        self.latent_schedule = LatentSchedule(options.latent_shift)
+        self.encoder = LatentEncoder(problem, options)
+
+    def calibrate(self, x_NL: Tensor) -> None:
+        self.encoder.calibrate(x_NL)
+        self.bank.refill(self.encoder.mean, x_NL)
+
+    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.bank.draw(n, self.encoder.noise, generator)
+
+    def _matched(self, loss: Loss, z0_BSD: Tensor, generator: torch.Generator) -> Loss:
+        """The loss with the latents' distance from normal ones, if that has a weight.
+
+        Far from normal, latents have holes and islands, which a generator of few calls cannot follow.
+        """
+        if self.options.match == 0:
+            return loss
+        gap = normal_gap(z0_BSD, self.options.encoder_noise, generator)
+        return Loss(loss.total + self.options.match * gap, loss.parts | {"match": gap.detach()})
+
+    def _bound(self, z0_BSD: Tensor, z0_hat: Tensor, t_B: Tensor, span: float, tokens: masked.MaskedTerms) -> Bound:
+        """Encoder negentropy, latent diffusion with its end terms, and tokens; see `lddm.latent.latent_terms`."""
+        latent = latent_terms(z0_BSD, z0_hat, t_B, span, self.latent_schedule, self.encoder.noise)
+        parts = {**latent, "tokens": tokens.nelbo_B.double()}
+        return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)

@@ -61,22 +61,12 @@ def latent_first_path(latent_calls: int, token_calls: int) -> list[Step]:
     return [Step(1.0, 1.0, t, s) for t, s in pairwise(z)] + [Step(t, s, 0.0, 0.0) for t, s in pairwise(x)]
 
 
-def through(points: Sequence[Point], steps: int | Sequence[int]) -> list[Step]:
-    """The polyline through `points` = (t_x, t_z), from (1, 1) to (0, 0).
+def through(points: Sequence[Point], steps: int) -> list[Step]:
+    """K steps of equal length along the polyline through `points` = (t_x, t_z), from (1, 1) to (0, 0).
 
-    `steps` is K, for steps of equal length along the line, or a number of equal steps for each of its segments. Raises
-    `UserError` where a time rises, or the ends are others.
+    Raises `UserError` where a time rises, or the ends are others.
     """
     check_points(points)
-    if not isinstance(steps, int):
-        if len(steps) != len(points) - 1 or min(steps) < 1:
-            raise UserError(f"steps={list(steps)} does not fit {len(points) - 1} segments; choose 1 or more for each")
-        cut = [
-            (a[0] + (b[0] - a[0]) * k / n, a[1] + (b[1] - a[1]) * k / n)
-            for (a, b), n in zip(pairwise(points), steps, strict=True)
-            for k in range(n)
-        ]
-        return _as_steps([*cut, points[-1]])
     x, z = (np.array(axis, dtype=np.float64) for axis in zip(*points, strict=True))
     travelled = np.concatenate(([0.0], np.hypot(np.diff(x), np.diff(z)).cumsum()))
     cuts = np.linspace(0.0, travelled[-1], steps + 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.pretrained import first_line, load_checked, locate, quiet_transformers, sha256_of_weights
+from harness.nn.pretrained import guarded, load_checked, locate, sha256_of_weights
 
 _INSTEAD = "use encoder='', which learns one"
 #: Heads on top of the last hidden states: many checkpoints come without, and none is read.
@@ -37,7 +37,8 @@ class TextReader:
 
         self.source, self.dtype = source, dtype
         self._where = locate(source, revision or None, "encoder", _INSTEAD)
-        config = self._guarded(AutoConfig.from_pretrained)
+        with guarded("encoder", source, _INSTEAD):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **self._where)
         if getattr(config, "is_encoder_decoder", False):
             raise UserError(f"encoder={source} is an encoder with a decoder; name one without, such as a BERT")
         self.width = int(getattr(config.get_text_config(), "hidden_size", 0) or 0)
@@ -47,16 +48,6 @@ class TextReader:
             )
         self._model: Any = None  # one of `transformers`, from the first use on
 
-    def _guarded(self, load: Callable[..., Any], *given: Any, **options: Any) -> Any:
-        """`load(source, ...)` with whatever it raises as one line."""
-        try:
-            with quiet_transformers():
-                return load(*given, self.source, trust_remote_code=False, **options, **self._where)
-        except UserError:
-            raise
-        except Exception as error:  # transformers, the hub and safetensors raise many kinds
-            raise UserError(f"encoder={self.source} cannot be loaded ({first_line(error)}); {_INSTEAD}") from error
-
     @property
     def loaded(self) -> bool:
         return self._model is not None
@@ -65,19 +56,15 @@ class TextReader:
         """Read the weights and the tokenizer; `UserError` where they are incomplete or unreadable."""
         from transformers import AutoModel, AutoTokenizer
 
-        tokenizer = self._guarded(AutoTokenizer.from_pretrained)
+        with guarded("encoder", self.source, _INSTEAD):
+            tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False, **self._where)
         if not tokenizer.is_fast:
             raise UserError(f"encoder={self.source} has no tokenizer.json; name a model with a fast tokenizer")
         # Weights that are made in inference mode could not be used outside of it.
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-            try:
-                model: Any = load_checked(
-                    AutoModel, self.source, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
-                )
-            except UserError:
-                raise
-            except Exception as error:  # see `_guarded`
-                raise UserError(f"encoder={self.source} cannot be loaded ({first_line(error)}); {_INSTEAD}") from error
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), guarded("encoder", self.source, _INSTEAD):
+            model: Any = load_checked(
+                AutoModel, self.source, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
+            )
         self._model, self._tokenizer = model.requires_grad_(False), tokenizer
         used = {k: v for k, v in model.state_dict().items() if not k.startswith(_UNUSED)}
         self.sha256 = sha256_of_weights(used)

@@ -14,21 +14,13 @@ from torch import Tensor, nn
 from harness.config.fields import ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
+from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
-from lddm import gaussian, instruments, prior
+from lddm import gaussian, instruments
 from lddm.bank import LatentBank
-from lddm.latent import (
-    LatentEncoder,
-    LatentOptions,
-    check_encoder,
-    gaussian_noise,
-    latent_terms,
-    normal_gap,
-    token_times,
-)
-from lddm.latent_model import LatentModel
-from lddm.latent_schedule import LatentSchedule
+from lddm.latent import LatentOptions, gaussian_noise, latent_mse, predicted_z0, token_times
+from lddm.latent_model import GaussianLatentModel
 from lddm.networks import JointNetwork, LatentNetwork
 from lddm.one_call import OneCallNetwork, one_call_loss
 
@@ -51,7 +43,6 @@ class SEQOptions(LatentOptions):
 
 def _check(o: SEQOptions) -> None:
     """Raise `UserError` for values that do not go together."""
-    check_encoder(o)
     if o.one_call_share + (o.prior_share if o.stages == 2 else 0.0) >= 1.0:
         raise UserError(
             f"one_call_share={o.one_call_share} and prior_share={o.prior_share} leave no step for the tokens; "
@@ -59,7 +50,7 @@ def _check(o: SEQOptions) -> None:
         )
 
 
-class SEQ(LatentModel):
+class SEQ(GaussianLatentModel):
     """p(z0) by Gaussian diffusion over the slots, p(x | z0) by masked diffusion with the latent beside the tokens."""
 
     Options = SEQOptions
@@ -70,8 +61,6 @@ class SEQ(LatentModel):
         super().__init__(problem, options)
         _check(options)
         o, shape = options, problem.shape
-        self.latent_schedule = LatentSchedule(o.latent_shift)
-        self.encoder = LatentEncoder(problem, o)
         self.decoder = JointNetwork(shape, problem.vocab_size, o.slots, o.dims, o.time)
         # Nothing is read from the decoder's latent output, so it has none to train.
         self.decoder.latent_out.requires_grad_(False)
@@ -103,10 +92,6 @@ class SEQ(LatentModel):
         if self.generator is not None:
             self.generator.requires_grad_(name == "one_call")
 
-    def calibrate(self, x_NL: Tensor) -> None:
-        self.encoder.calibrate(x_NL)
-        self.bank.refill(self.encoder.mean, x_NL)
-
     def _token_terms(
         self, x_BL: Tensor, z_BSD: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator
     ) -> masked.MaskedTerms:
@@ -128,11 +113,7 @@ class SEQ(LatentModel):
         terms = self._token_terms(x_BL, z_BSD, t_z_B, token_times(B, o.full_mask, generator), generator)
         total = terms.loss(o.loss, x_BL.shape[1])
         parts = {"token_nats_per_token": (terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)).detach()}
-        if o.match > 0:
-            # Outside of it the latents have holes and islands, which a generator of few calls cannot follow.
-            gap = normal_gap(z0_BSD, o.encoder_noise, generator)
-            total, parts["match"] = total + o.match * gap, gap.detach()
-        return Loss(total, parts)
+        return self._matched(Loss(total, parts), z0_BSD, generator)
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """By stage: tokens given the encoder's latent; the prior's squared error; the one-call sampler's distance."""
@@ -142,24 +123,34 @@ class SEQ(LatentModel):
             made = self._token_loss(x_BL, z0_BSD, generator)
             if self._stage == "tokens":
                 return made
-            latent = prior.diffusion_loss(
-                self.prior, z0_BSD.detach(), self.latent_schedule, o.prediction, o.self_conditioning, generator
-            )
+            latent = self._prior_loss(z0_BSD.detach(), generator)
             return Loss(made.total + o.latent_weight * latent, made.parts | {"latent_mse": latent.detach()})
         with torch.no_grad():
             self.bank.put(self.encoder.mean(x_BL))
             z0_BSD = self.bank.draw(o.latent_batch, o.encoder_noise, generator)
         if self._stage == "prior":
-            latent = prior.diffusion_loss(
-                self.prior, z0_BSD, self.latent_schedule, o.prediction, o.self_conditioning, generator
-            )
+            latent = self._prior_loss(z0_BSD, generator)
             return Loss(latent, {"latent_mse": latent.detach()})
         gap = one_call_loss(self.generator, z0_BSD, self.encoder.noise, o.one_call_window, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 
+    def _prior_loss(self, z0_BSD: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the prior at stratified times, a scalar; a share of the batch sees its own first estimate."""
+        o, t_B = self.options, stratified_times(z0_BSD.shape[0], generator)
+        zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
+        previous = None
+        if o.self_conditioning > 0:
+            keep_B = torch.rand(len(t_B), generator=generator, device=zt_BSD.device) < o.self_conditioning
+            with torch.no_grad():
+                first = self.z0_hat(zt_BSD, t_B)
+            previous = torch.where(keep_B[:, None, None], first, 0.0)
+        out = self.prior(zt_BSD, t_B.float(), previous)
+        return latent_mse(out, z0_BSD, zt_BSD, t_B, self.latent_schedule, o.prediction).mean()
+
     def z0_hat(self, zt_BSD: Tensor, t_B: Tensor, previous: Tensor | None = None) -> Tensor:
         """The prior's estimate of z0 from z_t, and from its own previous one where it conditions itself."""
-        return prior.z0_hat(self.prior, zt_BSD, t_B, previous, self.latent_schedule, self.options.prediction)
+        out = self.prior(zt_BSD, t_B.float(), previous)
+        return predicted_z0(out, zt_BSD, t_B, self.latent_schedule, self.options.prediction)
 
     # ---- tokens given a latent ------------------------------------------------------------------------------------
     @property
@@ -173,9 +164,6 @@ class SEQ(LatentModel):
     def denoiser(self, latent: Tensor) -> Denoiser:
         clean_N = torch.zeros(len(latent), device=latent.device)
         return lambda x_NL, select_NL, t_N: self.decoder(x_NL, latent, t_N, clean_N, select_NL)[0]
-
-    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.bank.draw(n, self.encoder.noise, generator)
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
@@ -191,11 +179,8 @@ class SEQ(LatentModel):
         zt_BSD = gaussian.diffuse(z0_BSD, t_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
         z0_hat = self.z0_hat(zt_BSD, t_B)
         token_t_B = token_times(x_BL.shape[0], 0.0, generator)
-        parts = {
-            **latent_terms(z0_BSD, z0_hat, t_B, span, self.latent_schedule, self.encoder.noise),
-            "tokens": self._token_terms(x_BL, z0_BSD, zero_B, token_t_B, generator).nelbo_B.double(),
-        }
-        return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
+        tokens = self._token_terms(x_BL, z0_BSD, zero_B, token_t_B, generator)
+        return self._bound(z0_BSD, z0_hat, t_B, span, tokens)
 
     @torch.no_grad()
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:

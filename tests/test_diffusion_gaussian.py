@@ -8,7 +8,7 @@ import torch
 from scipy import integrate
 
 from lddm import gaussian
-from lddm.latent_schedule import LatentSchedule
+from lddm.gaussian import LatentSchedule
 from tests.toys import generator_of, monte_carlo, one_thread  # noqa: F401
 from tests.toys_latent import GaussianPrior
 

@@ -101,13 +101,6 @@ def test_a_polyline_is_cut_into_equal_lengths():
     assert flat(ends_of(through([(1.0, 1.0), (0.0, 0.0)], 4))) == pytest.approx(flat(ends_of(joint_path(4))))
 
 
-def test_a_polyline_with_given_steps_cuts_each_segment():
-    path = through([(1.0, 1.0), (0.8, 0.2), (0.0, 0.0)], [2, 1])
-    assert flat(ends_of(path)) == pytest.approx([1, 1, 0.9, 0.6, 0.8, 0.2, 0, 0])
-    with pytest.raises(UserError, match=r"steps=\[2\] does not fit 2 segments"):
-        through([(1.0, 1.0), (0.8, 0.2), (0.0, 0.0)], [2])
-
-
 # ---- curves ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_steps_lie_on_the_curve(path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.diffusion.schedules import stratified_times, token_schedule
-from lddm.latent_schedule import LatentSchedule
+from lddm.gaussian import LatentSchedule
 from tests.toys import generator_of, one_thread  # noqa: F401
 
 NAMES = ["linear", "log_linear", "cosine", "quadratic"]

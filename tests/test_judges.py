@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from harness.errors import UserError
 from harness.judges.pretrained import PretrainedJudge, PretrainedJudgeOptions
 from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl, windows_of
-from harness.judges.weights import sha256_of_weights
+from harness.nn.pretrained import sha256_of_weights
 from tests.hub_fixtures import EOS, V, byte_tokenizer, save, tiny_gpt2, unigram_gpt2, word_data
 
 TEXTS = ["hello world", "a", "", "the quick brown fox", "zz", "the lazy dog slept on and on", "q"]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.autoregressive import Autoregressive, AutoregressiveOptions
+from baselines.autoregressive import Autoregressive
 from baselines.ngram import NGram, NGramOptions
+from harness.config.fields import NoOptions
 from harness.errors import BudgetError, UserError
 from tests.toys import (
     all_sequences,
@@ -128,7 +129,7 @@ def test_refusals_are_one_line_with_a_valid_choice():
 @pytest.fixture(scope="module")
 def ar() -> Autoregressive:
     torch.manual_seed(0)
-    return scramble(Autoregressive(tiny_problem(V, 3), AutoregressiveOptions()), seed=3, std=0.15).eval()
+    return scramble(Autoregressive(tiny_problem(V, 3), NoOptions()), seed=3, std=0.15).eval()
 
 
 @torch.no_grad()

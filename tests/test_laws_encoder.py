@@ -7,8 +7,8 @@ import torch
 
 from lddm import gaussian
 from lddm.fuji import FUJI, FUJIOptions
+from lddm.gaussian import LatentSchedule
 from lddm.latent import latent_mse, predicted_z0
-from lddm.latent_schedule import LatentSchedule
 from lddm.seq import SEQ, SEQOptions
 from tests.toys import generator_of, one_thread, scramble, tiny_problem  # noqa: F401
 

@@ -15,7 +15,7 @@ from harness.diffusion.masked import step_alphas
 from harness.diffusion.schedules import token_schedule
 from lddm import gaussian
 from lddm.fuji import FUJI, FUJIOptions
-from lddm.latent_schedule import LatentSchedule
+from lddm.gaussian import LatentSchedule
 from lddm.seq import SEQ, SEQOptions
 from tests.toys import (
     TableNetwork,

@@ -11,6 +11,7 @@ from baselines.mdlm import MDLM, MDLMOptions
 from baselines.samplers.confidence import Confidence, most_certain
 from baselines.samplers.cosine_grid import CosineGrid
 from baselines.samplers.top_p import TopP, nucleus
+from harness.config.fields import NoOptions
 from harness.errors import UserError
 from tests.toys import (
     TableNetwork,
@@ -158,7 +159,7 @@ def test_the_cosine_grid_draws_the_law_of_its_steps():
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
 def test_samplers_that_need_another_method_say_so():
-    from baselines.autoregressive import Autoregressive, AutoregressiveOptions
+    from baselines.autoregressive import Autoregressive
 
     with pytest.raises(UserError, match="TopP draws from MaskedModel, not from Autoregressive"):
-        sampler_of(Autoregressive(tiny_problem(), AutoregressiveOptions()), TopP)
+        sampler_of(Autoregressive(tiny_problem(), NoOptions()), TopP)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from baselines.mdlm import MDLM, MDLMOptions
-from baselines.samplers.ancestral import Ancestral, AncestralOptions
+from baselines.samplers.ancestral import Ancestral
+from harness.config.fields import NoOptions
 from harness.config.registry import build_options
 from harness.errors import UserError
 from harness.study.cells import Part
@@ -18,7 +19,7 @@ PROBLEM = tiny_problem()
 
 
 def draw(cls: type[Ancestral], nfe: int):
-    sampler = cls(MDLM(PROBLEM, MDLMOptions()).eval(), AncestralOptions())
+    sampler = cls(MDLM(PROBLEM, MDLMOptions()).eval(), NoOptions())
     with torch.inference_mode():
         return checked_draw(sampler, 12, Part(nfe, 1.0), generator_of(0))
 

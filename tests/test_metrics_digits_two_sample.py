@@ -7,11 +7,11 @@ import types
 import numpy as np
 import pytest
 
+from harness.config.fields import NoOptions
 from harness.errors import UserError
 from harness.metrics.base import Samples, ScoreContext
 from harness.metrics.two_sample import (
     TwoSample,
-    TwoSampleOptions,
     neighbour_weights,
     null_variance,
     two_sample_accuracy,
@@ -87,7 +87,7 @@ def context(reference, render, vocab=17) -> ScoreContext:
 
 
 def test_the_metric_needs_ids_with_an_order_and_equal_sizes():
-    metric, points = TwoSample(TwoSampleOptions()), column(0, 1, 7)
+    metric, points = TwoSample(NoOptions()), column(0, 1, 7)
     scores = metric.score(Samples(points, []), context(points + 50, render=len))
     assert set(scores.values) == {c.name for c in metric.columns} and scores.values["two_sample"][0] == 1.0
     assert [c.name for c in metric.columns if c.headline] == ["two_sample"]

@@ -4,8 +4,9 @@ import time
 import numpy as np
 import pytest
 
+from harness.config.fields import NoOptions
 from harness.metrics.base import Samples
-from harness.metrics.entropy import Entropy, EntropyOptions, sequence_entropy
+from harness.metrics.entropy import Entropy, sequence_entropy
 
 
 def test_known_histograms_in_nats():
@@ -32,7 +33,7 @@ def test_agrees_with_a_count_per_row_and_is_fast_at_full_size():
 
 def test_mean_and_standard_error():
     x = np.array([[7, 7], [1, 2], [3, 4], [5, 5]])
-    scores = Entropy(EntropyOptions()).score(Samples(x, [""] * 4), None)
+    scores = Entropy(NoOptions()).score(Samples(x, [""] * 4), None)
     value, se = scores.values["entropy"]
     assert value == pytest.approx(math.log(2) / 2)
     assert se == pytest.approx(np.std([0, math.log(2), math.log(2), 0], ddof=1) / 2)

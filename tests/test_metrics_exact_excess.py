@@ -5,16 +5,17 @@ import math
 import numpy as np
 import pytest
 
+from harness.config.fields import NoOptions
 from harness.errors import UserError
 from harness.metrics.diversity import Diversity, DiversityOptions
-from harness.metrics.excess import Excess, ExcessOptions, mean_and_error
+from harness.metrics.excess import Excess, mean_and_error
 from harness.metrics.variation import Variation, VariationOptions
 from harness.store import ResultsTable, read_json, write_json
 from harness.tasks.permutation import Permutation
 from tests.toys import one_thread  # noqa: F401
 from tests.toys_exact import TableTask, context_of, samples_of, table_task
 
-METRIC = Excess(ExcessOptions())
+METRIC = Excess(NoOptions())
 #: Two bits: 00, 01, 10, 11.
 P = np.array([0.5, 0.25, 0.25, 0.0])
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from harness.config.fields import NoOptions
 from harness.errors import UserError
-from harness.judges.oracle import OracleJudge, OracleJudgeOptions, SymbolReader
+from harness.judges.oracle import OracleJudge, SymbolReader
 from harness.metrics.base import Samples
 from harness.metrics.perplexity import GenerativePerplexity, GenerativePerplexityOptions
 from harness.store import ResultsTable, read_json, write_json
@@ -18,7 +19,7 @@ from tests.toys_exact import context_of, data_of, samples_of, table_task
 
 
 def judge_of(data) -> OracleJudge:
-    judge = OracleJudge(OracleJudgeOptions())
+    judge = OracleJudge(NoOptions())
     judge.prepare(data, None, "cpu", lambda text: None)
     return judge
 

@@ -11,10 +11,10 @@ import torch
 
 from harness.errors import UserError
 from harness.tasks.binsaw import Binsaw
-from harness.tasks.floor import equal_counts, factorised_floor, formula_floor, h_curve, h_curves
 from harness.tasks.hmm import HMM
 from harness.tasks.permutation import Permutation
 from harness.tasks.templates import Templates
+from tests.exact_floor import equal_counts, factorised_floor, formula_floor, h_curve, h_curves
 
 
 def test_equal_counts():

@@ -112,7 +112,7 @@ def test_bpe_is_learnt_alike_and_cached(tmp_path, monkeypatch, learnt):
     build = ByteBPE(ByteBPEOptions(vocab_size=280)).build
     first = build(TEXTS * 20, tmp_path, "key")
     assert first.identity == learnt.identity
-    monkeypatch.setattr(bpe, "_train", lambda *_: pytest.fail("learnt again"))
+    monkeypatch.setattr(bpe, "learn_bpe", lambda *_: pytest.fail("learnt again"))
     assert build(TEXTS * 20, tmp_path, "key").identity == first.identity
 
 

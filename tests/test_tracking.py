@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.schema import TrackingConfig
 from harness.errors import UserError
 from harness.tracking import mlflow_client, ui
-from harness.tracking.base import Tracker, TrackingOptions
+from harness.tracking.base import Tracker
 from harness.tracking.mlflow_tracker import CHANGED_TAG, MlflowTracker
 from harness.tracking.outbox import Down, Outbox, Rejected
 
@@ -28,7 +29,7 @@ def runs_dir(tmp_path_factory):
 
 
 def _tracker(runs_dir, **more) -> MlflowTracker:
-    return MlflowTracker(TrackingOptions(system_metrics=False), runs_dir, **more)
+    return MlflowTracker(TrackingConfig(system_metrics=False), runs_dir, **more)
 
 
 def _play(tracker: MlflowTracker, runs_dir: Path, name: str) -> dict[str, str]:
@@ -124,7 +125,7 @@ def test_a_study_cut_off_goes_on_in_the_same_runs(runs_dir):
 
 def test_system_metrics_are_sampled_and_stop(runs_dir, monkeypatch):
     monkeypatch.setattr("harness.tracking.system_metrics._SECONDS_BETWEEN", 0.2)
-    tracker = MlflowTracker(TrackingOptions(), runs_dir)
+    tracker = MlflowTracker(TrackingConfig(), runs_dir)
     run = tracker.open_study("watched", {}, {})
     thread = tracker._system._monitor._process
     deadline = time.monotonic() + 15
@@ -230,7 +231,7 @@ def test_a_dead_server_is_one_line_soon_and_without_the_password(tmp_path, schem
     address = f"{scheme}://ann:s3cr%40t@127.0.0.1:{_closed_port()}/x?token=hush"
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        MlflowTracker(TrackingOptions(uri=address), tmp_path).open_study("s", {}, {})
+        MlflowTracker(TrackingConfig(uri=address), tmp_path).open_study("s", {}, {})
     assert time.monotonic() - began < 10
     text = str(caught.value)
     assert "\n" not in text and "127.0.0.1" in text and "tracking.uri=" in text and "tracking.enabled=false" in text
@@ -246,7 +247,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         silent.listen()
         began = time.monotonic()
         with pytest.raises(UserError, match="no answer in time"):
-            MlflowTracker(TrackingOptions(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"), tmp_path).connect()
+            MlflowTracker(TrackingConfig(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"), tmp_path).connect()
     assert time.monotonic() - began < 8
     assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") != "1", "the short limit is for the probe only"
 
@@ -254,7 +255,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
 def test_a_broken_database_is_one_line(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database at all, but long enough to look at" * 20)
     with pytest.raises(UserError, match="file is not a database") as caught:
-        MlflowTracker(TrackingOptions(), tmp_path).connect()
+        MlflowTracker(TrackingConfig(), tmp_path).connect()
     assert "\n" not in str(caught.value)
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.schema import TrackingConfig
 from harness.errors import UserError
 from harness.tracking import names, uri
-from harness.tracking.base import TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 
 
 @pytest.mark.parametrize("bad", ["file:///tmp/mlruns", "./mlruns", "mlruns", "/tmp/mlruns", "file:mlruns"])
 def test_folders_are_refused_with_the_way_out(bad, tmp_path):
     with pytest.raises(UserError, match=r"is a folder.*sqlite:////.*mlruns/mlflow\.db") as caught:
-        MlflowTracker(TrackingOptions(uri=bad), tmp_path)
+        MlflowTracker(TrackingConfig(uri=bad), tmp_path)
     assert "\n" not in str(caught.value)
 
 

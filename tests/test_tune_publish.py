@@ -7,9 +7,9 @@ import sqlite3
 import optuna
 import pytest
 
+from harness.config.schema import TrackingConfig
 from harness.search import publish
 from harness.search.publish import BEGAN, NUMBER, REASON, STATE, SearchLog, points, score_points
-from harness.tracking.base import TrackingOptions
 from harness.tracking.mlflow_tracker import MlflowTracker
 from tests.tune_kit import TrialState, add, make_config, make_loaded, make_study
 
@@ -34,7 +34,7 @@ def made(root, monkeypatch, request):
 
 
 def _client(loaded):
-    tracker = MlflowTracker(TrackingOptions(system_metrics=False), loaded.base.cfg.runs_dir)
+    tracker = MlflowTracker(TrackingConfig(system_metrics=False), loaded.base.cfg.runs_dir)
     tracker.connect()
     return tracker._client
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lddm.latent_schedule import LatentSchedule
+from lddm.gaussian import LatentSchedule
 from tests.toys import all_sequences, index_of
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from baselines.masked_model import MaskedModel
+from harness.config.fields import NoOptions
 from harness.diffusion import ancestral, masked
 from harness.errors import UserError
 from harness.interface import Draw, Sampler
 
 
-@dataclass
-class AncestralOptions:
-    pass
-
-
 class Ancestral(Sampler):
     """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
 
-    Options = AncestralOptions
+    Options = NoOptions
     methods = MaskedModel
     method: MaskedModel
 

@@ -9,26 +9,21 @@ Shapes: N sequences, L tokens, V symbols.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from baselines.ngram import NGram
+from harness.config.fields import NoOptions
 from harness.errors import BudgetError, UserError
 from harness.interface import Draw, Sampler
-
-
-@dataclass
-class CountsOptions:
-    pass
 
 
 class Counts(Sampler):
     """No network is called; the temperature must be 1 (counts have no logits)."""
 
-    Options = CountsOptions
+    Options = NoOptions
     methods = NGram
     method: NGram
 

@@ -6,26 +6,21 @@ Shapes: N sequences, L tokens, V symbols.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from baselines.autoregressive import Autoregressive
+from harness.config.fields import NoOptions
 from harness.diffusion.masked import draw_tokens
 from harness.errors import BudgetError
 from harness.interface import Draw, Sampler
 
 
-@dataclass
-class LeftToRightOptions:
-    pass
-
-
 class LeftToRight(Sampler):
     """x_i ~ p(. | x_<i) for i = 1..L, with cached keys and values."""
 
-    Options = LeftToRightOptions
+    Options = NoOptions
     methods = Autoregressive
     method: Autoregressive
 

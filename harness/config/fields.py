@@ -76,6 +76,11 @@ class Choice:
         return "one of " + ", ".join(map(repr, self.choices))
 
 
+@dataclass
+class NoOptions:
+    """There is nothing to choose."""
+
+
 def ranged(default: Any, low: float = -math.inf, high: float = math.inf, **more: Any) -> Any:
     """A field of a number (or None), of a list of numbers or a dict of such, each in `Range(low, high, **more)`."""
     return _field(default, Range(low, high, **more))

@@ -93,7 +93,7 @@ class TrackingConfig:
     """Where runs are logged (see `harness.tracking`)."""
 
     enabled: bool = True
-    uri: str | None = None  # default: sqlite in the runs folder
+    uri: str | None = None  # of any server; default: sqlite in the runs folder
     experiment: str | None = None  # default: the study's name
     system_metrics: bool = True
 

@@ -24,7 +24,7 @@ class TokenData:
     `splits` maps each of `SPLITS` to an (N, L) integer array (memory-mapped where it is large). `decode` turns one row of
     ids into text. `facts` are plain figures about the data for logs and reports (bytes per token, documents, ...).
     `task` is the distribution itself where it is known; `render` turns ids (N, L) into grey pictures (N, H, W) uint8
-    where the data are pictures.
+    where the data are pictures; `labels[split]` are classes (N,) int64 where rows have them, for judges alone.
     """
 
     name: str
@@ -36,6 +36,7 @@ class TokenData:
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     task: ExactTask | None = None
     render: Callable[[np.ndarray], np.ndarray] | None = None
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class DataSource(ABC):

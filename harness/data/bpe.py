@@ -43,12 +43,11 @@ class ByteBPE(TokenizerSpec):
     Options = ByteBPEOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`."""
         options = self.options
         path = cache / f"bpe-{digest(['bpe-1', key, options.vocab_size, options.train_megabytes])[:16]}.json"
         learnt = _read(path, options.vocab_size)
         if learnt is None:
-            learnt = _train(documents, options)
+            learnt = learn_bpe(_sample(documents, int(options.train_megabytes * 1e6)), options.vocab_size, [])
             write_atomically(path, lambda file: file.write(learnt.to_str().encode()))
         if learnt.get_vocab_size() < options.vocab_size:
             log.warning("bpe: the text yields %d tokens, not %d", learnt.get_vocab_size(), options.vocab_size)
@@ -110,17 +109,18 @@ def _parts(document: str) -> Iterator[str]:
     yield document[start:]
 
 
-def _train(documents: list[str], options: ByteBPEOptions) -> tokenizers.Tokenizer:
+def learn_bpe(texts: Iterator[str], vocab_size: int, special_tokens: list[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE of at most `vocab_size` ids: the special tokens, the 256 bytes, and what is learnt from `texts`."""
     learnt = tokenizers.Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learnt.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=options.vocab_size,
+        vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[],
+        special_tokens=special_tokens,
         show_progress=False,
     )
-    learnt.train_from_iterator(_sample(documents, int(options.train_megabytes * 1e6)), trainer)
+    learnt.train_from_iterator(texts, trainer)
     return learnt
 
 

@@ -53,7 +53,6 @@ class Characters(TokenizerSpec):
     Options = CharactersOptions
 
     def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
-        """See `TokenizerSpec.build`."""
         return _CharacterTokenizer(self.options.alphabet)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,6 @@ _INK_FROM = 8  # of 16, where there are two levels
 _SPLIT_SEED = 20_240_808
 
 
-@dataclass(frozen=True)
-class LabelledData(TokenData):
-    """Token data whose rows have a class in 0..9: `labels[split]` is (N,) int64, for judges alone."""
-
-    labels: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 @dataclass
 class DigitsOptions:
     """How many grey levels: 17 as published."""
@@ -50,7 +44,7 @@ class Digits(DataSource):
 
     Options = DigitsOptions
 
-    def load(self, length: int, cache: Path, tokenizer: object) -> LabelledData:
+    def load(self, length: int, cache: Path, tokenizer: object) -> TokenData:
         """See `DataSource.load`; `tokenizer` and `cache` are not used. `UserError` for any length but 64."""
         levels = self.options.levels
         if length != SIDE * SIDE:
@@ -67,7 +61,7 @@ class Digits(DataSource):
             total.update(splits[split].tobytes() + labels[split].tobytes())
         facts: dict[str, str | int | float] = {"source": "scikit-learn load_digits", "grey_levels": levels}
         facts |= {f"pictures_{split}": len(splits[split]) for split in SPLITS}
-        return LabelledData(
+        return TokenData(
             name="digits" if levels == GREY_LEVELS else f"digits-{levels}",
             vocab_size=levels,
             length=length,
@@ -75,7 +69,7 @@ class Digits(DataSource):
             fingerprint=total.hexdigest(),
             decode=decode,
             facts=facts,
-            render=Renderer(levels),
+            render=partial(_render, levels),
             labels=labels,
         )
 
@@ -121,12 +115,7 @@ def encode(texts: Sequence[str]) -> np.ndarray:
     return np.asarray(rows, dtype=np.int64).reshape(len(rows), SIDE * SIDE)
 
 
-@dataclass(frozen=True)
-class Renderer:
+def _render(levels: int, x_NL: np.ndarray) -> np.ndarray:
     """Ids (N, 64) to pictures (N, 8, 8) uint8: no ink is 0, the highest level 255, others evenly between."""
-
-    levels: int
-
-    def __call__(self, x_NL: np.ndarray) -> np.ndarray:
-        grey_NL = np.rint(np.asarray(x_NL, dtype=np.float64) * (255 / (self.levels - 1)))
-        return grey_NL.astype(np.uint8).reshape(-1, SIDE, SIDE)
+    grey_NL = np.rint(np.asarray(x_NL, dtype=np.float64) * (255 / (levels - 1)))
+    return grey_NL.astype(np.uint8).reshape(-1, SIDE, SIDE)

@@ -22,7 +22,7 @@ from pathlib import Path
 from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.extract import documents_of_file
-from harness.data.files import digest, held_out, load_documents, save_documents
+from harness.data.files import check_fractions, digest, held_out, load_documents, save_documents
 from harness.data.pack import pack
 from harness.data.prose import RULES, skeleton
 from harness.data.tokenizers import TokenizerSpec
@@ -62,17 +62,12 @@ class Docstrings(DataSource):
     Options = DocstringsOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(cache), tokenizer, length, cache)
 
     def corpus(self, cache: Path) -> Corpus:
         """The documents, from `cache` where the same packages were read before."""
         options = self.options
-        if options.valid_fraction + options.test_fraction >= 1:
-            raise UserError(
-                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
-                "nothing to train on; use 0.025 and 0.025"
-            )
+        check_fractions(options.valid_fraction, options.test_fraction, usual=0.025)
         roots = {name: root for name in options.packages if (root := _root(name)) is not None}
         missing = len(options.packages) - len(roots)
         if missing:
@@ -121,9 +116,7 @@ def _versions(roots: dict[str, Path]) -> list[list[str]]:
         if name == STANDARD_LIBRARY:
             found.append([name, platform.python_version()])
             continue
-        versions = []
-        for owner in sorted(set(owners.get(name, []))):
-            versions.append(f"{owner} {importlib.metadata.version(owner)}")
+        versions = (f"{owner} {importlib.metadata.version(owner)}" for owner in sorted(set(owners.get(name, []))))
         found.append([name, ", ".join(versions)])
     return found
 

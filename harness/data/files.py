@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness import store
+from harness.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,6 +33,15 @@ def documents_digest(documents: dict[str, list[str]]) -> str:
             data = document.encode("utf-8", "surrogatepass")
             total.update(f"{len(data)}\n".encode())
             total.update(data)
+    return total.hexdigest()
+
+
+def texts_digest(texts: Iterable[str], start: str = "") -> str:
+    """SHA-256 (hex) of `start` and of the texts in their order; lengths keep ["ab", "c"] apart from ["a", "bc"]."""
+    total = hashlib.sha256(start.encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        total.update(len(data).to_bytes(8, "little") + data)
     return total.hexdigest()
 
 
@@ -68,6 +78,14 @@ def held_out(name: str, valid_fraction: float, test_fraction: float) -> str:
     if place < valid_fraction:
         return "valid"
     return "test" if place < valid_fraction + test_fraction else "train"
+
+
+def check_fractions(valid: float, test: float, usual: float) -> None:
+    """Raise `UserError` where holding out these shares of the text leaves none to train on."""
+    if valid + test >= 1:
+        raise UserError(
+            f"data.valid_fraction={valid} and data.test_fraction={test} leave nothing to train on; use {usual} and {usual}"
+        )
 
 
 def total_bytes(documents: Iterable[str]) -> int:

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
-from harness.data.files import digest, documents_digest, held_out
+from harness.data.files import check_fractions, digest, documents_digest, held_out
 from harness.data.pack import pack
 from harness.data.tokenizers import TokenizerSpec
 from harness.errors import UserError, nearest
@@ -52,7 +52,6 @@ class Hub(DataSource):
     Options = HubOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(), tokenizer, length, cache)
 
     def corpus(self) -> Corpus:
@@ -118,13 +117,9 @@ class Hub(DataSource):
 def _check(options: HubOptions) -> None:
     if not options.repo or options.repo == MISSING:
         raise UserError("data.repo is empty; give a dataset repository such as roneneldan/TinyStories")
-    shares = [getattr(options, f"{s}_fraction") for s in ("valid", "test") if getattr(options, s) is None]
-    if sum(shares) >= 1:
-        raise UserError(
-            f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
-            "nothing to train on; use 0.01 and 0.01"
-        )
-    if options.join is not None and shares:
+    if options.valid is None and options.test is None:
+        check_fractions(options.valid_fraction, options.test_fraction, usual=0.01)
+    if options.join is not None and None in (options.valid, options.test):
         raise UserError(
             "data.join makes one document of a split, of which none can be held out; name data.valid and data.test"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
 from harness.errors import UserError, nearest
+from harness.nn.pretrained import guarded
 
 #: Everything that decides how a tokenizer works, and nothing that holds weights or code.
 _FILES = (
@@ -48,13 +49,8 @@ class Pretrained(TokenizerSpec):
             raise UserError(f"tokenizer.name={options.name}: no tokenizer files in {folder}; it needs tokenizer.json")
         from transformers import AutoTokenizer
 
-        try:
+        with guarded("tokenizer.name", options.name, "try openai-community/gpt2"):
             loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # noqa: BLE001 - every tokenizer class raises its own for damaged files
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"tokenizer.name={options.name} cannot be loaded ({reason}); try openai-community/gpt2"
-            ) from error
         content = hashlib.sha256()
         for path in files:
             content.update(f"{path.name} {path.stat().st_size}\n".encode())

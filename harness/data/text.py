@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from harness.config.fields import chosen, ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
-from harness.data.files import documents_digest
+from harness.data.files import check_fractions, documents_digest
 from harness.data.pack import pack
 from harness.data.tokenizers import TokenizerSpec
 from harness.errors import UserError, nearest
@@ -44,17 +44,12 @@ class Text(DataSource):
     Options = TextOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        """See `DataSource.load`."""
         return pack(self.corpus(), tokenizer, length, cache)
 
     def corpus(self) -> Corpus:
         """The documents by split. Raises `UserError` for a path or a file that cannot be used."""
         options = self.options
-        if options.valid_fraction + options.test_fraction >= 1:
-            raise UserError(
-                f"data.valid_fraction={options.valid_fraction} and data.test_fraction={options.test_fraction} leave "
-                "nothing to train on; use 0.05 and 0.05"
-            )
+        check_fractions(options.valid_fraction, options.test_fraction, usual=0.05)
         path = _existing(options.path)
         files = _files_of(path) if path.is_dir() else {"train": path}
         documents = {split: read_documents(file, options) for split, file in files.items()}

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from harness.data.base import TokenData
+from harness.data.bpe import learn_bpe
 from harness.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -45,17 +46,7 @@ def _spread(items: np.ndarray, count: int) -> np.ndarray:
 
 def train_tokenizer(data: TokenData, vocab: int, max_chars: int) -> Tokenizer:
     """Byte-level BPE of at most `vocab` ids: 0 is end-of-text, then come the 256 bytes, so any text can be read."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(training_blocks(data, max_chars), trainer)
-    return tokenizer
+    return learn_bpe(training_blocks(data, max_chars), vocab, [END_OF_TEXT])
 
 
 def token_stream(data: TokenData, tokenizer: Tokenizer, max_chars: int) -> np.ndarray:

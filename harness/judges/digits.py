@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from harness.config.fields import ranged
 from harness.data.base import TokenData
-from harness.data.digits import CLASSES, SIDE, LabelledData, encode
+from harness.data.digits import CLASSES, SIDE, encode
 from harness.data.files import digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
-from harness.judges.weights import sha256_of_weights
+from harness.nn.pretrained import sha256_of_weights
 from harness.training import checkpoint
 from harness.training.precision import threads
 
@@ -87,7 +87,7 @@ class DigitsJudge(Judge):
 
         Raises `UserError` where the data have no labels, training diverges, or the cached file is damaged.
         """
-        if not isinstance(data, LabelledData):
+        if not data.labels:
             raise UserError(f"judge=digits learns from labels and data {data.name} has none; use data=digits")
         key = digest([JUDGE_VERSION, data.fingerprint, dataclasses.asdict(self.options)])[:24]
         path = Path(cache) / "judges" / f"digits-{key}.safetensors"
@@ -146,7 +146,7 @@ class DigitsJudge(Judge):
         ]
         return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
 
-    def _train(self, data: LabelledData, path: Path, progress: Callable[[str], None]) -> None:
+    def _train(self, data: TokenData, path: Path, progress: Callable[[str], None]) -> None:
         began = time.monotonic()
         highest = data.vocab_size - 1
         ink_N1HW = _ink(data.splits["train"], highest)

@@ -8,18 +8,18 @@ Shapes: N texts, L tokens, F statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from harness.config.fields import NoOptions
 from harness.data.base import TokenData
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.judges.scoring import pooled_ppl
-from harness.tasks.require import require_task
+from harness.tasks.base import require_task
 
 _CHECKED_ROWS = 16
 
@@ -51,15 +51,10 @@ class SymbolReader:
         return None if -1 in found else found
 
 
-@dataclass
-class OracleJudgeOptions:
-    """There is nothing to choose: the law is the data's."""
-
-
 class OracleJudge(Judge):
     """Exact negative log-likelihoods; a text of probability 0 costs infinitely many nats."""
 
-    Options = OracleJudgeOptions
+    Options = NoOptions
 
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Take the law from the data; `UserError` where they have none, or their texts cannot be read back."""

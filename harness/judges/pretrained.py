@@ -14,9 +14,8 @@ from harness.config.fields import chosen, ranged
 from harness.data.base import TokenData
 from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT
-from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading
-from harness.judges.weights import KEY, load_causal_model
-from harness.nn.pretrained import DTYPES, first_line, locate, quiet_transformers, sha256_of_weights
+from harness.judges.scoring import KEY, POOLS, CausalJudge, CausalReader, Reading, load_causal_model
+from harness.nn.pretrained import DTYPES, guarded, locate, sha256_of_weights
 
 _BOS_RULES = ("auto", "none", "eos")
 _DEFAULT_CONTEXT = 1024
@@ -83,14 +82,9 @@ def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str |
     where = locate(source, options.revision, KEY, _INSTEAD)
     from transformers import AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+    with guarded(KEY, source, _INSTEAD):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
         model = load_causal_model(source, options.dtype, device, **where)
-    except UserError:
-        raise
-    except Exception as error:  # transformers, the hub and safetensors raise many kinds
-        raise UserError(f"judge model={source} cannot be loaded ({first_line(error)}); {_INSTEAD}") from error
     return model, tokenizer, where.get("revision")
 
 

@@ -11,28 +11,37 @@ Shapes: N texts, B windows of a batch, T tokens of a window, V vocabulary, F fea
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.data.base import TokenData
+from harness.data.files import texts_digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
-from harness.nn.pretrained import DTYPES
+from harness.nn.pretrained import DTYPES, load_checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+KEY = "judge model"  # what a user sets, in errors
 POOLS = ("mean", "last")
 _SETS_KEPT = 4  # samples, reference and held-out text come in turns
 _LOGITS_AT_ONCE = 2**24  # 64 MB in float32: what one call of log-softmax copies
+
+
+def load_causal_model(source: str, dtype: str, device: str, **where: Any) -> PreTrainedModel:
+    """`source` (a folder or a hub name) as a causal language model in evaluation mode; see `load_checked` for errors."""
+    from transformers import AutoModelForCausalLM
+
+    model = load_checked(AutoModelForCausalLM, source, dtype, KEY, "use judge=trained", **where)
+    return model.to(device)  # type: ignore[arg-type]  # its decorator hides `self`
 
 
 @dataclass(frozen=True)
@@ -111,11 +120,7 @@ class CausalReader:
         Features are pooled over the whole text, past an end-of-text too; those of a text without tokens are zeros.
         The last sets of texts are remembered: perplexity and MAUVE of the same samples cost one pass.
         """
-        digest = hashlib.sha256()
-        for text in texts:
-            raw = text.encode("utf-8", "surrogatepass")
-            digest.update(len(raw).to_bytes(8, "little") + raw)
-        key = digest.hexdigest()
+        key = texts_digest(texts)
         if key not in self._kept:
             self._kept[key] = self._read(list(texts))
             while len(self._kept) > _SETS_KEPT:

@@ -28,9 +28,8 @@ from harness.data.files import digest, write_atomically
 from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, train_tokenizer
 from harness.judges.fit import Recipe, fit
-from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading
-from harness.judges.weights import load_causal_model, quiet_transformers, sha256_of_weights
-from harness.nn.pretrained import DTYPES
+from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading, load_causal_model
+from harness.nn.pretrained import DTYPES, quiet_transformers, sha256_of_weights
 from harness.training.precision import threads
 
 JUDGE_VERSION = 1

@@ -24,8 +24,7 @@ from harness.data.files import digest
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.store import read_json, write_json
-from harness.tasks.base import ExactTask
-from harness.tasks.require import require_task
+from harness.tasks.base import ExactTask, require_task
 
 _VERSION = 3
 _SEED = 20_250_401  # of directions, reference sets and data-against-data pairs: the same for every study

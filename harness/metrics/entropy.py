@@ -5,10 +5,9 @@ Shapes: N sequences, L tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from harness.config.fields import NoOptions
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import mean_and_error
 
@@ -35,15 +34,10 @@ def sequence_entropy(x_NL: np.ndarray) -> np.ndarray:
     return np.maximum(entropy_N, 0.0)  # -1 * log(1) is -0.0
 
 
-@dataclass
-class EntropyOptions:
-    """Entropy has nothing to choose: the base is fixed to nats by the protocol."""
-
-
 class Entropy(Metric):
     """Mean over samples of the entropy of each sample's own token histogram; the data's own value is the aim."""
 
-    Options = EntropyOptions
+    Options = NoOptions
     version = "1"
     definition = (
         "mean over samples of -sum p log p (natural log) of each sample's histogram of the generator's token ids; "

@@ -6,25 +6,20 @@ Shapes: N sequences, L tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from harness.config.fields import NoOptions
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import mean_and_error
-from harness.tasks.require import require_task
-
-
-@dataclass
-class ExcessOptions:
-    """There is nothing to choose: the law is the data's."""
+from harness.tasks.base import require_task
 
 
 class Excess(Metric):
     """`E_q[-log p(x)] - H = KL(q || p) + H(q) - H(p)`: lost diversity lowers it, so it is read beside `diversity`."""
 
-    Options = ExcessOptions
+    Options = NoOptions
     version = "2"
     definition = (
         "mean of -log p(x) over the samples minus the entropy of the data's own law p, nats per sequence; standard "

@@ -9,7 +9,6 @@ Shapes: N texts, F features, S k-means seeds.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config.fields import ranged
-from harness.data.files import write_atomically
+from harness.data.files import texts_digest, write_atomically
 from harness.errors import UserError
 from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores, need_same_shape
@@ -82,11 +81,7 @@ def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: Mauv
 
 def cached_features(judge: Judge, texts: Sequence[str], cache: Path) -> np.ndarray:
     """The judge's features (N, F), read from `cache` where the same judge has featurised the same texts before."""
-    digest = hashlib.sha256(judge.identity.encode())
-    for text in texts:
-        raw = text.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "little") + raw)  # lengths keep ["ab", "c"] apart from ["a", "bc"]
-    path = Path(cache) / "features" / f"{digest.hexdigest()[:32]}.npy"
+    path = Path(cache) / "features" / f"{texts_digest(texts, judge.identity)[:32]}.npy"
     if path.is_file():
         with contextlib.suppress(ValueError, EOFError, OSError):
             features_NF = np.load(path, allow_pickle=False)

@@ -13,6 +13,9 @@ from harness.config.fields import ranged
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap
 
+_UNIT = "perplexity per judge token"
+_MEANING = "Repetitive text lowers it, so it is read together with the entropy"
+
 
 def perplexity_terms(nll_N: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
     """Per-sequence terms (N, 5) whose sums give all three definitions: NLL, tokens, mean NLL, perplexity, 1[scored].
@@ -60,28 +63,9 @@ class GenerativePerplexity(Metric):
         "with a BOS, nothing after the first end-of-text; standard errors by bootstrap over sequences"
     )
     columns = (
-        Column(
-            "gen_ppl",
-            "Gen. PPL",
-            "perplexity per judge token",
-            "lower",
-            tradeoff="quality",
-            meaning="Repetitive text lowers it, so it is read together with the entropy",
-        ),
-        Column(
-            "gen_ppl_seqmean",
-            "Gen. PPL (exp of mean per-sequence NLL)",
-            "perplexity per judge token",
-            "lower",
-            headline=False,
-        ),
-        Column(
-            "gen_ppl_meanseq",
-            "Gen. PPL (mean of per-sequence PPL)",
-            "perplexity per judge token",
-            "lower",
-            headline=False,
-        ),
+        Column("gen_ppl", "Gen. PPL", _UNIT, "lower", tradeoff="quality", meaning=_MEANING),
+        Column("gen_ppl_seqmean", "Gen. PPL (exp of mean per-sequence NLL)", _UNIT, "lower", headline=False),
+        Column("gen_ppl_meanseq", "Gen. PPL (mean of per-sequence PPL)", _UNIT, "lower", headline=False),
         Column("gen_unscored", "Samples with no scored token", "share of samples", "lower", headline=False),
     )
 

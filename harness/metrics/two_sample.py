@@ -10,10 +10,10 @@ Shapes: N samples and N reference points, P = 2 N of both, L tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
+from harness.config.fields import NoOptions
 from harness.errors import UserError
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores, need_same_shape
 
@@ -76,15 +76,10 @@ def null_variance(weight_PP: np.ndarray) -> float:
     return max(0.0, float(variance)) / (2 * points) ** 2
 
 
-@dataclass
-class TwoSampleOptions:
-    """Nothing to choose: one neighbour, Euclidean distance of grey levels."""
-
-
 class TwoSample(Metric):
     """1/2 is the aim, above it samples are told apart; both sides are kept apart in the results."""
 
-    Options = TwoSampleOptions
+    Options = NoOptions
     version = "1"
     definition = (
         "leave-one-out accuracy of the nearest neighbour (Euclidean, of grey levels) in telling samples from the reference "

@@ -13,7 +13,7 @@ import torch
 
 from harness.config.fields import ranged
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
-from harness.tasks.require import require_task
+from harness.tasks.base import require_task
 
 _SEED = 20_250_402
 

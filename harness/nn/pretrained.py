@@ -75,6 +75,18 @@ def load_checked(
     return model.eval()
 
 
+@contextlib.contextmanager
+def guarded(key: str, source: str, instead: str) -> Iterator[None]:
+    """What is raised inside as one line; transformers, the hub and safetensors raise many kinds."""
+    try:
+        with quiet_transformers():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{key}={source} cannot be loaded ({first_line(error)}); {instead}") from error
+
+
 def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes of a state dict, in the order of names."""
     digest = hashlib.sha256()

@@ -12,6 +12,8 @@ import pandas as pd
 
 from harness.report.aggregate import aggregate, data_value
 
+_COLUMNS = ["label", "nfe", "value", "error", "temperature", "lowest", "highest"]
+
 
 def at_data_diversity(frame: pd.DataFrame, quality: str, diversity: str) -> tuple[pd.DataFrame, float]:
     """For each label and NFE that was run at two or more temperatures, its quality where its diversity is the data's.
@@ -28,19 +30,9 @@ def at_data_diversity(frame: pd.DataFrame, quality: str, diversity: str) -> tupl
         if group["temperature"].nunique() < 2 or math.isnan(aim):
             continue
         swept = group.sort_values("temperature")
-        value, error, temperature = _cross(swept, quality, diversity, aim)
-        rows.append(
-            {
-                "label": label,
-                "nfe": nfe,
-                "value": value,
-                "error": error,
-                "temperature": temperature,
-                "lowest": swept[diversity].min(),
-                "highest": swept[diversity].max(),
-            }
-        )
-    return pd.DataFrame(rows), aim
+        crossing = _cross(swept, quality, diversity, aim)
+        rows.append((label, nfe, *crossing, swept[diversity].min(), swept[diversity].max()))
+    return pd.DataFrame(rows, columns=_COLUMNS), aim
 
 
 def _cross(swept: pd.DataFrame, quality: str, diversity: str, aim: float) -> tuple[float, float, float]:

@@ -12,15 +12,14 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
-from harness.report.definitions import definitions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
-from harness.report.table import cost_table, frontier_table, number, results_table
+from harness.report.table import cost_table, definitions, frontier_table, number, results_table
 from harness.report.truth import truth_section
 from harness.store import write_text
 
 _EXCERPT = 400
-_PROVENANCE = ("judge", "judge_ppl", "n", "seeds", "device", "protocol", "command", "git_sha")
-_TITLES = {
+#: What a report says of its origin, in this order.
+PROVENANCE = {
     "judge": "Judge",
     "judge_ppl": "Judge's perplexity on held-out text",
     "n": "Sequences per score",
@@ -137,7 +136,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _provenance(context: Mapping[str, Any]) -> str:
     lines = []
-    for name in _PROVENANCE:
+    for name, title in PROVENANCE.items():
         value = context.get(name)
         if value is None:
             continue
@@ -145,7 +144,7 @@ def _provenance(context: Mapping[str, Any]) -> str:
             value = number(value, 4)
         elif isinstance(value, (list, tuple)):
             value = ", ".join(map(str, value))
-        lines.append(f"- {_TITLES[name]}: `{value}`")
+        lines.append(f"- {title}: `{value}`")
     for heading, name in (("Data", "data"), ("Machine and versions", "provenance")):
         for key, value in dict(context.get(name) or {}).items():
             inner = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value

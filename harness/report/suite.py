@@ -15,19 +15,17 @@ from harness.metrics.base import Column
 from harness.report.aggregate import CURVES, aggregate, headline, labelled, with_labels
 from harness.report.axes import ticks_y
 from harness.report.canvas import new_figure
-from harness.report.definitions import definitions
 from harness.report.figures import BETTER, BUDGETS, draw_curves, dress, of_scale, save
+from harness.report.report import PROVENANCE
 from harness.report.style import Style
-from harness.report.table import results_table
+from harness.report.table import definitions, results_table
 from harness.report.truth import truth_section
 from harness.store import ResultsTable, write_text
 
 _PANEL = (5.4, 4.0)
 #: References are told apart by their dashes, since colours are the methods'.
 _DASHES: tuple[Any, ...] = ((0, (4, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)))
-_TITLES = {"n": "Sequences per score", "seeds": "Training seeds", "device": "Device", "command": "Command"} | {
-    "git_sha": "Code"
-}
+_SHARED = ("n", "seeds", "device", "command", "git_sha")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
         frame = shown[task.name]
         parts += [f"## {task.name}\n\n{results_table(frame, list(task.columns))}", truth_section(frame)]
     parts.append(definitions(list(columns.values())))
-    facts = [f"- {title}: `{context[name]}`" for name, title in _TITLES.items() if context.get(name) is not None]
+    facts = [f"- {PROVENANCE[name]}: `{context[name]}`" for name in _SHARED if context.get(name) is not None]
     facts.append("- Data, judge, protocol and versions: in the report of each task.")
     parts.append("## Where the numbers come from\n\n" + "\n".join(facts))
     path = folder / "report.md"

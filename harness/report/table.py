@@ -1,4 +1,4 @@
-"""A report's tables as Markdown: scores by method and budget, their costs, quality at the data's diversity."""
+"""A report's tables as Markdown: scores by method and budget, their costs, quality at the data's diversity; definitions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ from harness.report.frontier import at_data_diversity
 UNKNOWN = "—"
 _ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
 _INTERVAL = 1.96
+_BETTER = {"lower": "Lower is better", "higher": "Higher is better", "data": "The data's own value is the aim"}
+_BUDGETS = (
+    "- **NFE**: calls of a network while sampling one sequence, all of them, counted at the call itself. "
+    "**Equivalent NFE**: FLOPs spent in sampling over FLOPs of one call of the baseline's network at the same length. "
+    "**Seconds per sequence**: wall clock of sampling on the device named below, over the number of sequences."
+)
 _BESIDE = {
     "floor": "a perfect network in the same kind of sampler",
     "probe": "given something that it would have to model",
@@ -223,3 +229,13 @@ def frontier_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
         f"on either side of it; {UNKNOWN} where the sweep does not reach it."
     )
     return markdown(header, rows) + "\n\n" + caption
+
+
+def definitions(columns: Sequence[Column]) -> str:
+    """`## Definitions`: a line for each column, and one for the budgets, so that no number is read without its meaning."""
+    lines = ["## Definitions", ""]
+    for column in columns:
+        unit = f" ({column.unit})" if column.unit else ""
+        meaning = column.meaning or f"column `{column.name}` of the results. {_BETTER[column.better]}"
+        lines.append(f"- **{column.title}**{unit}: {meaning}.")
+    return "\n".join([*lines, _BUDGETS])

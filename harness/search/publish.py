@@ -26,7 +26,7 @@ from harness.store import read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.tracking.base import Point, Status
-from harness.tracking.open import open_tracker
+from harness.tracking.mlflow_tracker import open_tracker
 from harness.tracking.uri import redact
 
 #: Tags of a child run.

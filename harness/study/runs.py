@@ -13,7 +13,7 @@ from harness.study.cells import Cell
 from harness.study.rows import samples_of
 from harness.study.session import Session
 from harness.tracking.base import Point, Status
-from harness.tracking.open import open_tracker
+from harness.tracking.mlflow_tracker import open_tracker
 
 #: What is shown of a row beside the metrics' columns.
 _COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe", "nelbo_nats_per_token")

@@ -22,7 +22,7 @@ from harness.study.plan import estimate
 from harness.study.runner import run_study
 from harness.study.session import Session
 from harness.tracking.base import Status, Tracker
-from harness.tracking.open import open_tracker
+from harness.tracking.mlflow_tracker import open_tracker
 
 
 class Suite:

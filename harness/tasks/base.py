@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,6 @@ class ExactTask(ABC):
     def statistics(self, x_NL: Tensor) -> Tensor:
         """(N, F) float64 sufficient statistics, or posterior means of the cause, on which two sets of samples are compared."""
 
-    def statistic_names(self) -> tuple[str, ...]:
-        """One name for each statistic."""
-        return tuple(f"s{k}" for k in range(self.statistics(torch.zeros((1, self.length), dtype=torch.int64)).shape[1]))
-
     def support(self) -> Tensor | None:
         """All sequences of positive probability, (C, L) int64, or None where there are more than 4096 of them."""
         return None
@@ -74,6 +71,9 @@ class ExactTask(ABC):
         """Posterior over the finite (or gridded) cause that makes tokens independent, (N, C) float64; None without one."""
         return None
 
-    def valid(self, x_NL: Tensor) -> Tensor:
-        """(N,) bool: is p(x) > 0?"""
-        return torch.isfinite(self.log_prob(x_NL))
+
+def require_task(task: ExactTask | None, who: str) -> ExactTask:
+    """`task`, or a `UserError` that says what `who` (for example "method=oracle") needs."""
+    if task is None:
+        raise UserError(f"{who} needs data with an exact answer; choose data=binsaw, hmm, templates or permutation")
+    return task

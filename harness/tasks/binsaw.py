@@ -6,7 +6,6 @@ Shapes: N sequences, L tokens, V = 2 symbols, C nodes of the quadrature over u.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from harness.config.fields import Range
 from harness.tasks.mixture import MixtureOfProducts
-from harness.tasks.source import TaskSource, TaskSourceOptions
+from harness.tasks.source import TaskSource
 
 LOW, HIGH = 0.01, 0.99
 LONGEST = 512
@@ -62,7 +61,6 @@ class Binsaw(MixtureOfProducts):
         super().__init__(torch.from_numpy(weight_C), p_CLV, length * _entropy_given_u())
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """See `ExactTask.sample`."""
         p_NL = bit_probabilities(rng.random(n), self.length)
         return (rng.random((n, self.length)) < p_NL).astype(np.int64)
 
@@ -75,19 +73,9 @@ class Binsaw(MixtureOfProducts):
         angle_C = 4 * math.pi * torch.from_numpy(self.u_C).to(x_NL.device)
         return self.posterior(x_NL) @ torch.stack([angle_C.cos(), angle_C.sin()], dim=1)
 
-    def statistic_names(self) -> tuple[str, ...]:
-        return ("cos", "sin")
-
-
-@dataclass
-class BinsawOptions(TaskSourceOptions):
-    pass
-
 
 class BinsawData(TaskSource):
     """Sequences of `scale.length` bits."""
-
-    Options = BinsawOptions
 
     def task(self, length: int) -> Binsaw:
         return Binsaw(length)

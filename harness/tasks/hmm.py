@@ -19,11 +19,7 @@ from harness.config.fields import ranged
 from harness.errors import UserError
 from harness.tasks import parts
 from harness.tasks.base import Exact, ExactTask
-from harness.tasks.source import (
-    LARGEST_VOCABULARY,
-    TaskSource,
-    TaskSourceOptions,
-)
+from harness.tasks.source import LARGEST_VOCABULARY, TaskSource, TaskSourceOptions
 
 #: Positions times sequences that a Monte Carlo entropy may cost: a second or two on one core.
 _WORK = 1 << 21
@@ -31,11 +27,10 @@ _WORK = 1 << 21
 
 @dataclass(frozen=True)
 class Smoothed:
-    """What x_S says about the path: p(z_t = a | x_S) (N, L, S), p(z_t = a, z_{t+1} = b | x_S) by position, log p(x_S)."""
+    """What x_S says about the path: p(z_t = a | x_S) (N, L, S) and p(z_t = a, z_{t+1} = b | x_S) by position."""
 
     state_NLS: Tensor
     pair_NSS: list[Tensor]
-    log_p_N: Tensor
 
 
 class HMM(ExactTask):
@@ -62,7 +57,6 @@ class HMM(ExactTask):
         self._move_SS = same_SS * stay + (1 - same_SS) * ((1 - stay) / (states - 1))
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """See `ExactTask.sample`."""
         shape = (n, self.length)
         jump_NL = (rng.random(shape) >= self.stay) * rng.integers(1, self.states, size=shape)
         jump_NL[:, 0] = rng.integers(self.states, size=n)
@@ -95,7 +89,6 @@ class HMM(ExactTask):
         return filtered, scales
 
     def log_prob(self, x_NL: Tensor) -> Tensor:
-        """See `ExactTask.log_prob`."""
         _, scales = self._forward(self._evidence(x_NL, None))
         return torch.cat(scales, dim=1).log().sum(1)
 
@@ -104,8 +97,7 @@ class HMM(ExactTask):
         evidence_LNS = self._evidence(x_NL, known_NL)
         filtered, scales = self._forward(evidence_LNS)
         move_SS = self._move_SS.to(x_NL.device)
-        log_p_N = torch.cat(scales, dim=1).log().sum(1)
-        dead_N1 = ~torch.isfinite(log_p_N)[:, None]
+        dead_N1 = (torch.cat(scales, dim=1) == 0).any(1, keepdim=True)
         behind_NS = torch.ones_like(filtered[-1])
         states, pairs = [filtered[-1]], []
         for t in range(self.length - 1, 0, -1):
@@ -118,7 +110,6 @@ class HMM(ExactTask):
         return Smoothed(
             torch.where(dead_N1[..., None], prior, state_NLS),
             [torch.where(dead_N1[..., None], prior * move_SS, pair_NSS) for pair_NSS in pairs[::-1]],
-            log_p_N,
         )
 
     def conditionals(self, x_NL: Tensor, known_NL: Tensor) -> Tensor:
@@ -133,10 +124,6 @@ class HMM(ExactTask):
         for pair in smoothed.pair_NSS:
             pair_NSS += pair / (self.length - 1)
         return torch.cat([smoothed.state_NLS.mean(1), pair_NSS.flatten(1)], dim=1)
-
-    def statistic_names(self) -> tuple[str, ...]:
-        single = [f"state_{a}" for a in range(self.states)]
-        return (*single, *(f"pair_{a}_{b}" for a in range(self.states) for b in range(self.states)))
 
     def support(self) -> Tensor | None:
         return parts.enumerated_support(self)

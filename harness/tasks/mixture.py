@@ -47,7 +47,6 @@ class MixtureOfProducts(ExactTask):
         return log_NC + self._weight_C.to(x_NL.device).log()
 
     def log_prob(self, x_NL: Tensor) -> Tensor:
-        """See `ExactTask.log_prob`."""
         found = [torch.logsumexp(self._log_joint(x_NL[rows], None), 1) for rows in parts.blocks(len(x_NL))]
         return torch.cat(found)
 
@@ -59,7 +58,6 @@ class MixtureOfProducts(ExactTask):
         return torch.where(possible_N1, log_NC, weight_C.log()).softmax(1)
 
     def posterior(self, x_NL: Tensor) -> Tensor:
-        """See `ExactTask.posterior`."""
         return torch.cat([self.posterior_given(x_NL[rows], None) for rows in parts.blocks(len(x_NL))])
 
     def conditionals(self, x_NL: Tensor, known_NL: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from harness.config.fields import Range
 from harness.tasks import parts
 from harness.tasks.base import Exact, ExactTask
-from harness.tasks.source import TaskSource, TaskSourceOptions
+from harness.tasks.source import TaskSource
 
 LONGEST = 20
 
@@ -43,11 +42,9 @@ class Permutation(ExactTask):
         return math.factorial(self.length) / self.length**self.length
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """See `ExactTask.sample`."""
         return rng.permuted(np.tile(np.arange(self.length, dtype=np.int64), (n, 1)), axis=1)
 
     def log_prob(self, x_NL: Tensor) -> Tensor:
-        """See `ExactTask.log_prob`."""
         is_valid_N = (parts.one_hot(x_NL, None, self.vocab_size).sum(1) == 1).all(1)
         log_p_N = torch.full(is_valid_N.shape, -self.exact.entropy, dtype=torch.float64, device=x_NL.device)
         return log_p_N.masked_fill(~is_valid_N, -torch.inf)
@@ -66,24 +63,14 @@ class Permutation(ExactTask):
         """Which symbol is where: one-hot codes, flat."""
         return parts.one_hot(x_NL, None, self.vocab_size).flatten(1)
 
-    def statistic_names(self) -> tuple[str, ...]:
-        return tuple(f"position_{i}_symbol_{v}" for i in range(self.length) for v in range(self.vocab_size))
-
     def support(self) -> Tensor | None:
         if math.factorial(self.length) > parts.ENUMERABLE:
             return None
         return torch.tensor(list(itertools.permutations(range(self.length))))
 
 
-@dataclass
-class PermutationOptions(TaskSourceOptions):
-    pass
-
-
 class PermutationData(TaskSource):
     """Permutations of `scale.length` symbols; the number of symbols is the length."""
-
-    Options = PermutationOptions
 
     def task(self, length: int) -> Permutation:
         return Permutation(length)

@@ -5,7 +5,6 @@ Shapes: N sequences, L tokens, V symbols, C classes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +13,7 @@ from torch import Tensor
 
 from harness.config.fields import ranged
 from harness.tasks.mixture import MixtureOfProducts
-from harness.tasks.source import (
-    LARGEST_VOCABULARY,
-    TaskSource,
-    TaskSourceOptions,
-)
+from harness.tasks.source import LARGEST_VOCABULARY, TaskSource, TaskSourceOptions
 
 MOST_CLASSES = 4096
 
@@ -41,7 +36,6 @@ class Templates(MixtureOfProducts):
         super().__init__(torch.full((classes,), 1 / classes, dtype=torch.float64), p_CLV)
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """See `ExactTask.sample`."""
         x_NL = self.template_CL[rng.integers(len(self.template_CL), size=n)]
         stray_NL = rng.random(x_NL.shape) >= self.accuracy
         return (x_NL + stray_NL * rng.integers(1, self.vocab_size, size=x_NL.shape)) % self.vocab_size
@@ -49,10 +43,6 @@ class Templates(MixtureOfProducts):
     def statistics(self, x_NL: Tensor) -> Tensor:
         """Posterior over the classes; where x is impossible, the prior."""
         return self.posterior(x_NL)
-
-    def statistic_names(self) -> tuple[str, ...]:
-        width = int(math.log10(max(len(self.template_CL) - 1, 1))) + 1
-        return tuple(f"class_{c:0{width}d}" for c in range(len(self.template_CL)))
 
 
 @dataclass

@@ -7,20 +7,10 @@ Times are milliseconds since 1970 and come from the files, so that a replayed po
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass
-class TrackingOptions:
-    """`uri`: None for the SQLite store beside the runs, or any server; `experiment`: None for the study's name."""
-
-    uri: str | None = None
-    experiment: str | None = None
-    system_metrics: bool = True
 
 
 class Point(TypedDict):

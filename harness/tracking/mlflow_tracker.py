@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import TrackingConfig
 from harness.errors import UserError
 from harness.tracking import names
-from harness.tracking.base import Point, Status, Tracker, TrackingOptions
+from harness.tracking.base import Point, Status, Tracker
 from harness.tracking.mlflow_client import connect, reason, service_errors, sorted_errors
 from harness.tracking.outbox import RETRY_SECONDS, Outbox, Rejected
 from harness.tracking.system_metrics import SystemMetrics
@@ -36,7 +37,7 @@ class MlflowTracker(Tracker):
 
     def __init__(
         self,
-        options: TrackingOptions,
+        options: TrackingConfig,
         runs_dir: Path,
         retry_seconds: float = RETRY_SECONDS,
         warn: Callable[[str], None] | None = None,
@@ -263,3 +264,17 @@ class MlflowTracker(Tracker):
         for start in range(0, len(new), _PARAMS_PER_CALL):
             self._client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_CALL])
         return run.info.run_id
+
+
+def open_tracker(
+    cfg: TrackingConfig, runs_dir: str | Path, experiment: str | None = None, system_metrics: bool | None = None
+) -> Tracker:
+    """MLflow's, or one that does nothing (`tracking.enabled=false`); it connects when it is first used.
+
+    `experiment` is taken where the configuration names none, `system_metrics` instead of what it says. Raises `UserError`
+    for an address that cannot be one.
+    """
+    if not cfg.enabled:
+        return Tracker()
+    load = cfg.system_metrics if system_metrics is None else system_metrics
+    return MlflowTracker(TrackingConfig(True, cfg.uri, cfg.experiment or experiment, load), Path(runs_dir))

@@ -6,30 +6,25 @@ It is no model of the data: its row says what the latent's own model costs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from harness.config.fields import NoOptions
 from harness.interface import Draw, Sampler
 from lddm.latent_model import LatentModel
-
-
-@dataclass
-class EncoderOptions:
-    pass
 
 
 class Encoder(Sampler):
     """K calls of the token network beside latents that are given."""
 
-    Options = EncoderOptions
+    Options = NoOptions
     methods = LatentModel
     method: LatentModel
     role = "probe"
     bounded = False
 
-    def __init__(self, method: LatentModel, options: EncoderOptions) -> None:
+    def __init__(self, method: LatentModel, options: NoOptions) -> None:
         super().__init__(method, options)
         method.check_encoded()
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from harness.config.fields import NoOptions
 from harness.errors import BudgetError, UserError
 from harness.interface import Draw, Sampler
 from lddm.seq import SEQ
 
 
-@dataclass
-class OneCallOptions:
-    pass
-
-
 class OneCall(Sampler):
     """One call of the one-call network, then K - 1 calls of the decoder. The law of its latents has no density to bound."""
 
-    Options = OneCallOptions
+    Options = NoOptions
     methods = SEQ
     method: SEQ
     bounded = False
 
-    def __init__(self, method: SEQ, options: OneCallOptions) -> None:
+    def __init__(self, method: SEQ, options: NoOptions) -> None:
         super().__init__(method, options)
         if method.generator is None:
             raise UserError(
