@@ -199,7 +199,7 @@ _ARGUMENTS = {
     "tune.space.rounds.step=99": ["methods.tunable.rounds", "step=99"],
     "tune.space.path.choices=[straight,bend]": ["methods.tunable.samplers.tuned.bend.when", "never is bent"],
     "tune.space.rounds={choices: [1, two]}": ["methods.tunable.rounds", "at two", "Integer"],
-    "tune.space.bends.low=1": ["no such dimension", "'bend'"],
+    "tune.space.bends.low=1": ["no such part of tune.space", "'bend'"],
     "~tune.constraints.entrop": ["~tune.constraints.entrop", "'entropy'"],
     "tune.base=['train.validationz=3']": ["train.validationz"],
     "tune.pruner={kind: median, signal: score, samples: 2}": ["tune.pruner.samples=2"],
@@ -247,6 +247,7 @@ def test_a_wrong_space_is_refused_before_a_trial(root, name):
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
     assert not (root / "runs").exists()
+    (root / "configs" / "tune" / f"{name}.yaml").unlink()  # all files of a group are read, and it would be refused again
 
 
 def test_a_bound_that_there_is_not_cannot_be_pruned_on(root):

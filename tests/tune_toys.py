@@ -119,10 +119,10 @@ _DRAFTS: dict[tuple[str, ...], Draft] = {}
 def keep_drafts(monkeypatch) -> None:
     """Compose each study once: it takes a second, and is not what the tests of searches are about."""
 
-    def kept(arguments: list[str], folders: list[Path]) -> Draft:
+    def kept(arguments: list[str], folders: list[Path], sections: tuple[str, ...]) -> Draft:
         key = (*arguments, *map(str, folders))
         if key not in _DRAFTS:
-            _DRAFTS[key] = load_draft(arguments, folders)
+            _DRAFTS[key] = load_draft(arguments, folders, sections)
         return _DRAFTS[key]
 
     monkeypatch.setattr("harness.search.load.load_draft", kept)

@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
@@ -143,9 +143,8 @@ def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictCo
     try:
         return OmegaConf.merge(schema, content)
     except (OmegaConfBaseException, ValueError) as error:
-        known = [str(key) for key in schema]
-        wrong = next((str(key) for key in content if key not in known), "")
-        hint = nearest(wrong, known) if wrong else ""
+        unknown = next((e for e in (error.__cause__, error) if isinstance(e, ConfigKeyError) and e.parent_node), None)
+        hint = "" if unknown is None else nearest(str(unknown.key), map(str, unknown.parent_node))
         raise UserError(f"{entry.path}: {str(error).splitlines()[0]}{hint}") from error
 
 

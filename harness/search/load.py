@@ -16,12 +16,12 @@ from harness.config.compose import leaves
 from harness.config.load import Draft, Loaded, load_draft
 from harness.config.rows import rows_of
 from harness.errors import UserError, nearest
-from harness.search.arguments import is_ours, read_config, shown
 from harness.search.checks import check_config
 from harness.search.database import checked_url
 from harness.search.loaded import LoadedTune
 from harness.search.possible import check_possible
 from harness.search.schema import DimensionConfig, TuneConfig
+from harness.tracking.uri import redact
 
 _POINTS_TO = re.compile(r"\$\{([\w.-]+)\}")
 
@@ -31,20 +31,19 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
 
     Without `check`, what needs the data (budgets, what a method accepts) is left unchecked: for showing a configuration.
     """
-    mine = [a for a in arguments if is_ours(a)]
-    base_args = [a for a in arguments if not is_ours(a)]
     folders = list(config_dirs or [])
-    cfg = read_config(mine, folders)
+    base_args = [a for a in arguments if not _is_ours(a)]
+    draft = load_draft(arguments, folders, ("tune",))
+    base = draft.loaded()
+    cfg = base.cfg.tune
     if cfg.storage:
         checked_url(cfg.storage)  # before the data are read
-    draft = load_draft(base_args, folders)
-    base = draft.loaded()
     cfg.method = _row(cfg, base)
     notes = _full_keys(cfg, draft, base)
     loaded = LoadedTune(
         cfg, {}, base_args, folders, draft, base,
         _trial_overrides(cfg, base, base_args),
-        [], "python -m harness.tune " + " ".join(map(shown, arguments)), notes,
+        [], "python -m harness.tune " + " ".join(map(_shown, arguments)), notes,
     )  # fmt: skip
     check_config(loaded)  # completes objectives, constraints and the pruner
     judged = (*cfg.objectives.values(), *cfg.constraints.values())
@@ -54,6 +53,17 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
     if check:
         check_possible(loaded)
     return loaded
+
+
+def _is_ours(argument: str) -> bool:
+    """Whether an argument belongs to the search and not to the study."""
+    return re.match(r"[+~]*tune(\.|=|@|$)", argument) is not None
+
+
+def _shown(argument: str) -> str:
+    """The argument as it may be printed and kept: without a login."""
+    storage = argument.lstrip("+").startswith("tune.storage=")
+    return "tune.storage=***" if storage and "://" not in argument else redact(argument)
 
 
 # ---- what it means in this study --------------------------------------------------------------------------------------
