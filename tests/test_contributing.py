@@ -10,6 +10,7 @@ import pytest
 import tests.test_methods_contract as methods
 import tests.test_metrics_contract as metrics
 import tests.test_samplers_contract as samplers
+from harness.config.load import load
 from harness.config.registry import Entry, find_entries
 from harness.store import ResultsTable
 from tests.study_kit import invoke, use_threads
@@ -44,8 +45,11 @@ def test_there_is_a_class_and_a_yaml_of_each(entries):
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_are_accepted(mine, line):
     words = shlex.split(line)[3:]
-    said = invoke(words if "--help" in words else [*words, "--cfg", "job"])
-    assert said.code == 0, said.err
+    assert words[:2] == ["--config-dir", "."]
+    if "--help" in words:
+        assert invoke(words).code == 0
+    else:
+        load(words[2:], [mine])
 
 
 def test_a_study_with_all_three(mine, monkeypatch, tmp_path):
