@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, V vocabulary (without the mask), N sequences.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Bound:
     estimator: str
     parts_B: dict[str, Tensor] = field(default_factory=dict)
     exact: bool = False
+
+    @classmethod
+    def of_parts(cls, parts_B: dict[str, Tensor], estimator: str) -> Bound:
+        """The bound that is the sum of its terms."""
+        return cls(functools.reduce(torch.add, parts_B.values()), estimator, parts_B)
 
 
 @dataclass(frozen=True)

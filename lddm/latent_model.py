@@ -85,4 +85,4 @@ class GaussianLatentModel(LatentModel):
         """Encoder negentropy, latent diffusion with its end terms, and tokens; see `lddm.latent.latent_terms`."""
         latent = latent_terms(z0_BSD, z0_hat, t_B, span, self.latent_schedule, self.encoder.noise)
         parts = {**latent, "tokens": tokens.nelbo_B.double()}
-        return Bound(sum(parts.values()), "NELBO with latent terms, one time per sequence and channel", parts)
+        return Bound.of_parts(parts, "NELBO with latent terms, one time per sequence and channel")

@@ -131,6 +131,7 @@ class SEQ(GaussianLatentModel):
         if self._stage == "prior":
             latent = self._prior_loss(z0_BSD, generator)
             return Loss(latent, {"latent_mse": latent.detach()})
+        assert self.generator is not None, "the stage is there only where it is"
         gap = one_call_loss(self.generator, z0_BSD, self.encoder.noise, o.one_call_window, generator)
         return Loss(gap, {"one_call_distance": gap.detach()})
 

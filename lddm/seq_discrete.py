@@ -170,7 +170,7 @@ class SEQDiscrete(LatentModel):
         codes = self._code_terms(c_BS, stratified_times(len(c_BS), generator), generator)
         tokens = self._token_terms(x_BL, c_BS, token_times(len(x_BL), 0.0, generator), generator)
         parts = {"encoder": log_q_B, "latent": codes.nelbo_B.double(), "tokens": tokens.nelbo_B.double()}
-        return Bound(sum(parts.values()), "NELBO with the codes' terms, one code and one time per channel", parts)
+        return Bound.of_parts(parts, "NELBO with the codes' terms, one code and one time per channel")
 
     @torch.no_grad()
     def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:

@@ -17,7 +17,7 @@ from harness.interface import Draw, Sampler
 class Ancestral(Sampler):
     """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
 
-    Options = NoOptions
+    Options: type = NoOptions
     methods = MaskedModel
     method: MaskedModel
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.store import write_bytes
 
 DPI = 150
 
 
-def new_figure(size: tuple[float, float], dpi: int = DPI, layout: str | None = "constrained") -> Any:
+def new_figure(size: tuple[float, float], dpi: int = DPI, layout: Literal["constrained"] | None = "constrained") -> Any:
     """A figure of `size` inches with a canvas of its own."""
     # Imported late: commands that draw nothing should not wait a second for matplotlib.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

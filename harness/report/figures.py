@@ -87,7 +87,7 @@ def draw_curves(axes: Any, table: pd.DataFrame, column: Column, budget: str, sty
     """
     curves = table[table["role"].isin(CURVES)]
     shown = curves[np.isfinite(curves[column.name]) & (curves[budget] > 0)]
-    scale_y(axes, column, table[column.name], table[f"{column.name}_error"])
+    scale_y(axes, column, table[column.name].tolist(), table[f"{column.name}_error"].tolist())
     for (role, label), group in shown.groupby(["role", "label"], sort=False):
         rows = group.sort_values(budget)
         x, y, error = (rows[name].to_numpy(dtype=float) for name in (budget, column.name, f"{column.name}_error"))

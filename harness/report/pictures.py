@@ -71,7 +71,7 @@ def places(blocks: Sequence[Block]) -> dict[tuple[int, int], Block]:
         aligned = counted[title] <= set(shared)
         ordered = sorted(column, key=lambda block: -1 if block.nfe is None else block.nfe)
         for row, block in enumerate(ordered):
-            found[shared.index(block.nfe) if aligned else row, number] = block
+            found[shared.index(block.nfe) if aligned and block.nfe is not None else row, number] = block
     return found
 
 

@@ -48,10 +48,11 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
     """
     folder = Path(folder)
     known = [task for task in tasks if task.frame is not None and len(task.frame)]
-    rows = [row for task in known for row in task.frame.to_dict("records")]
-    order = dict.fromkeys(name for task in known for name in task.frame)
+    frames = [task.frame for task in known if task.frame is not None]
+    rows = [{str(name): value for name, value in row.items()} for f in frames for row in f.to_dict("records")]
+    order = dict.fromkeys(str(name) for frame in frames for name in frame)
     ResultsTable(rows, list(order)).write(folder / "results.parquet")
-    shown = dict(zip((task.name for task in known), with_labels(*(task.frame for task in known)), strict=True))
+    shown = dict(zip((task.name for task in known), with_labels(*frames), strict=True))
     columns = {column.name: column for task in known for column in task.columns}
     drawn = {
         path: column
@@ -82,7 +83,7 @@ def _overview(tasks: Sequence[TaskResults]) -> str:
     lines = ["| Task | Data | Rows of results | Report |", "|:--|:--|--:|:--|"]
     for task in tasks:
         count = 0 if task.frame is None else len(task.frame)
-        data = ", ".join(sorted(set(task.frame["data"]))) if count else "—"
+        data = ", ".join(sorted(set(task.frame["data"]))) if task.frame is not None and count else "—"
         rows = f"{count} of {task.expected}" if count else "none under this configuration"
         report = f"[{task.name}/report.md]({task.name}/report.md)" if count else "—"
         lines.append(f"| {task.name} | {data} | {rows} | {report} |")

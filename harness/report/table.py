@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -181,7 +181,7 @@ def cost_table(frame: pd.DataFrame) -> str:
     """Size and cost of each method: parameters, training tokens and FLOPs, FLOPs per sequence at each budget's ends."""
     plain = headline(labelled(frame))
     rows = []
-    shown = {"params": counted, "train_tokens": counted, "train_flops": number}
+    shown: dict[str, Callable[[float], str]] = {"params": counted, "train_tokens": counted, "train_flops": number}
     for label, group in plain[plain["role"] != "data"].groupby("label", sort=False):
         cells = [str(label)]
         for name, form in shown.items():

@@ -107,13 +107,14 @@ def connect(store: Store) -> Any:
     """
     mlflow = import_mlflow()
     way_out = "check that it is up, or set tracking.uri= to another store or tracking.enabled=false"
+    failures: tuple[type[BaseException], ...] = (*service_errors(), sqlite3.Error, ImportError)
     try:
         _open_directly(store)
         with _environment(_PROBE):
             client = mlflow.MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
             client.search_experiments(max_results=1)
         return client
-    except (*service_errors(), sqlite3.Error, ImportError) as error:
+    except failures as error:
         if "out-of-date database schema" in str(error):
             way_out = f"it was made by another version of MLflow: back it up and run 'mlflow db upgrade {store.shown}'"
             raise UserError(f"the tracking store {store.shown} cannot be used: {way_out}") from None

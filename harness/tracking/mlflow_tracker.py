@@ -121,9 +121,11 @@ class MlflowTracker(Tracker):
     def _log_metrics(self, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
+        def send(batch: list[Metric]) -> None:
+            self._send(lambda: self._log_new(self._id(run_id), batch))
+
         for start in range(0, len(rows), _METRICS_PER_CALL):
-            batch = [Metric(*row) for row in rows[start : start + _METRICS_PER_CALL]]
-            self._send(lambda batch=batch: self._log_new(self._id(run_id), batch))
+            send([Metric(*row) for row in rows[start : start + _METRICS_PER_CALL]])
 
     def _log_new(self, run_id: str, metrics: list[Any]) -> None:
         """Log the points that the run does not hold yet; MLflow would find that out too, at a millisecond a point."""
@@ -185,7 +187,8 @@ class MlflowTracker(Tracker):
         self._send(lambda: self._client.log_batch(self._id(run_id), tags=marks))
 
     def children(self, parent_id) -> dict[str, dict[str, str]]:
-        query, found, token = f"tags.`{_PARENT_TAG}` = '{parent_id}'", {}, None
+        query, token = f"tags.`{_PARENT_TAG}` = '{parent_id}'", None
+        found: dict[str, dict[str, str]] = {}
         try:
             while True:
                 page = self._client.search_runs([self._experiment], query, max_results=1000, page_token=token)
