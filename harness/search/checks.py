@@ -81,14 +81,15 @@ def _check_dimension(where: str, d: DimensionConfig, value: Any) -> None:
         raise UserError(f"{where}: choices are of kind categorical; drop them or the kind {d.kind}")
     if d.low is None or d.high is None:
         raise UserError(f"{where}: a dimension of kind {d.kind} needs low and high")
-    if d.low >= d.high:
-        raise UserError(f"{where}: the range from {d.low:g} to {d.high:g} is empty; low must be below high")
-    if d.log and d.low <= 0:
-        raise UserError(f"{where}: log needs low above 0, and it is {d.low:g}")
-    if d.step is not None and (d.log or d.step > d.high - d.low):
+    low, high = d.ends
+    if low >= high:
+        raise UserError(f"{where}: the range from {low:g} to {high:g} is empty; low must be below high")
+    if d.log and low <= 0:
+        raise UserError(f"{where}: log needs low above 0, and it is {low:g}")
+    if d.step is not None and (d.log or d.step > high - low):
         reason = "goes with log" if d.log else "fits into the range"
         raise UserError(f"{where}.step={d.step:g}: no step {reason}; drop it or choose one above 0 up to high - low")
-    if d.kind == "int" and any(v != round(v) for v in (d.low, d.high, d.step or 1)):
+    if d.kind == "int" and any(v != round(v) for v in (low, high, d.step or 1)):
         raise UserError(f"{where}: low, high and step of kind int are whole numbers")
 
 
@@ -129,7 +130,7 @@ def _check_condition(
     for value in wanted:
         if d.kind != "categorical":
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if d.kind == "float" or not number or value < d.low or value > d.high:
+            if d.kind == "float" or not number or not d.ends[0] <= value <= d.ends[1]:
                 raise UserError(f"{where}.when: {other} is a {d.kind} that does not take exactly {value}; use choices")
         elif value not in d.choices:
             raise UserError(f"{where}.when: {other} never is {value}{nearest(str(value), map(str, d.choices))}")

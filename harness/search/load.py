@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from harness.config.compose import leaves
 from harness.config.load import Draft, Loaded, load_draft
 from harness.config.rows import rows_of
+from harness.config.trees import plain
 from harness.errors import UserError, nearest
 from harness.search.checks import check_config
 from harness.search.database import checked_url
@@ -46,9 +47,8 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
         [], "python -m harness.tune " + " ".join(map(_shown, arguments)), notes,
     )  # fmt: skip
     check_config(loaded)  # completes objectives, constraints and the pruner
-    judged = (*cfg.objectives.values(), *cfg.constraints.values())
-    cfg.nfe = sorted({*cfg.nfe, *(e.nfe for e in judged)})
-    tree = OmegaConf.to_container(OmegaConf.structured(cfg))
+    cfg.nfe = sorted({*cfg.nfe, *(e.nfe for e in cfg.judged)})
+    tree = plain(OmegaConf.structured(cfg), resolve=False)
     loaded = replace(loaded, budgets=list(cfg.nfe), tree={k: v for k, v in tree.items() if k != "storage"})
     if check:
         check_possible(loaded)
@@ -97,7 +97,7 @@ def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
 
     Returns what a user should know of it.
     """
-    raw, followed = OmegaConf.to_container(draft.config, resolve=False), []
+    raw, followed = plain(draft.config, resolve=False), []
     known = set(leaves(base.tree))
     full: dict[str, DimensionConfig] = {}
     names: dict[str, str] = {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from harness.provenance import git_state
+from harness.report.table import markdown
 from harness.search.best import Candidate, best_command, in_words
 from harness.search.confirm import DEFAULT, Confirmation
 from harness.search.figures import AT_LEAST
@@ -70,12 +69,6 @@ def _dashboard(loaded: LoadedTune) -> list[str]:
     return [f"All trials: `optuna-dashboard {path} --host 127.0.0.1`"] if path.exists() else []
 
 
-def table_of(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
-    """A Markdown table."""
-    cells = [[str(c).replace("|", "\\|") for c in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])
-
-
 def _number(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.4g}"
 
@@ -88,14 +81,16 @@ def _found(loaded: LoadedTune, found: Findings) -> list[str]:
     rows = [[f"`{key}`", f"`{value}`"] for key, _, value in (o.partition("=") for o in best.overrides)]
     parts = [
         f"{in_words(best, loaded, several)[0].upper()}{in_words(best, loaded, several)[1:]}. {found.how}",
-        table_of(rows, ["key", "value"]) if rows else "It changes nothing.",
+        markdown(["key", "value"], rows) if rows else "It changes nothing.",
     ]
     if best.feasible:
         parts.append(f"`best.yaml` runs it as it is:\n\n```\n{best_command(loaded, best)}\n```")
     if several and len(found.chosen) > 1:
         names = list(loaded.cfg.objectives)
-        others = [[c.trial.number, *(_number(v) for v in c.trial.values), ", ".join(c.overrides)] for c in found.chosen]
-        parts.append("Re-evaluated, in this order:\n\n" + table_of(others, ["trial", *names, "overrides"]))
+        others = [
+            [str(c.trial.number), *(_number(v) for v in c.trial.values), ", ".join(c.overrides)] for c in found.chosen
+        ]
+        parts.append("Re-evaluated, in this order:\n\n" + markdown(["trial", *names, "overrides"], others))
     return parts
 
 
@@ -108,7 +103,7 @@ def _confirmed(loaded: LoadedTune, done: Confirmation | None) -> list[str]:
         for p in parts:
             interval = f"{_number(p.low)} to {_number(p.high)}" if p.seeds > 1 else "none"
             rows.append(
-                [label, p.objective, p.seeds, _number(p.mean), _number(p.default), _number(p.difference), _number(p.se),
+                [label, p.objective, str(p.seeds), _number(p.mean), _number(p.default), _number(p.difference), _number(p.se),
                  interval, p.verdict]
             )  # fmt: skip
     level = next((p.level for parts in done.paired.values() for p in parts), 1 - ALPHA)
@@ -120,7 +115,7 @@ def _confirmed(loaded: LoadedTune, done: Confirmation | None) -> list[str]:
         f"{len(done.seeds)} seed{'s' if len(done.seeds) != 1 else ''} ({seeds}) that no trial used, {samples} samples, the "
         f"study's own training. Differences to the {DEFAULT} are paired by seed; intervals are Student's t at {level:.1%} "
         f"each ({together}).",
-        table_of(rows, head),
+        markdown(head, rows),
         "\n".join(f"- {sentence}" for sentence in done.sentences),
         *_screened(loaded, done),
         *(["Failed: " + "; ".join(f"{k} ({v})" for k, v in done.failures.items())] if done.failures else []),
@@ -131,9 +126,9 @@ def _screened(loaded: LoadedTune, done: Confirmation) -> list[str]:
     """The first round, if there was one: it chose who was compared, and its seeds are no part of the comparison."""
     if not done.screened:
         return []
-    rows = [[r.label, r.seed, *(_number(v) for v in r.values)] for r in done.screened]
+    rows = [[r.label, str(r.seed), *(_number(v) for v in r.values)] for r in done.screened]
     told = "The first round, with seeds that only chose which configuration is compared with the default:"
-    return [told + "\n\n" + table_of(rows, ["configuration", "seed", *loaded.cfg.objectives])]
+    return [told + "\n\n" + markdown(["configuration", "seed", *loaded.cfg.objectives], rows)]
 
 
 def _space(loaded: LoadedTune) -> str:
@@ -145,7 +140,7 @@ def _space(loaded: LoadedTune) -> str:
             values = f"{d.low:g} to {d.high:g}" + (", log" if d.log else "") + (f", step {d.step:g}" if d.step else "")
         when = "; ".join(f"{k} in {json.dumps(list(v))}" for k, v in d.when.items())
         rows.append([f"`{key}`", d.kind, values, when])
-    return table_of(rows, ["key", "kind", "values", "only where"])
+    return markdown(["key", "kind", "values", "only where"], rows)
 
 
 def _how(loaded: LoadedTune, study: optuna.Study) -> str:

@@ -41,7 +41,13 @@ def run_search(loaded: LoadedTune) -> Outcome:
         print(note, file=sys.stderr, flush=True)
     with _stopping_on_sigterm():
         store = open_store(loaded)
-        write_json(loaded.folder / "tune.json", _what(loaded))
+        what = {
+            "study": study_name(loaded),
+            "identity": loaded.identity,
+            "command": loaded.command,
+            "tune": loaded.tree,
+        }
+        write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
         log = SearchLog(loaded, store.study)
         try:
             with store.alone():
@@ -61,16 +67,6 @@ def run_search(loaded: LoadedTune) -> Outcome:
             log.close()
     print(f"tune {study_name(loaded)}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return found
-
-
-def _what(loaded: LoadedTune) -> dict[str, object]:
-    """What is searched, for whoever finds the folder later."""
-    return {
-        "study": study_name(loaded),
-        "identity": loaded.identity,
-        "command": loaded.command,
-        "tune": loaded.tree,
-    }
 
 
 def workers_of(loaded: LoadedTune) -> int:

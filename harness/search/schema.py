@@ -13,18 +13,14 @@ METHOD, SAMPLER = "{method}", "{sampler}"
 #: Stands for the searched method's name in `base`.
 NAME = "{name}"
 
-KINDS = ("float", "int", "categorical")
-DIRECTIONS = ("minimize", "maximize", "data")
-SAMPLERS = ("tpe", "random", "nsga2")
-PRUNERS = ("none", "median", "hyperband")
-SIGNALS = ("bound", "score")
-
 
 @dataclass
 class DimensionConfig:
     """One dimension: which values a key of the configuration may take."""
 
-    kind: str = chosen("", ("", *KINDS))  # empty: categorical with choices, else what the key's value is
+    kind: str = chosen(
+        "", ("", "float", "int", "categorical")
+    )  # empty: categorical with choices, else what the key's value is
     low: float | None = ranged(None)  # both ends are included
     high: float | None = ranged(None)
     log: bool = False  # uniform in the logarithm
@@ -33,6 +29,12 @@ class DimensionConfig:
     as_list: bool = False  # the key takes a list, and the value is its only element (study.temperatures)
     when: dict[str, list[Any]] = field(default_factory=dict)  # only where these earlier dimensions have such values
     optional: bool = False  # left out where the study has no such key, with all conditions on it
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """`low` and `high` of a dimension that has no choices."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
 
 
 @dataclass
@@ -48,7 +50,9 @@ class JudgedConfig:
 class ObjectiveConfig(JudgedConfig):
     """A number that is to be small, large, or as the data's own."""
 
-    direction: str = chosen("", ("", *DIRECTIONS))  # "data": distance from the data's value; empty: as the column says
+    direction: str = chosen(
+        "", ("", "minimize", "maximize", "data")
+    )  # "data": distance from the data's value; empty: as the column says
 
 
 @dataclass
@@ -65,8 +69,10 @@ class ConstraintConfig(JudgedConfig):
 class PrunerConfig:
     """When a trial of a single objective is ended early."""
 
-    kind: str = chosen("none", PRUNERS)  # median: few trials; hyperband: hundreds
-    signal: str = chosen("bound", SIGNALS)  # the validation bound, or the objective's column of a few samples
+    kind: str = chosen("none", ("none", "median", "hyperband"))  # median: few trials; hyperband: hundreds
+    signal: str = chosen(
+        "bound", ("bound", "score")
+    )  # the validation bound, or the objective's column of a few samples
     startup: int = ranged(5, 0)  # trials that are never pruned (median)
     warmup: float = ranged(0.25, 0, 1)  # share of the steps before which nothing is pruned
     samples: int = ranged(64, 8)  # of signal=score
@@ -100,7 +106,7 @@ class TuneConfig:
     samples: int = ranged(500, 8)
     nfe: list[int] = ranged([], 1)  # empty: those of objectives and constraints
     base: list[str] = field(default_factory=list)  # overrides of trials alone; those of the command line win
-    sampler: str = chosen("tpe", SAMPLERS)
+    sampler: str = chosen("tpe", ("tpe", "random", "nsga2"))
     startup: int = ranged(10, 1)  # random trials before the sampler learns from them
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
     trials: int = ranged(40, 1)  # in all, however many workers
