@@ -162,16 +162,14 @@ def _with_task(overrides: list[str], users: list[Any]) -> list[Any]:
 
 
 def _as_task(loaded: Loaded, name: str) -> Loaded:
-    """A task as a study called `name`."""
-    tree = loaded.tree
-    tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
-    tree["study"]["name"] = name
+    """The same, called `name` and without what is the whole study's."""
+    cfg, tree = loaded.cfg, loaded.tree
+    cfg.tracking.experiment = tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
+    cfg.study.name = tree["study"]["name"] = name
+    cfg.study.tasks, cfg.only_tasks = {}, []
     tree["study"].pop("tasks", None)
     tree.pop("only_tasks", None)
-    cfg = typed(RunConfig, tree)
-    for section in OWN_GROUPS:
-        setattr(cfg, section, getattr(loaded.cfg, section))
-    return Loaded(cfg, tree, loaded.overrides)
+    return loaded
 
 
 def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:

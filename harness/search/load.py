@@ -5,7 +5,6 @@ study's as `harness.run` takes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,27 +68,16 @@ def _shown(argument: str) -> str:
 # ---- what it means in this study --------------------------------------------------------------------------------------
 def _row(cfg: TuneConfig, base: Loaded) -> str:
     """METHOD/SAMPLER of what is searched."""
-    rows = rows_of(base.tree["methods"])
-    if not cfg.method:
-        found = next((name for name in cfg.candidates if _has(rows, name)), None)
-        if found is None:
-            raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(_names(rows))}")
-        cfg.method = found
-    method, _, sampler = cfg.method.partition("/")
-    if not _has(rows, cfg.method):
-        known = [f"{method}/{label}" for label in rows[method]] if method in rows else rows
-        what = "sampler of this method" if method in rows else "method of this study"
-        raise UserError(f"tune.method={cfg.method}: is no {what}{nearest(cfg.method, known)}")
-    return f"{method}/{sampler or rows[method][0]}"
-
-
-def _has(rows: Mapping[str, list[str]], name: str) -> bool:
-    method, _, sampler = name.partition("/")
-    return method in rows and (not sampler or sampler in rows[method])
-
-
-def _names(rows: Mapping[str, list[str]]) -> list[str]:
-    return [f"{method}/{label}" for method, labels in rows.items() for label in labels]
+    known: dict[str, str] = {}
+    for method, labels in rows_of(base.tree["methods"]).items():
+        known |= {method: f"{method}/{labels[0]}"} | {f"{method}/{label}": f"{method}/{label}" for label in labels}
+    name = cfg.method or next((name for name in cfg.candidates if name in known), "")
+    if not name:
+        raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(known)}")
+    if name not in known:
+        what = "sampler of this method" if name.partition("/")[0] in known else "method of this study"
+        raise UserError(f"tune.method={name}: is no {what}{nearest(name, known)}")
+    return known[name]
 
 
 def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,28 +97,32 @@ def _confirmed(loaded: LoadedTune, done: Confirmation | None) -> list[str]:
     if done is None:
         return []
     samples = loaded.cfg.confirm.samples or loaded.base.cfg.study.samples
-    rows = []
-    for label, parts in done.paired.items():
-        for p in parts:
-            interval = f"{_number(p.low)} to {_number(p.high)}" if p.seeds > 1 else "none"
-            rows.append(
-                [label, p.objective, str(p.seeds), _number(p.mean), _number(p.default), _number(p.difference), _number(p.se),
-                 interval, p.verdict]
-            )  # fmt: skip
     level = next((p.level for parts in done.paired.values() for p in parts), 1 - ALPHA)
-    together = f"all {len(rows)} intervals together at {1 - ALPHA:.0%}" if len(rows) > 1 else f"{1 - ALPHA:.0%}"
-    head = ["configuration", "objective", "seeds", "mean", "default", "difference", "se", "interval", "verdict"]
+    count = sum(map(len, done.paired.values()))
+    together = f"all {count} intervals together at {1 - ALPHA:.0%}" if count > 1 else f"{1 - ALPHA:.0%}"
     seeds = ", ".join(map(str, done.seeds))
     return [
         "## Confirmed with fresh seeds",
         f"{len(done.seeds)} seed{'s' if len(done.seeds) != 1 else ''} ({seeds}) that no trial used, {samples} samples, the "
         f"study's own training. Differences to the {DEFAULT} are paired by seed; intervals are Student's t at {level:.1%} "
         f"each ({together}).",
-        markdown(head, rows),
+        comparison(done),
         "\n".join(f"- {sentence}" for sentence in done.sentences),
         *_screened(loaded, done),
         *(["Failed: " + "; ".join(f"{k} ({v})" for k, v in done.failures.items())] if done.failures else []),
     ]
+
+
+def comparison(done: Confirmation) -> str:
+    """The table of what was compared with the default: a row for each configuration and objective."""
+    head = ["fresh seeds", "objective", "seeds", "mean", "default", "difference", "se", "interval", "verdict"]
+    rows = [
+        [label, p.objective, str(p.seeds), _number(p.mean), _number(p.default), f"{p.difference:+.4g}", _number(p.se),
+         f"{p.low:+.4g} to {p.high:+.4g}" if p.seeds > 1 else "none", p.verdict]
+        for label, parts in done.paired.items()
+        for p in parts
+    ]  # fmt: skip
+    return markdown(head, rows)
 
 
 def _screened(loaded: LoadedTune, done: Confirmation) -> list[str]:
@@ -132,14 +135,7 @@ def _screened(loaded: LoadedTune, done: Confirmation) -> list[str]:
 
 
 def _space(loaded: LoadedTune) -> str:
-    rows = []
-    for key, d in loaded.cfg.space.items():
-        if d.choices:
-            values = ", ".join(json.dumps(c) for c in d.choices)
-        else:
-            values = f"{d.low:g} to {d.high:g}" + (", log" if d.log else "") + (f", step {d.step:g}" if d.step else "")
-        when = "; ".join(f"{k} in {json.dumps(list(v))}" for k, v in d.when.items())
-        rows.append([f"`{key}`", d.kind, values, when])
+    rows = [[f"`{key}`", d.kind, d.values, d.conditions] for key, d in loaded.cfg.space.items()]
     return markdown(["key", "kind", "values", "only where"], rows)
 
 

@@ -11,7 +11,6 @@ import sys
 import optuna
 import pandas as pd
 
-from harness.report.table import markdown
 from harness.search.best import FILE as BEST_FILE
 from harness.search.best import best_command, candidates, in_words, write_best
 from harness.search.confirm import FILE as CONFIRM_FILE
@@ -20,7 +19,7 @@ from harness.search.figures import draw_all, draw_confirmation
 from harness.search.loaded import LoadedTune
 from harness.search.paired import BEATS, UNKNOWN, WORSE
 from harness.search.publish import SearchLog
-from harness.search.report import Findings, write_report
+from harness.search.report import Findings, comparison, write_report
 from harness.search.table import FILES as TABLES
 from harness.search.table import write_trials
 from harness.search.trials import Tally, all_trials, tally
@@ -85,14 +84,7 @@ def _text(loaded: LoadedTune, found: Findings, several: bool) -> str:
         return "no result"
     lines = [in_words(found.best, loaded, several), *(f"  {o}" for o in found.best.overrides)]
     if found.confirmation is not None:
-        rows = [
-            [label, p.objective, str(p.seeds), f"{p.mean:.4g}", f"{p.default:.4g}", f"{p.difference:+.4g}",
-             f"{p.low:+.4g} to {p.high:+.4g}" if p.seeds > 1 else "none", p.verdict]
-            for label, parts in found.confirmation.paired.items()
-            for p in parts
-        ]  # fmt: skip
-        head = ["fresh seeds", "objective", "seeds", "mean", "default", "difference", "interval", "verdict"]
-        lines += ["", markdown(head, rows), "", verdict(found)]
+        lines += ["", comparison(found.confirmation), "", verdict(found)]
         lines += [s for s in found.confirmation.sentences if "constraint" in s or "finished" in s]
     return "\n".join([*lines, *found.notes])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,19 @@ class DimensionConfig:
         assert self.low is not None and self.high is not None
         return self.low, self.high
 
+    @property
+    def values(self) -> str:
+        """What it may be, in words."""
+        if self.choices:
+            return ", ".join(json.dumps(c) for c in self.choices)
+        low, high = self.ends
+        return f"{low:g} to {high:g}" + (", log" if self.log else "") + (f", step {self.step:g}" if self.step else "")
+
+    @property
+    def conditions(self) -> str:
+        """Where it exists, in words; empty: everywhere."""
+        return "; ".join(f"{k} in {json.dumps(list(v))}" for k, v in self.when.items())
+
 
 @dataclass
 class JudgedConfig:
@@ -50,9 +64,8 @@ class JudgedConfig:
 class ObjectiveConfig(JudgedConfig):
     """A number that is to be small, large, or as the data's own."""
 
-    direction: str = chosen(
-        "", ("", "minimize", "maximize", "data")
-    )  # "data": distance from the data's value; empty: as the column says
+    # data: distance from the data's own value; empty: as the column says.
+    direction: str = chosen("", ("", "minimize", "maximize", "data"))
 
 
 @dataclass
