@@ -64,9 +64,7 @@ def describe(loaded: LoadedTune) -> str:
         lines.append(f"  {direction} {name}: {objective.column or 'the headline column'} at NFE {objective.nfe}")
     lines += [f"  subject to {name}: {c.column} at NFE {c.nfe}" for name, c in cfg.constraints.items()]
     for key, d in cfg.space.items():
-        values = ", ".join(map(str, d.choices)) if d.choices else f"{d.low:g} .. {d.high:g}{' (log)' if d.log else ''}"
-        when = "".join(f" where {k} is {' or '.join(map(str, v))}" for k, v in d.when.items())
-        lines.append(f"  {key}: {values}{when}")
+        lines.append(f"  {key}: {d.values}{f' where {d.conditions}' if d.when else ''}")
     lines.append(f"storage {redact(cfg.storage) or loaded.folder / 'journal.log'}; results in {loaded.folder}")
     return "\n".join(lines)
 

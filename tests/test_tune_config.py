@@ -79,7 +79,7 @@ def test_trials_differ_from_the_study_and_the_command_line_wins(root):
     study = tree["study"]
     assert (study["name"], study["samples"], study["seeds"]) == ("tunable/tune/toy/trials/x", 24, [0])
     assert study["nfe"] == [2, 4] and study["temperatures"] == [1.0] and tree["only"] == ["tunable/tuned"]
-    assert loaded.with_overrides(["methods.tunable.spread=3"]).cfg.study.samples == 16
+    assert loaded.draft.loaded(["methods.tunable.spread=3"]).cfg.study.samples == 16
     other = _load(root, "train.validations=2", "tune.base=['train.validations=5','methods.tunable.rounds=4']")
     tree = other.trial_tree([], "x")
     assert tree["train"]["validations"] == 2 and tree["methods"]["tunable"]["rounds"] == 4

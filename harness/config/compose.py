@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -71,16 +72,16 @@ def composed(parsed: list[Any], entries: Entries, own: Sequence[str] = ()) -> Di
         section = o.key_or_group.strip("/").split(".")[0]
         if section in OWN_GROUPS and section not in own:
             raise UserError(f"unknown key '{o.key_or_group}'; it belongs to {OWN_GROUPS[section]}")
-    groups = [o for o in parsed if _group_of(o, entries) is not None]
+    groups = [o for o in parsed if is_group(o, entries)]
     for o in groups:
         group, choice = o.key_or_group.strip("/"), o.value()
         if not isinstance(choice, str) or choice not in entries[group]:
             raise UserError(f"{o.key_or_group}={choice}: no such {group}{nearest(str(choice), entries[group])}")
-    base = compose_lines([o.input_line for o in groups])
+    config = compose_lines([o.input_line for o in groups])
     named = [o for o in parsed if is_named(o)]
     values = [o for o in parsed if o not in groups and o not in named]
-    _check_keys(values, base, entries)
-    config = compose_lines([o.input_line for o in groups] + [as_text(o, base) for o in values])
+    _check_keys(values, config, entries)
+    put(values, config)
     config.tune = with_named(config.tune, named)
     if "tune" in own:
         _name_search(config, groups, entries)
@@ -108,7 +109,18 @@ def _name_search(config: DictConfig, groups: list[Any], entries: Entries) -> Non
     config.tune.name = config.tune.name or chosen[0]
 
 
-def as_text(override: Any, config: DictConfig) -> str:
+def put(overrides: list[Any], config: DictConfig) -> None:
+    """Set the values of parsed arguments in `config`, as Hydra does once it has composed; raises `UserError`.
+
+    Composing takes a second. What is set is text where a key's field is text.
+    """
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(parse([_as_text(o, config) for o in overrides]), config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from error
+
+
+def _as_text(override: Any, config: DictConfig) -> str:
     """The line of a parsed argument `key=value`, quoted where the key's field in `config` is text."""
     if override.is_delete():
         return override.input_line
@@ -137,10 +149,9 @@ def parse(arguments: Sequence[str]) -> list[Any]:
     return parsed
 
 
-def _group_of(override: Any, entries: Entries) -> str | None:
-    """The group that an override chooses from, or None where it sets a value; '/' and '@package' are Hydra's."""
-    name = override.key_or_group.strip("/")
-    return name if name in entries and not isinstance(override.value(), dict) else None
+def is_group(override: Any, entries: Entries) -> bool:
+    """Whether an override chooses from a group, and does not set a value; '/' and '@package' are Hydra's."""
+    return override.key_or_group.strip("/") in entries and not isinstance(override.value(), dict)
 
 
 def compose_lines(overrides: list[str]) -> DictConfig:

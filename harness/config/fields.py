@@ -61,7 +61,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words."""
+    """One of some words; the empty one, where it is among them, stands for what is found out later."""
 
     choices: tuple[str, ...]
     filled: bool = False
@@ -70,7 +70,7 @@ class Choice:
     def check(self, key: str, value: Any, default: Any = None) -> None:
         """Raise `UserError` with the nearest choice unless `value` is one."""
         if value not in self.choices:
-            raise UserError(f"{key}={value}: is unknown{nearest(value, self.choices)}")
+            raise UserError(f"{key}={value}: is unknown{nearest(value, filter(None, self.choices))}")
 
     def __str__(self) -> str:
         return "one of " + ", ".join(map(repr, self.choices))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.best import best_in
-from harness.config.compose import Entries, as_text, compose_lines, composed, entries_of, parse
+from harness.config.compose import Entries, compose_lines, composed, entries_of, is_group, parse, put
 from harness.config.messages import one_line
 from harness.config.registry import OWN_GROUPS, Entry, build_options
 from harness.config.samplers import resolve_samplers
@@ -106,14 +106,11 @@ class Draft:
         Raises `UserError`.
         """
         config = copy.deepcopy(self.config)
-        for o in parse(more or []):
+        parsed = parse(more or [])
+        for o in parsed:
             if o.is_add() or o.is_delete() or o.package:
                 raise UserError(f"{o.input_line}: only values can change here; write key=value")
-            [o] = parse([as_text(o, config)])  # noqa: PLW2901
-            try:
-                OmegaConf.update(config, o.key_or_group, o.value(), merge=True, force_add=o.is_force_add())
-            except OmegaConfBaseException as error:
-                raise UserError(one_line(error)) from error
+        put(parsed, config)
         lines = [*self.overrides, *(more or [])]
         checked = _checked(config, lines, self.samplers)
         return _as_task(checked, self.name) if self.name else checked
@@ -124,8 +121,9 @@ def _study_and_choice(parsed: list[Any], entries: Entries) -> tuple[dict[str, An
     # Other keys may be of data or methods that only some task chooses; they are checked with each task.
     own = [o for o in parsed if o.key_or_group.split(".")[0] in ("study", "only_tasks")]
     try:
-        base = compose_lines([o.input_line for o in own])
-        base = compose_lines([as_text(o, base) for o in own])
+        groups = [o for o in own if is_group(o, entries)]
+        base = compose_lines([o.input_line for o in groups])
+        put([o for o in own if o not in groups], base)
     except UserError:
         base = composed(own, entries)  # slower, and says what is wrong in the words of this file
     try:
@@ -164,16 +162,14 @@ def _with_task(overrides: list[str], users: list[Any]) -> list[Any]:
 
 
 def _as_task(loaded: Loaded, name: str) -> Loaded:
-    """A task as a study called `name`."""
-    tree = loaded.tree
-    tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
-    tree["study"]["name"] = name
+    """The same, called `name` and without what is the whole study's."""
+    cfg, tree = loaded.cfg, loaded.tree
+    cfg.tracking.experiment = tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or tree["study"]["name"]
+    cfg.study.name = tree["study"]["name"] = name
+    cfg.study.tasks, cfg.only_tasks = {}, []
     tree["study"].pop("tasks", None)
     tree.pop("only_tasks", None)
-    cfg = typed(RunConfig, tree)
-    for section in OWN_GROUPS:
-        setattr(cfg, section, getattr(loaded.cfg, section))
-    return Loaded(cfg, tree, loaded.overrides)
+    return loaded
 
 
 def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from harness.config.fields import check_fields
 from harness.config.schema import RunConfig
 from harness.config.text import keep_text, read_yaml
-from harness.config.trees import merged, typed
+from harness.config.trees import merged
 from harness.errors import UserError, nearest
 
 GLOBAL_HEADER = "# @package _global_"
@@ -122,7 +122,7 @@ def build_options(node: dict[str, Any], key: str = "") -> tuple[type, Any]:
     """
     cls = locate(node["_target_"])
     values = {k: v for k, v in node.items() if k not in ("_target_", "samplers")}
-    options = typed(cls.Options, values)
+    options = OmegaConf.to_object(_merged(key or str(node["_target_"]), values, OmegaConf.structured(cls.Options)))
     check_fields(options, key)
     return cls, options
 
@@ -131,7 +131,7 @@ def _typed(entry: Entry) -> DictConfig:
     """The content of a class's file, merged with the class's options."""
     target, samplers = entry.content["_target_"], entry.content.get("samplers", {})
     content = {key: value for key, value in entry.content.items() if key not in ("_target_", "samplers")}
-    node = _merged(entry, content, OmegaConf.structured(locate(target, f"{entry.path}: _target_").Options))
+    node = _merged(entry.path, content, OmegaConf.structured(locate(target, f"{entry.path}: _target_").Options))
     with open_dict(node):
         node["_target_"] = target
         if entry.group == "method":
@@ -139,14 +139,14 @@ def _typed(entry: Entry) -> DictConfig:
     return node
 
 
-def _merged(entry: Entry, content: dict[str, Any], schema: DictConfig) -> DictConfig:
-    """The content of a file in its typed fields; raises `UserError` with the file's name."""
+def _merged(where: str | Path, content: dict[str, Any], schema: DictConfig) -> DictConfig:
+    """Some values in their typed fields; raises `UserError` with the name of the file or the key that they are from."""
     try:
         return merged(schema, content)
     except (OmegaConfBaseException, ValueError) as error:
         unknown = next((e for e in (error.__cause__, error) if isinstance(e, ConfigKeyError) and e.parent_node), None)
         hint = "" if unknown is None else nearest(str(unknown.key), map(str, unknown.parent_node))
-        raise UserError(f"{entry.path}: {str(error).splitlines()[0]}{hint}") from error
+        raise UserError(f"{where}: {str(error).splitlines()[0]}{hint}") from error
 
 
 #: What Hydra's store holds: putting a file in takes longer than all else of a load.
@@ -172,5 +172,5 @@ def _store(store: ConfigStore, entry: Entry) -> None:
         store.store(group=group, name=name, node=_typed(entry))
         return
     if group in ("scale", "tune"):  # whose keys belong to one section, so that the file can be named
-        _merged(entry, entry.content, OmegaConf.structured(RunConfig)[group])
+        _merged(entry.path, entry.content, OmegaConf.structured(RunConfig)[group])
     store.store(group=group, name=name, node=entry.content, package="_global_" if group == "study" else group)

@@ -25,6 +25,6 @@ def plain(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
 def typed(cls: type[T], tree: Any) -> T:
     """The dataclass `cls` with the values of `tree`. Raises OmegaConf's errors."""
-    made = OmegaConf.to_object(merged(OmegaConf.structured(cls), tree))
+    made = OmegaConf.to_object(merged(cls, tree))
     assert isinstance(made, cls)
     return made

@@ -181,9 +181,8 @@ class Search(Work):
     def _fail(self, number: int, why: str) -> None:
         """The trial failed for a reason of its own: it is counted, and not tried again."""
         self.queue.end(number, {FAILURE: why})
-        self.tasks[_key(number)] = Task(
-            _key(number), state="done"
-        )  # for the count: it is one of those that were wanted
+        # For the count: it is one of those that were wanted.
+        self.tasks[_key(number)] = Task(_key(number), state="done")
         self._ended(number)
 
     @patient

@@ -48,7 +48,7 @@ def order(cost_TK: np.ndarray) -> list[int]:
     return [int(i) for i in np.argsort(far_T, kind="stable")]
 
 
-def violation(trial: FrozenTrial) -> float:
+def _violation(trial: FrozenTrial) -> float:
     """How far a trial is from meeting its constraints: the sum of what each is broken by, in its own unit."""
     return float(sum(max(0.0, c) for c in trial.user_attrs.get(CONSTRAINTS) or []))
 
@@ -65,7 +65,7 @@ def candidates(loaded: LoadedTune, study: optuna.Study, count: int) -> list[Cand
     if not able:
         if not done:
             return []
-        closest = min(done, key=lambda t: (violation(t), t.number))
+        closest = min(done, key=lambda t: (_violation(t), t.number))
         return [Candidate(closest, _overrides(loaded, closest), False)]
     chosen: dict[tuple[str, ...], Candidate] = {}
     left = able

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from harness.config.compose import flatten, leaves
@@ -14,17 +13,7 @@ from harness.config.schema import is_plain, need
 from harness.errors import UserError, nearest
 from harness.search.loaded import LoadedTune
 from harness.search.objective import COSTS, FACTS, TRUTH, known_columns
-from harness.search.schema import (
-    DIRECTIONS,
-    KINDS,
-    PRUNERS,
-    SAMPLERS,
-    SIGNALS,
-    ConstraintConfig,
-    DimensionConfig,
-    ObjectiveConfig,
-    TuneConfig,
-)
+from harness.search.schema import DimensionConfig, JudgedConfig, TuneConfig
 from harness.search.space import token
 from harness.study.session import Session
 
@@ -37,7 +26,10 @@ _FREE = (HEAT, "study.sampling_seed")
 def check_config(loaded: LoadedTune) -> None:
     """Raise `UserError` for the first thing that cannot be meant; fills in kinds, columns and directions."""
     cfg, base = loaded.cfg, loaded.base
-    _check_numbers(cfg)
+    need(is_plain(cfg.name), "tune.name", cfg.name, "names a folder; use letters, digits, '.', '_' and '-'")
+    for o in cfg.base:
+        need("=" in o, "tune.base", o, "is no override; write key=value")
+    _check_seeds(cfg)
     _check_space(cfg, base)
     session = Session(base.tree)
     columns = known_columns(session.columns)
@@ -47,33 +39,13 @@ def check_config(loaded: LoadedTune) -> None:
     _check_pruner(loaded, {c.name for c in session.columns})
 
 
-def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
-    need(value in choices, key, value, f"is unknown{nearest(value, choices)}")
-
-
-def _check_numbers(cfg: TuneConfig) -> None:
-    need(is_plain(cfg.name), "tune.name", cfg.name, "names a folder; use letters, digits, '.', '_' and '-'")
-    _one_of("tune.sampler", cfg.sampler, SAMPLERS)
-    for key, least in (("trials", 1), ("startup", 1), ("workers", 0), ("retries", 0), ("seed", 0), ("samples", 8)):
-        need(getattr(cfg, key) >= least, f"tune.{key}", getattr(cfg, key), f"must be {least} or more")
-    need(0 < cfg.steps < math.inf, "tune.steps", cfg.steps, "is a share of the study's steps, such as 0.5")
-    for nfe in cfg.nfe:
-        need(nfe >= 1, "tune.nfe", nfe, "a budget is a positive number of network calls; the smallest is 1")
-    confirm = cfg.confirm
-    need(confirm.top >= 0, "tune.confirm.top", confirm.top, "must be 0 (no confirmation) or more")
-    ok = confirm.samples == 0 or confirm.samples >= 8
-    need(ok, "tune.confirm.samples", confirm.samples, "must be 8 or more, or 0 for the study's")
-    for key, seeds in (("seeds", confirm.seeds), ("screen", confirm.screen)):
-        ok = len(set(seeds)) == len(seeds) and min(seeds, default=0) >= 0
-        need(ok, f"tune.confirm.{key}", seeds, "must be different seeds of 0 or more")
-        ok = cfg.seed not in seeds
-        need(ok, f"tune.confirm.{key}", seeds, f"must be fresh; {cfg.seed} is the seed of the trials (tune.seed)")
-    ok = not set(confirm.screen) & set(confirm.seeds)
-    need(
-        ok, "tune.confirm.screen", confirm.screen, "must share no seed with tune.confirm.seeds: it chooses, they judge"
-    )
-    for o in cfg.base:
-        need("=" in o, "tune.base", o, "is no override; write key=value")
+def _check_seeds(cfg: TuneConfig) -> None:
+    for key, seeds in (("seeds", cfg.confirm.seeds), ("screen", cfg.confirm.screen)):
+        reason = f"must be fresh; {cfg.seed} is the seed of the trials (tune.seed)"
+        need(cfg.seed not in seeds, f"tune.confirm.{key}", seeds, reason)
+    screen = cfg.confirm.screen
+    reason = "must share no seed with tune.confirm.seeds: it chooses, they judge"
+    need(not set(screen) & set(cfg.confirm.seeds), "tune.confirm.screen", screen, reason)
 
 
 # ---- the space --------------------------------------------------------------------------------------------------------
@@ -102,8 +74,6 @@ def _check_dimension(where: str, d: DimensionConfig, value: Any) -> None:
     if d.as_list and not isinstance(value, list):
         raise UserError(f"{where}: as_list is for keys that take a list; this one's value is {value}")
     d.kind = d.kind or _kind_of(where, d, value[0] if d.as_list and value else value)
-    if d.kind not in KINDS:
-        raise UserError(f"{where}.kind={d.kind}: is unknown{nearest(d.kind, KINDS)}")
     if d.kind == "categorical":
         _check_choices(where, d)
         return
@@ -111,14 +81,15 @@ def _check_dimension(where: str, d: DimensionConfig, value: Any) -> None:
         raise UserError(f"{where}: choices are of kind categorical; drop them or the kind {d.kind}")
     if d.low is None or d.high is None:
         raise UserError(f"{where}: a dimension of kind {d.kind} needs low and high")
-    if not (math.isfinite(d.low) and math.isfinite(d.high) and d.low < d.high):
-        raise UserError(f"{where}: the range from {d.low:g} to {d.high:g} is empty; low must be below high")
-    if d.log and d.low <= 0:
-        raise UserError(f"{where}: log needs low above 0, and it is {d.low:g}")
-    if d.step is not None and (d.log or not 0 < d.step <= d.high - d.low):
+    low, high = d.ends
+    if low >= high:
+        raise UserError(f"{where}: the range from {low:g} to {high:g} is empty; low must be below high")
+    if d.log and low <= 0:
+        raise UserError(f"{where}: log needs low above 0, and it is {low:g}")
+    if d.step is not None and (d.log or d.step > high - low):
         reason = "goes with log" if d.log else "fits into the range"
         raise UserError(f"{where}.step={d.step:g}: no step {reason}; drop it or choose one above 0 up to high - low")
-    if d.kind == "int" and any(v != round(v) for v in (d.low, d.high, d.step or 1)):
+    if d.kind == "int" and any(v != round(v) for v in (low, high, d.step or 1)):
         raise UserError(f"{where}: low, high and step of kind int are whole numbers")
 
 
@@ -159,7 +130,7 @@ def _check_condition(
     for value in wanted:
         if d.kind != "categorical":
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if d.kind == "float" or not number or not d.low <= value <= d.high:
+            if d.kind == "float" or not number or not d.ends[0] <= value <= d.ends[1]:
                 raise UserError(f"{where}.when: {other} is a {d.kind} that does not take exactly {value}; use choices")
         elif value not in d.choices:
             raise UserError(f"{where}.when: {other} never is {value}{nearest(str(value), map(str, d.choices))}")
@@ -177,33 +148,25 @@ def _complete(cfg: TuneConfig, columns: dict[str, str], headline: str) -> None:
 
 
 def _check_judged(cfg: TuneConfig, columns: dict[str, str]) -> None:
-    entries: list[tuple[str, ObjectiveConfig | ConstraintConfig]] = []
-    entries += [(f"tune.objectives.{name}", o) for name, o in cfg.objectives.items()]
-    entries += [(f"tune.constraints.{name}", c) for name, c in cfg.constraints.items()]
-    for where, e in entries:
-        need(
-            e.column in columns, f"{where}.column", e.column, f"is no column of this study{nearest(e.column, columns)}"
-        )
-        need(e.nfe >= 1, f"{where}.nfe", e.nfe, "a budget is a positive number of network calls; the smallest is 1")
+    entries: dict[str, JudgedConfig] = {f"tune.objectives.{name}": o for name, o in cfg.objectives.items()}
+    entries |= {f"tune.constraints.{name}": c for name, c in cfg.constraints.items()}
+    for where, e in entries.items():
+        reason = f"is no column of this study{nearest(e.column, columns)}"
+        need(e.column in columns, f"{where}.column", e.column, reason)
         if cfg.nfe and e.nfe not in cfg.nfe:
             raise UserError(f"{where}.nfe={e.nfe}: is not among tune.nfe={list(cfg.nfe)}; add it, or leave that empty")
-        if e.temperature is not None:
-            ok = 0 < e.temperature < math.inf
-            need(ok, f"{where}.temperature", e.temperature, "a temperature divides logits and must be above 0")
-            free = HEAT not in cfg.space
-            need(free, f"{where}.temperature", e.temperature, f"cannot be fixed while {HEAT} is searched; drop one")
-    for name, o in cfg.objectives.items():
-        _one_of(f"tune.objectives.{name}.direction", o.direction, DIRECTIONS)
-        _need_of_data(f"tune.objectives.{name}.direction=data", o, o.direction == "data")
+        free = e.temperature is None or HEAT not in cfg.space
+        need(free, f"{where}.temperature", e.temperature, f"cannot be fixed while {HEAT} is searched; drop one")
     seen: dict[tuple[Any, ...], str] = {}
     for name, o in cfg.objectives.items():
+        _need_of_data(f"tune.objectives.{name}.direction=data", o, o.direction == "data")
         other = seen.setdefault(dataclasses.astuple(o), name)
         if other != name:
             raise UserError(f"tune.objectives.{name}: is the same as {other}; keep one of them")
     _check_constraints(cfg)
 
 
-def _need_of_data(where: str, e: ObjectiveConfig | ConstraintConfig, wanted: bool) -> None:
+def _need_of_data(where: str, e: JudgedConfig, wanted: bool) -> None:
     if wanted and e.column in (*COSTS, *FACTS, *TRUTH):
         raise UserError(f"{where}: the data have no {e.column} to compare with; give limits instead")
 
@@ -213,8 +176,6 @@ def _check_constraints(cfg: TuneConfig) -> None:
         where = f"tune.constraints.{name}"
         if c.min is None and c.max is None and c.within is None:
             raise UserError(f"{where}: limits nothing; give max, min or within")
-        if c.within is not None and not 0 <= c.within < math.inf:
-            raise UserError(f"{where}.within={c.within:g}: is a share of the data's value, 0 or more, such as 0.1")
         _need_of_data(f"{where}.within", c, c.within is not None)
     limited: dict[tuple[Any, ...], dict[str, tuple[float, float]]] = {}
     for name, c in cfg.constraints.items():
@@ -231,11 +192,6 @@ def _check_constraints(cfg: TuneConfig) -> None:
 
 def _check_pruner(loaded: LoadedTune, metric_columns: set[str]) -> None:
     cfg, p = loaded.cfg, loaded.cfg.pruner
-    _one_of("tune.pruner.kind", p.kind, PRUNERS)
-    _one_of("tune.pruner.signal", p.signal, SIGNALS)
-    need(p.startup >= 0, "tune.pruner.startup", p.startup, "must be 0 or more")
-    need(0 <= p.warmup <= 1, "tune.pruner.warmup", p.warmup, "is a share of the steps, 0 to 1")
-    need(p.samples >= 8, "tune.pruner.samples", p.samples, "too few to score; use 8 or more")
     if p.kind == "none":
         return
     if len(cfg.objectives) > 1:

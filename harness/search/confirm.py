@@ -6,7 +6,6 @@ folder of weights: configurations that differ only in how they sample are traine
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,19 +107,14 @@ def _say(stage: str, label: str, seeds: Sequence[int]) -> None:
 def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The configuration of one of its studies: the study's own with these overrides, one method, the fresh seeds."""
     cfg, base = loaded.cfg, loaded.base.cfg
-    tree = copy.deepcopy(loaded.with_overrides(list(overrides)).tree)
+    tree = loaded.draft.loaded(list(overrides)).tree
     study = tree["study"]
-    study["name"] = f"{base.study.name}/tune/{cfg.name}/confirm/{label}"
-    study["question"] = f"{label} of {cfg.name} with fresh seeds"
-    study["seeds"] = list(seeds)
-    study["nfe"] = loaded.budgets
+    study |= {"name": f"{loaded.place}/confirm/{label}", "question": f"{label} of {cfg.name} with fresh seeds"}
+    study |= {"seeds": list(seeds), "samples": cfg.confirm.samples or base.study.samples}
+    study |= {"nfe": loaded.budgets, "temperatures": loaded.temperatures(study)}
     study.pop("nfe_of", None)
-    study["samples"] = cfg.confirm.samples or base.study.samples
-    study["temperatures"] = loaded.temperatures(study)
-    tree["only"] = [cfg.method]
-    tree["plan"] = False
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or base.study.name
-    return tree
+    return tree | {"only": [cfg.method], "plan": False}
 
 
 def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]], screen: Sequence[int]) -> str:
@@ -166,8 +160,8 @@ def _run(
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as `harness.study.rows` makes them: plain numbers and words, None for what is not known."""
-    table = frame.astype(object).where(frame.notna(), None)
-    return table.to_dict("records")
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:

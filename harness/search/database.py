@@ -80,8 +80,9 @@ def open_database(text: str) -> optuna.storages.RDBStorage:
             if not sqlalchemy.inspect(engine).has_table(_LAST_TABLE):
                 optuna.storages.RDBStorage(told, engine_kwargs=options).engine.dispose()
         engine.dispose()
-        times = {"heartbeat_interval": BEAT, "grace_period": GRACE}
-        return optuna.storages.RDBStorage(told, engine_kwargs=options, skip_table_creation=True, **times)
+        return optuna.storages.RDBStorage(
+            told, engine_kwargs=options, skip_table_creation=True, heartbeat_interval=BEAT, grace_period=GRACE
+        )
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ValueError) as error:
         raise UserError(f"tune.storage={masked(url)}: {_why(error, url)}") from None
 

@@ -15,17 +15,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import optuna.visualization.matplotlib as views
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.report.canvas import DPI, new_figure
 from harness.report.figures import dress, save
 from harness.search.confirm import DEFAULT, Confirmation
 from harness.search.loaded import LoadedTune
 from harness.search.trials import all_trials, feasible, signs
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#b8b8b8"  # Okabe and Ito (2008)
-_DPI = 150
 _MOST, _PAIRED = 12, 4  # dimensions of slices and of contours; more would be too small to read
 #: Share of the trials that counts as the best for importances, and how many there should be of them.
 QUANTILE, AT_LEAST = 0.1, 5
@@ -66,7 +65,12 @@ def draw_all(loaded: LoadedTune, study: optuna.Study) -> tuple[list[Path], list[
 def _optunas_style() -> Iterator[None]:
     """Optuna draws with pyplot and sets a style of its own for all figures; outside of the block nothing of it is left."""
     plt.switch_backend("Agg")
-    settings = {"figure.dpi": _DPI, "font.size": 10, "axes.labelsize": 11, "figure.constrained_layout.use": True}
+    settings: dict[Any, Any] = {
+        "figure.dpi": DPI,
+        "font.size": 10,
+        "axes.labelsize": 11,
+        "figure.constrained_layout.use": True,
+    }
     with plt.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Optuna's experimental functions
         try:
@@ -102,7 +106,7 @@ class _View:
     def history(self) -> Figure:
         """Values in the order of the trials, and the best so far."""
         self._need(1)
-        axes = views.plot_optimization_history(self.study, **self.target)
+        axes: Any = views.plot_optimization_history(self.study, **self.target)
         axes.figure.set_size_inches(8.4, 4.2)
         return axes.figure
 
@@ -121,9 +125,8 @@ class _View:
         return found if any(found.values()) else {}
 
     def _cost(self, trial: FrozenTrial) -> float:
-        return (
-            float(signs(self.study.directions)[self.k]) * trial.values[self.k]
-        )  # the evaluator takes the least as best
+        """Lower is better, as the evaluator takes it."""
+        return float(signs(self.study.directions)[self.k]) * trial.values[self.k]
 
     def _evaluator(self) -> optuna.importance.PedAnovaImportanceEvaluator:
         share = min(0.5, max(QUANTILE, AT_LEAST / max(1, len(self.done))))
@@ -134,7 +137,7 @@ class _View:
         self._need(2, 2)
         if not self.shares():
             raise Nothing("the best trials are spread over every dimension as all trials are")
-        axes = views.plot_param_importances(
+        axes: Any = views.plot_param_importances(
             self.study, self._evaluator(), self.varying, target=self._cost, target_name=self.name
         )
         axes.set_title("Importance of each dimension (PED-ANOVA)", loc="left")
@@ -145,16 +148,16 @@ class _View:
     def slices(self) -> Figure:
         """The objective along each dimension in which trials differ."""
         self._need(2, 1)
-        axes = np.atleast_1d(views.plot_slice(self.study, self.varying[:_MOST], **self.target))
-        return axes[0].figure
+        axes: Any = views.plot_slice(self.study, self.varying[:_MOST], **self.target)
+        return np.atleast_1d(axes)[0].figure
 
     def contours(self) -> Figure:
         """The objective over pairs of the most important dimensions."""
         self._need(3, 2)
         share = self.shares()
         keys = sorted(self.varying, key=lambda key: -share.get(key, 0.0))[:_PAIRED]
-        axes = np.atleast_2d(views.plot_contour(self.study, keys, **self.target))
-        figure = axes[0, 0].figure
+        axes: Any = views.plot_contour(self.study, keys, **self.target)
+        figure = np.atleast_2d(axes)[0, 0].figure
         figure.set_size_inches(2.4 + 2.6 * len(keys), 1.6 + 2.4 * len(keys))
         return figure
 
@@ -165,7 +168,7 @@ def _pareto(study: optuna.Study, names: list[str]) -> Figure:
         raise Nothing(f"it has two or three axes, and there are {len(names)} objectives")
     if not any(feasible(t) for t in all_trials(study)):
         raise Nothing("it needs 1 finished trial that meets the constraints, and there are 0")
-    axes = views.plot_pareto_front(study, target_names=names)
+    axes: Any = views.plot_pareto_front(study, target_names=names)
     axes.figure.set_size_inches(7.2, 4.8)
     return axes.figure
 
@@ -185,12 +188,6 @@ def _shorten(figure: Figure, space: list[str]) -> None:
 
 
 # ---- the re-evaluation ------------------------------------------------------------------------------------------------
-def _new_figure(panels: int, width: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width * panels, 4.2), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
 def draw_confirmation(loaded: LoadedTune, study: optuna.Study, done: Confirmation) -> Path | None:
     """Write `figures/confirm.png`: each configuration's value for each fresh seed, seeds joined by lines.
 
@@ -202,7 +199,8 @@ def draw_confirmation(loaded: LoadedTune, study: optuna.Study, done: Confirmatio
         path.unlink(missing_ok=True)
         return None
     names = list(loaded.cfg.objectives)
-    figure, panels = _new_figure(len(names), 1.6 + 1.2 * len(labels))
+    figure = new_figure(((1.6 + 1.2 * len(labels)) * len(names), 4.2))
+    panels = list(figure.subplots(1, len(names), squeeze=False)[0])
     for k, axes in enumerate(panels):
         better = "lower" if signs(study.directions)[k] > 0 else "higher"
         title = f"The default and the best, with {len(done.seeds)} fresh seeds" if k == 0 else ""

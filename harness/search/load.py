@@ -5,7 +5,6 @@ study's as `harness.run` takes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 from harness.config.compose import leaves
 from harness.config.load import Draft, Loaded, load_draft
 from harness.config.rows import rows_of
+from harness.config.trees import plain
 from harness.errors import UserError, nearest
 from harness.search.checks import check_config
 from harness.search.database import checked_url
@@ -46,9 +46,8 @@ def load_tune(arguments: list[str], config_dirs: list[Path] | None = None, check
         [], "python -m harness.tune " + " ".join(map(_shown, arguments)), notes,
     )  # fmt: skip
     check_config(loaded)  # completes objectives, constraints and the pruner
-    judged = (*cfg.objectives.values(), *cfg.constraints.values())
-    cfg.nfe = sorted({*cfg.nfe, *(e.nfe for e in judged)})
-    tree = OmegaConf.to_container(OmegaConf.structured(cfg))
+    cfg.nfe = sorted({*cfg.nfe, *(e.nfe for e in cfg.judged)})
+    tree = plain(OmegaConf.structured(cfg), resolve=False)
     loaded = replace(loaded, budgets=list(cfg.nfe), tree={k: v for k, v in tree.items() if k != "storage"})
     if check:
         check_possible(loaded)
@@ -69,27 +68,16 @@ def _shown(argument: str) -> str:
 # ---- what it means in this study --------------------------------------------------------------------------------------
 def _row(cfg: TuneConfig, base: Loaded) -> str:
     """METHOD/SAMPLER of what is searched."""
-    rows = rows_of(base.tree["methods"])
-    if not cfg.method:
-        found = next((name for name in cfg.candidates if _has(rows, name)), None)
-        if found is None:
-            raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(_names(rows))}")
-        cfg.method = found
-    method, _, sampler = cfg.method.partition("/")
-    if not _has(rows, cfg.method):
-        known = [f"{method}/{label}" for label in rows[method]] if method in rows else rows
-        what = "sampler of this method" if method in rows else "method of this study"
-        raise UserError(f"tune.method={cfg.method}: is no {what}{nearest(cfg.method, known)}")
-    return f"{method}/{sampler or rows[method][0]}"
-
-
-def _has(rows: Mapping[str, list[str]], name: str) -> bool:
-    method, _, sampler = name.partition("/")
-    return method in rows and (not sampler or sampler in rows[method])
-
-
-def _names(rows: Mapping[str, list[str]]) -> list[str]:
-    return [f"{method}/{label}" for method, labels in rows.items() for label in labels]
+    known: dict[str, str] = {}
+    for method, labels in rows_of(base.tree["methods"]).items():
+        known |= {method: f"{method}/{labels[0]}"} | {f"{method}/{label}": f"{method}/{label}" for label in labels}
+    name = cfg.method or next((name for name in cfg.candidates if name in known), "")
+    if not name:
+        raise UserError(f"tune.method is empty: name what is searched, one of {', '.join(known)}")
+    if name not in known:
+        what = "sampler of this method" if name.partition("/")[0] in known else "method of this study"
+        raise UserError(f"tune.method={name}: is no {what}{nearest(name, known)}")
+    return known[name]
 
 
 def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
@@ -97,7 +85,7 @@ def _full_keys(cfg: TuneConfig, draft: Draft, base: Loaded) -> list[str]:
 
     Returns what a user should know of it.
     """
-    raw, followed = OmegaConf.to_container(draft.config, resolve=False), []
+    raw, followed = plain(draft.config, resolve=False), []
     known = set(leaves(base.tree))
     full: dict[str, DimensionConfig] = {}
     names: dict[str, str] = {}

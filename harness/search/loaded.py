@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.config.load import Draft, Loaded
 from harness.provenance import short_hash
@@ -52,13 +52,9 @@ class LoadedTune:
         return Path(self.base.cfg.runs_dir).resolve() / self.place
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
         """'minimize' or 'maximize' for each objective; a distance from the data's value is minimised."""
-        return ["minimize" if o.direction == "data" else o.direction for o in self.cfg.objectives.values()]
-
-    def with_overrides(self, overrides: list[str]) -> Loaded:
-        """The study with these arguments `key=value` after all others, checked; raises `UserError`."""
-        return self.draft.loaded(overrides)
+        return ["maximize" if o.direction == "maximize" else "minimize" for o in self.cfg.objectives.values()]
 
     def trial_tree(self, overrides: list[str], place: str) -> dict[str, Any]:
         """The configuration of a trial: one method and one seed, the search's budgets and number of samples.
@@ -78,7 +74,7 @@ class LoadedTune:
         """The temperature that is searched, or 1 or the study's first one, or what objectives and constraints name."""
         given = study["temperatures"]
         first = 1.0 if 1.0 in given else given[0]
-        asked = [e.temperature for e in (*self.cfg.objectives.values(), *self.cfg.constraints.values())]
+        asked = [e.temperature for e in self.cfg.judged]
         return list(dict.fromkeys(float(first if heat is None else heat) for heat in asked))
 
     def job(self, number: int, params: dict[str, Any]) -> Job:

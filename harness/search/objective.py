@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Column
 from harness.search.context import Context, Progress
-from harness.search.schema import ConstraintConfig, ObjectiveConfig, TuneConfig
+from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
 from harness.study import steps
 from harness.study.cells import DATA_ROW, data_cell
@@ -34,7 +34,7 @@ def known_columns(columns: Sequence[Column]) -> dict[str, str]:
 
 def needs_facts(cfg: TuneConfig) -> bool:
     """Whether something is asked for that is measured on the model, which takes longer than a small set of samples."""
-    return any(e.column in (*FACTS, *TRUTH) for e in (*cfg.objectives.values(), *cfg.constraints.values()))
+    return any(e.column in (*FACTS, *TRUTH) for e in cfg.judged)
 
 
 def needs_data(cfg: TuneConfig) -> bool:
@@ -85,7 +85,7 @@ def limits(c: ConstraintConfig, of_data: float) -> tuple[float, float]:
     return low, high
 
 
-def _row(rows: list[dict[str, Any]], e: ObjectiveConfig | ConstraintConfig) -> dict[str, Any]:
+def _row(rows: list[dict[str, Any]], e: JudgedConfig) -> dict[str, Any]:
     """The row of this budget and temperature; without a temperature, that at 1 or the first one."""
     there = [row for row in rows if row["nfe"] == e.nfe]
     wanted = e.temperature
@@ -103,7 +103,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _value(rows: list[dict[str, Any]], e: ObjectiveConfig | ConstraintConfig) -> float:
+def _value(rows: list[dict[str, Any]], e: JudgedConfig) -> float:
     return _number(_row(rows, e).get(e.column))
 
 
@@ -111,7 +111,7 @@ def _scores(rows: list[dict[str, Any]], columns: set[str]) -> dict[str, float]:
     """Numbers by `<column>@<nfe>`; of further temperatures than the first (or 1) as `<column>@<nfe>T<temperature>`."""
     scores: dict[str, float] = {}
     for row in rows:
-        main = _row(rows, ObjectiveConfig(nfe=row["nfe"])) is row
+        main = _row(rows, JudgedConfig(nfe=row["nfe"])) is row
         place = f"{row['nfe']}" if main else f"{row['nfe']}T{float(row['temperature']):g}"
         for name, value in row.items():
             if name.removesuffix("_se") in columns and not math.isnan(_number(value)):
@@ -130,7 +130,7 @@ def data_values(context: Context, progress: Progress | None = None) -> dict[str,
     path = context.folder / "data.json"
     tell = progress or (lambda text, done, total: None)
     with waiting_for(context.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
-        known = read_json(path) if path.exists() else {}
+        known: dict[str, Any] = read_json(path) if path.exists() else {}
         if known.get("identity") != context.identity:
             known = {"identity": context.identity, "values": _score_data(context, tell)}
             write_json(path, known)

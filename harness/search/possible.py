@@ -22,7 +22,7 @@ DEFAULT = "default"
 def check_possible(loaded: LoadedTune) -> None:
     """Raise `UserError` for a budget that cannot be met, a value that is refused, a dimension without effect, ..."""
     cfg, session = loaded.cfg, loaded.session
-    for o in (*cfg.objectives.values(), *cfg.constraints.values()):
+    for o in cfg.judged:
         if o.column in TRUTH and session.data.task is None:
             raise UserError(f"{o.column} needs data whose law is known; {session.data.name} has none")
     _ = session.reference  # refuses too many samples
@@ -107,8 +107,7 @@ def _check_budgets(loaded: LoadedTune, sampler: Sampler, where: str) -> None:
             sampler.check_budget(nfe)
         except UserError as error:
             raise UserError(f"tune: {where}{error}") from error
-    heats = [e.temperature for e in (*cfg.objectives.values(), *cfg.constraints.values())]
-    if role != "method" and any(heat not in (None, 1.0) for heat in heats):
+    if role != "method" and any(e.temperature not in (None, 1.0) for e in cfg.judged):
         raise UserError(f"tune: {where}{sampler.title} is a {role}, which is sampled at temperature 1 alone")
 
 

@@ -136,8 +136,9 @@ class SearchLog:
         self.tracker.close()
 
 
-def _ms(time: datetime.datetime) -> int:
-    return int(1000 * time.timestamp())
+def _ms(when: datetime.datetime | None) -> int:
+    assert when is not None, "a trial that ended knows when"
+    return int(1000 * when.timestamp())
 
 
 def _shown(key: str, value: Any) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from harness.provenance import git_state
+from harness.report.table import markdown
 from harness.search.best import Candidate, best_command, in_words
 from harness.search.confirm import DEFAULT, Confirmation
 from harness.search.figures import AT_LEAST
@@ -70,12 +68,6 @@ def _dashboard(loaded: LoadedTune) -> list[str]:
     return [f"All trials: `optuna-dashboard {path} --host 127.0.0.1`"] if path.exists() else []
 
 
-def table_of(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
-    """A Markdown table."""
-    cells = [[str(c).replace("|", "\\|") for c in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells])
-
-
 def _number(value: float | None) -> str:
     return "" if value is None or value != value else f"{value:.4g}"
 
@@ -88,14 +80,16 @@ def _found(loaded: LoadedTune, found: Findings) -> list[str]:
     rows = [[f"`{key}`", f"`{value}`"] for key, _, value in (o.partition("=") for o in best.overrides)]
     parts = [
         f"{in_words(best, loaded, several)[0].upper()}{in_words(best, loaded, several)[1:]}. {found.how}",
-        table_of(rows, ["key", "value"]) if rows else "It changes nothing.",
+        markdown(["key", "value"], rows) if rows else "It changes nothing.",
     ]
     if best.feasible:
         parts.append(f"`best.yaml` runs it as it is:\n\n```\n{best_command(loaded, best)}\n```")
     if several and len(found.chosen) > 1:
         names = list(loaded.cfg.objectives)
-        others = [[c.trial.number, *(_number(v) for v in c.trial.values), ", ".join(c.overrides)] for c in found.chosen]
-        parts.append("Re-evaluated, in this order:\n\n" + table_of(others, ["trial", *names, "overrides"]))
+        others = [
+            [str(c.trial.number), *(_number(v) for v in c.trial.values), ", ".join(c.overrides)] for c in found.chosen
+        ]
+        parts.append("Re-evaluated, in this order:\n\n" + markdown(["trial", *names, "overrides"], others))
     return parts
 
 
@@ -103,49 +97,46 @@ def _confirmed(loaded: LoadedTune, done: Confirmation | None) -> list[str]:
     if done is None:
         return []
     samples = loaded.cfg.confirm.samples or loaded.base.cfg.study.samples
-    rows = []
-    for label, parts in done.paired.items():
-        for p in parts:
-            interval = f"{_number(p.low)} to {_number(p.high)}" if p.seeds > 1 else "none"
-            rows.append(
-                [label, p.objective, p.seeds, _number(p.mean), _number(p.default), _number(p.difference), _number(p.se),
-                 interval, p.verdict]
-            )  # fmt: skip
     level = next((p.level for parts in done.paired.values() for p in parts), 1 - ALPHA)
-    together = f"all {len(rows)} intervals together at {1 - ALPHA:.0%}" if len(rows) > 1 else f"{1 - ALPHA:.0%}"
-    head = ["configuration", "objective", "seeds", "mean", "default", "difference", "se", "interval", "verdict"]
+    count = sum(map(len, done.paired.values()))
+    together = f"all {count} intervals together at {1 - ALPHA:.0%}" if count > 1 else f"{1 - ALPHA:.0%}"
     seeds = ", ".join(map(str, done.seeds))
     return [
         "## Confirmed with fresh seeds",
         f"{len(done.seeds)} seed{'s' if len(done.seeds) != 1 else ''} ({seeds}) that no trial used, {samples} samples, the "
         f"study's own training. Differences to the {DEFAULT} are paired by seed; intervals are Student's t at {level:.1%} "
         f"each ({together}).",
-        table_of(rows, head),
+        comparison(done),
         "\n".join(f"- {sentence}" for sentence in done.sentences),
         *_screened(loaded, done),
         *(["Failed: " + "; ".join(f"{k} ({v})" for k, v in done.failures.items())] if done.failures else []),
     ]
 
 
+def comparison(done: Confirmation) -> str:
+    """The table of what was compared with the default: a row for each configuration and objective."""
+    head = ["fresh seeds", "objective", "seeds", "mean", "default", "difference", "se", "interval", "verdict"]
+    rows = [
+        [label, p.objective, str(p.seeds), _number(p.mean), _number(p.default), f"{p.difference:+.4g}", _number(p.se),
+         f"{p.low:+.4g} to {p.high:+.4g}" if p.seeds > 1 else "none", p.verdict]
+        for label, parts in done.paired.items()
+        for p in parts
+    ]  # fmt: skip
+    return markdown(head, rows)
+
+
 def _screened(loaded: LoadedTune, done: Confirmation) -> list[str]:
     """The first round, if there was one: it chose who was compared, and its seeds are no part of the comparison."""
     if not done.screened:
         return []
-    rows = [[r.label, r.seed, *(_number(v) for v in r.values)] for r in done.screened]
+    rows = [[r.label, str(r.seed), *(_number(v) for v in r.values)] for r in done.screened]
     told = "The first round, with seeds that only chose which configuration is compared with the default:"
-    return [told + "\n\n" + table_of(rows, ["configuration", "seed", *loaded.cfg.objectives])]
+    return [told + "\n\n" + markdown(["configuration", "seed", *loaded.cfg.objectives], rows)]
 
 
 def _space(loaded: LoadedTune) -> str:
-    rows = []
-    for key, d in loaded.cfg.space.items():
-        if d.choices:
-            values = ", ".join(json.dumps(c) for c in d.choices)
-        else:
-            values = f"{d.low:g} to {d.high:g}" + (", log" if d.log else "") + (f", step {d.step:g}" if d.step else "")
-        when = "; ".join(f"{k} in {json.dumps(list(v))}" for k, v in d.when.items())
-        rows.append([f"`{key}`", d.kind, values, when])
-    return table_of(rows, ["key", "kind", "values", "only where"])
+    rows = [[f"`{key}`", d.kind, d.values, d.conditions] for key, d in loaded.cfg.space.items()]
+    return markdown(["key", "kind", "values", "only where"], rows)
 
 
 def _how(loaded: LoadedTune, study: optuna.Study) -> str:

@@ -14,12 +14,12 @@ import pandas as pd
 from harness.search.best import FILE as BEST_FILE
 from harness.search.best import best_command, candidates, in_words, write_best
 from harness.search.confirm import FILE as CONFIRM_FILE
-from harness.search.confirm import confirm
+from harness.search.confirm import Confirmation, confirm
 from harness.search.figures import draw_all, draw_confirmation
 from harness.search.loaded import LoadedTune
 from harness.search.paired import BEATS, UNKNOWN, WORSE
 from harness.search.publish import SearchLog
-from harness.search.report import Findings, table_of, write_report
+from harness.search.report import Findings, comparison, write_report
 from harness.search.table import FILES as TABLES
 from harness.search.table import write_trials
 from harness.search.trials import Tally, all_trials, tally
@@ -45,8 +45,7 @@ def finish(loaded: LoadedTune, study: optuna.Study, log: SearchLog) -> Outcome:
         _warn("no trial was finished: there is no best configuration")
     write_report(loaded, study, found)
     if found.best is not None and found.best.feasible and loaded.cfg.confirm.top > 0 and loaded.cfg.confirm.seeds:
-        _confirm(loaded, study, found)
-        drawn = draw_confirmation(loaded, study, found.confirmation)
+        drawn = draw_confirmation(loaded, study, _confirm(loaded, study, found))
         found.figures += [drawn] if drawn else []
         write_report(loaded, study, found)
     _log(loaded, log, found, frame, tally(all_trials(study)))
@@ -58,12 +57,12 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _confirm(loaded: LoadedTune, study: optuna.Study, found: Findings) -> None:
+def _confirm(loaded: LoadedTune, study: optuna.Study, found: Findings) -> Confirmation:
     """Re-evaluate, and let the fresh seeds say which of the candidates `best.yaml` is."""
     done = found.confirmation = confirm(loaded, study, found.chosen)
     winner = next((c for c in found.chosen if c.label == done.winner), None)
     if winner is None:
-        return
+        return done
     found.best = winner
     screen = loaded.cfg.confirm.screen
     chosen = f"Chosen of the {len(found.chosen)} that the search put first by its mean over "
@@ -73,12 +72,10 @@ def _confirm(loaded: LoadedTune, study: optuna.Study, found: Findings) -> None:
         found.how = f"{chosen}{len(screen)} seeds, and re-evaluated with {len(done.seeds)} others."
     else:
         found.how = f"{chosen}{len(done.seeds)} fresh seeds."
-    rows = [
-        {"objective": p.objective, "seeds": p.seeds, "mean": p.mean, "default": p.default, "difference": p.difference,
-         "low": p.low, "high": p.high, "verdict": p.verdict}
-        for p in done.paired[winner.label]
-    ]  # fmt: skip
+    names = ("objective", "seeds", "mean", "default", "difference", "low", "high", "verdict")
+    rows = [{name: getattr(p, name) for name in names} for p in done.paired[winner.label]]
     write_best(loaded, winner, found.how, rows)
+    return done
 
 
 def _text(loaded: LoadedTune, found: Findings, several: bool) -> str:
@@ -87,14 +84,7 @@ def _text(loaded: LoadedTune, found: Findings, several: bool) -> str:
         return "no result"
     lines = [in_words(found.best, loaded, several), *(f"  {o}" for o in found.best.overrides)]
     if found.confirmation is not None:
-        rows = [
-            [label, p.objective, p.seeds, f"{p.mean:.4g}", f"{p.default:.4g}", f"{p.difference:+.4g}",
-             f"{p.low:+.4g} to {p.high:+.4g}" if p.seeds > 1 else "none", p.verdict]
-            for label, parts in found.confirmation.paired.items()
-            for p in parts
-        ]  # fmt: skip
-        head = ["fresh seeds", "objective", "seeds", "mean", "default", "difference", "interval", "verdict"]
-        lines += ["", table_of(rows, head), "", verdict(found)]
+        lines += ["", comparison(found.confirmation), "", verdict(found)]
         lines += [s for s in found.confirmation.sentences if "constraint" in s or "finished" in s]
     return "\n".join([*lines, *found.notes])
 
@@ -130,18 +120,16 @@ def _places(loaded: LoadedTune, found: Findings, log: SearchLog) -> list[str]:
 
 def _log(loaded: LoadedTune, log: SearchLog, found: Findings, frame: pd.DataFrame, now: Tally) -> None:
     """Figures, table and files on the parent run, and how it ended."""
-    names = [
-        "report.md",
-        *TABLES,
-        *([BEST_FILE] if found.best else []),
-        *([CONFIRM_FILE] if found.confirmation else []),
-    ]
+    names = ["report.md", *TABLES, *([BEST_FILE] if found.best else [])]
+    names += [CONFIRM_FILE] if found.confirmation else []
     for path in found.figures:
         log.tracker.log_file(log.run, path, "figures")
     for path in (loaded.folder / name for name in names):
         log.tracker.log_file(log.run, path)
-    rows = frame.astype(object).where(frame.notna(), None).astype(str).to_dict("records")
-    log.tracker.log_samples(log.run, rows, "trials")
+    rows = frame.astype(object).where(frame.notna(), None).astype(str).to_dict("index")
+    log.tracker.log_samples(
+        log.run, [{str(key): value for key, value in row.items()} for row in rows.values()], "trials"
+    )
     best = found.best
     log.tracker.set_tags(
         log.run,

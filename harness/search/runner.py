@@ -41,7 +41,13 @@ def run_search(loaded: LoadedTune) -> Outcome:
         print(note, file=sys.stderr, flush=True)
     with _stopping_on_sigterm():
         store = open_store(loaded)
-        write_json(loaded.folder / "tune.json", _what(loaded))
+        what = {
+            "study": study_name(loaded),
+            "identity": loaded.identity,
+            "command": loaded.command,
+            "tune": loaded.tree,
+        }
+        write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
         log = SearchLog(loaded, store.study)
         try:
             with store.alone():
@@ -63,16 +69,6 @@ def run_search(loaded: LoadedTune) -> Outcome:
     return found
 
 
-def _what(loaded: LoadedTune) -> dict[str, object]:
-    """What is searched, for whoever finds the folder later."""
-    return {
-        "study": study_name(loaded),
-        "identity": loaded.identity,
-        "command": loaded.command,
-        "tune": loaded.tree,
-    }
-
-
 def workers_of(loaded: LoadedTune) -> int:
     """Trials at a time: as told, or one for each GPU, or one for each core."""
     return loaded.cfg.workers or worker_count(loaded.session)
@@ -89,23 +85,17 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
     search = Search(loaded, store, queue, log)
     display = Display(search.tasks, planned=wanted, note=search.note, what="trials")
     try:
-        with queue.present(), _pool(loaded, min(workers_of(loaded), wanted - counted)) as pool:
+        with queue.present(), contextlib.ExitStack() as stack:
+            compute = loaded.base.cfg.compute
+            gpus = gpu_groups(compute.processes) if loaded.session.numerics.device == "cuda" else None
+            count = min(workers_of(loaded), wanted - counted)
+            pool = Pool(begin, loaded.context.shared(), count, gpus, compute.threads)
+            stack.callback(pool.stop)
             work_off(search, pool, display, stop=search.hopeless)
     finally:
         with contextlib.suppress(Exception):  # of how it ended, which is what matters here
             search.write()
     return search.failures
-
-
-@contextmanager
-def _pool(loaded: LoadedTune, count: int) -> Iterator[Pool]:
-    compute, device = loaded.base.cfg.compute, loaded.session.numerics.device
-    gpus = gpu_groups(compute.processes) if device == "cuda" else None
-    pool = Pool(begin, loaded.context.shared(), count, gpus, compute.threads)
-    try:
-        yield pool
-    finally:
-        pool.stop()
 
 
 @contextmanager

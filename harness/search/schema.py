@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness.config.fields import chosen, ranged
 
 #: Stand in the keys of a space for the searched method's options, `methods.seq`, and for those of its searched sampler,
 #: `methods.seq.samplers.one_call`: "{method}.slots", "{sampler}.eta".
@@ -11,48 +14,67 @@ METHOD, SAMPLER = "{method}", "{sampler}"
 #: Stands for the searched method's name in `base`.
 NAME = "{name}"
 
-KINDS = ("float", "int", "categorical")
-DIRECTIONS = ("minimize", "maximize", "data")
-SAMPLERS = ("tpe", "random", "nsga2")
-PRUNERS = ("none", "median", "hyperband")
-SIGNALS = ("bound", "score")
-
 
 @dataclass
 class DimensionConfig:
     """One dimension: which values a key of the configuration may take."""
 
-    kind: str = ""  # "float", "int" or "categorical"; empty: categorical with choices, else what the key's value is
-    low: float | None = None  # both ends are included
-    high: float | None = None
+    kind: str = chosen(
+        "", ("", "float", "int", "categorical")
+    )  # empty: categorical with choices, else what the key's value is
+    low: float | None = ranged(None)  # both ends are included
+    high: float | None = ranged(None)
     log: bool = False  # uniform in the logarithm
-    step: float | None = None  # distance of neighbours on a grid from `low`; not with log
+    step: float | None = ranged(None, 0, above=True)  # distance of neighbours on a grid from `low`; not with log
     choices: list[Any] = field(default_factory=list)  # numbers, words, true, false, null, or lists
     as_list: bool = False  # the key takes a list, and the value is its only element (study.temperatures)
     when: dict[str, list[Any]] = field(default_factory=dict)  # only where these earlier dimensions have such values
     optional: bool = False  # left out where the study has no such key, with all conditions on it
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """`low` and `high` of a dimension that has no choices."""
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
+
+    @property
+    def values(self) -> str:
+        """What it may be, in words."""
+        if self.choices:
+            return ", ".join(json.dumps(c) for c in self.choices)
+        low, high = self.ends
+        return f"{low:g} to {high:g}" + (", log" if self.log else "") + (f", step {self.step:g}" if self.step else "")
+
+    @property
+    def conditions(self) -> str:
+        """Where it exists, in words; empty: everywhere."""
+        return "; ".join(f"{k} in {json.dumps(list(v))}" for k, v in self.when.items())
+
 
 @dataclass
-class ObjectiveConfig:
-    """A number of the tuned method's row that is to be small, large, or as the data's own."""
+class JudgedConfig:
+    """A number of the tuned method's row."""
 
-    column: str = ""  # of results.parquet; empty: the study's first headline column
-    nfe: int = 4
-    temperature: float | None = None  # none: the trial's first
-    direction: str = ""  # "minimize", "maximize", "data" (distance from the data's value); empty: as the column says
+    column: str = ""  # of results.parquet; empty, for an objective: the study's first headline column
+    nfe: int = ranged(4, 1)  # a budget of network calls
+    temperature: float | None = ranged(None, 0, above=True)  # none: the trial's first
 
 
 @dataclass
-class ConstraintConfig:
-    """Limits of a number of the tuned method's row; a trial outside of them is never the best one."""
+class ObjectiveConfig(JudgedConfig):
+    """A number that is to be small, large, or as the data's own."""
 
-    column: str = ""
-    nfe: int = 4
-    temperature: float | None = None
-    min: float | None = None
-    max: float | None = None
-    within: float | None = None  # of the data's own value, as a share of it
+    # data: distance from the data's own value; empty: as the column says.
+    direction: str = chosen("", ("", "minimize", "maximize", "data"))
+
+
+@dataclass
+class ConstraintConfig(JudgedConfig):
+    """Limits of a number; a trial outside of them is never the best one."""
+
+    min: float | None = ranged(None)
+    max: float | None = ranged(None)
+    within: float | None = ranged(None, 0)  # of the data's own value, as a share of it
     optional: bool = False  # left out where the study has no such column
 
 
@@ -60,22 +82,24 @@ class ConstraintConfig:
 class PrunerConfig:
     """When a trial of a single objective is ended early."""
 
-    kind: str = "none"  # "median" (few trials) or "hyperband" (hundreds)
-    signal: str = "bound"  # the validation bound, or "score": the objective's column of a few samples
-    startup: int = 5  # trials that are never pruned (median)
-    warmup: float = 0.25  # share of the steps before which nothing is pruned
-    samples: int = 64  # of signal=score
+    kind: str = chosen("none", ("none", "median", "hyperband"))  # median: few trials; hyperband: hundreds
+    signal: str = chosen(
+        "bound", ("bound", "score")
+    )  # the validation bound, or the objective's column of a few samples
+    startup: int = ranged(5, 0)  # trials that are never pruned (median)
+    warmup: float = ranged(0.25, 0, 1)  # share of the steps before which nothing is pruned
+    samples: int = ranged(64, 8)  # of signal=score
 
 
 @dataclass
 class ConfirmConfig:
     """The re-evaluation of the best configurations and the default, with other training seeds."""
 
-    top: int = 3
+    top: int = ranged(3, 0)  # 0: no confirmation
     # Seeds of a first round among the best alone: its winner goes on, and these are no part of the comparison.
-    screen: list[int] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [101, 102, 103, 104, 105])
-    samples: int = 0  # 0: the study's
+    screen: list[int] = ranged([], 0, distinct=True)
+    seeds: list[int] = ranged([101, 102, 103, 104, 105], 0, distinct=True)
+    samples: int = ranged(0, 8, also=(0,))  # 0: the study's
 
 
 @dataclass
@@ -90,19 +114,24 @@ class TuneConfig:
     objectives: dict[str, ObjectiveConfig] = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)
     # What a trial does less than the study; the confirmation does all of it.
-    seed: int = 0  # of training in all trials, and of the search
-    steps: float = 1.0  # share of the study's training steps
-    samples: int = 500
-    nfe: list[int] = field(default_factory=list)  # empty: those of objectives and constraints
+    seed: int = ranged(0, 0)  # of training in all trials, and of the search
+    steps: float = ranged(1.0, 0, above=True)  # share of the study's training steps
+    samples: int = ranged(500, 8)
+    nfe: list[int] = ranged([], 1)  # empty: those of objectives and constraints
     base: list[str] = field(default_factory=list)  # overrides of trials alone; those of the command line win
-    sampler: str = "tpe"  # "random", "nsga2"
-    startup: int = 10  # random trials before the sampler learns from them
+    sampler: str = chosen("tpe", ("tpe", "random", "nsga2"))
+    startup: int = ranged(10, 1)  # random trials before the sampler learns from them
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
-    trials: int = 40  # in all, however many workers
-    workers: int = 0  # 0: one for each GPU, or for each core
+    trials: int = ranged(40, 1)  # in all, however many workers
+    workers: int = ranged(0, 0)  # 0: one for each GPU, or for each core
     storage: str = ""  # URL of a PostgreSQL database; empty: a journal file in the tune folder
-    retries: int = 3  # of a trial whose worker died
+    retries: int = ranged(3, 0)  # of a trial whose worker died
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+
+    @property
+    def judged(self) -> list[JudgedConfig]:
+        """All objectives, then all constraints."""
+        return [*self.objectives.values(), *self.constraints.values()]
 
     @property
     def row(self) -> tuple[str, str]:

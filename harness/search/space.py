@@ -26,9 +26,10 @@ def suggest(trial: optuna.Trial, cfg: TuneConfig) -> dict[str, Any]:
         if d.kind == "categorical":
             values[key] = trial.suggest_categorical(key, [token(choice) for choice in d.choices])
         elif d.kind == "int":
-            values[key] = trial.suggest_int(key, int(d.low), int(d.high), step=int(d.step or 1), log=d.log)
+            low, high = map(int, d.ends)
+            values[key] = trial.suggest_int(key, low, high, step=int(d.step or 1), log=d.log)
         else:
-            values[key] = trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+            values[key] = trial.suggest_float(key, *d.ends, step=d.step, log=d.log)
     return values
 
 
@@ -58,7 +59,7 @@ def literal(value: Any) -> str:
     if _WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
         return value
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote
-    trailing = re.search(r"\\*$", escaped).group()
+    trailing = escaped[len(escaped.rstrip("\\")) :]
     return f"'{escaped}{trailing}'"
 
 
@@ -78,5 +79,4 @@ def ends_of(dimension: DimensionConfig) -> list[Any]:
     """The values that stand for all others when a space is checked: both ends, or all choices."""
     if dimension.kind == "categorical":
         return list(dimension.choices)
-    number = int if dimension.kind == "int" else float
-    return [number(dimension.low), number(dimension.high)]
+    return list(map(int if dimension.kind == "int" else float, dimension.ends))

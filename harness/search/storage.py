@@ -32,7 +32,8 @@ from harness.store import _end_of_whole_lines
 #: Names of what a study in a storage knows of itself.
 IDENTITY, CONFIG, CREATED = "identity", "config", "created"
 _AWAY = 60.0  # seconds for which a database that was open may be away
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def quiet_optuna() -> None:
