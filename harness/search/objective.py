@@ -146,7 +146,8 @@ def _score_data(context: Context, progress: Progress) -> dict[str, float]:
     cell = data_cell(session)
     steps.score_cell(session, cell, progress)
     context.session.adopt(session)  # the judge is ready now
-    return steps.read_scores(session, cell, cell.parts[0], steps.prepare_judge(session, progress))["values"]
+    protocol = steps.prepare_judge(session, progress)
+    return read_json(cell.scores(session, cell.parts[0], protocol))["values"]
 
 
 def _check_limits(cfg: TuneConfig, values: dict[str, float]) -> None:

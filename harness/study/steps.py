@@ -264,12 +264,6 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     progress("score", len(cell.parts), len(cell.parts))
 
 
-def read_scores(session: Session, cell: Cell, part: Part, protocol: str) -> dict | None:
-    """The stored record of a part, or None where it is not scored yet."""
-    path = cell.scores(session, part, protocol)
-    return read_json(path) if path.exists() else None
-
-
 def is_done(session: Session, kind: str, cell: Cell, protocol: str | None) -> bool:
     """Whether all files of a step are there; without a protocol (no judge was ready yet) nothing is scored."""
     files = {
