@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from harness.study.publish import Publisher
-from tests.publish_kit import cells_of, made_up_session, write_scores, write_training
+from tests.kit.publish_kit import cells_of, made_up_session, write_scores, write_training
 
 
 def measure(count: int, tracking: bool) -> dict[str, float]:

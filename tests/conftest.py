@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study_kit import Said, command, invoke, use_threads, write_corpus
+from tests.kit.study_kit import Said, command, invoke, use_threads, write_corpus
 
 
 @dataclass(frozen=True)

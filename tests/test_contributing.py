@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import tests.test_methods_contract as methods
-import tests.test_metrics_contract as metrics
-import tests.test_samplers_contract as samplers
+import tests.methods.test_methods_contract as methods
+import tests.methods.test_samplers_contract as samplers
+import tests.metrics.test_metrics_contract as metrics
 from harness.config.load import load
 from harness.config.registry import Entry, find_entries
 from harness.store import ResultsTable
-from tests.study_kit import invoke, use_threads
-from tests.study_plugins import write_configs
+from tests.kit.study_kit import invoke, use_threads
+from tests.kit.study_plugins import write_configs
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", TEXT, re.S | re.M))

@@ -1,0 +1,80 @@
+"""Budgets that a method cannot meet: refused, or left out for that method alone, which is said wherever results are."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import BudgetError
+from harness.store import ResultsTable
+from harness.study.budget import parse_budgets, unmet_budgets
+from tests.kit.study_kit import invoke
+from tests.kit.study_plugins import IndependentOptions, Positions, PositionsOptions
+from tests.kit.suite_kit import Choosy, suite_arguments
+from tests.kit.toys import tiny_problem
+
+pytestmark = pytest.mark.usefixtures("threads")
+CHOOSY = "+method@methods.choosy=choosy"
+WHY = "nfe=2 cannot be met by Choosy: use 3 or more"
+LINE = f"choosy/choosy is left out at NFE 2 (study.unmet=skip): {WHY}"
+
+
+def test_budgets_that_are_left():
+    method = Choosy(Positions(tiny_problem(3, 4), PositionsOptions()), IndependentOptions())
+    assert parse_budgets(method, [2, 3, 4], skip=True) == (3, 4) == parse_budgets(method, [3, 4])
+    assert list(unmet_budgets(method, [1, 2, 3])) == [1, 2]
+    for wanted, skip in (([2, 3], False), ([1, 2], True)):
+        with pytest.raises(BudgetError, match=f"nfe={wanted[0]} cannot be met by Choosy"):
+            parse_budgets(method, wanted, skip)
+
+
+def _alone(root, *more: str) -> list[str]:
+    return [a if a != "study=toys" else "study=toy" for a in suite_arguments(root, CHOOSY, *more)]
+
+
+def test_it_is_refused_unless_asked(tmp_path):
+    said = invoke(_alone(tmp_path))
+    assert said.code == 2 and said.error == f"error: {WHY}" and not (tmp_path / "runs").exists()
+    said = invoke(_alone(tmp_path, "study.unmet=skip", "study.nfe=[2]"))
+    assert said.code == 2 and said.error == f"error: {WHY}", "nothing would be left of it"
+
+
+def test_skipped_for_that_method_alone_and_said_once_in_each_place(tmp_path):
+    said = invoke(_alone(tmp_path, "study.unmet=skip"))
+    assert said.code == 0, said.err
+    assert said.err.splitlines().count(LINE) == 1
+    assert (tmp_path / "runs" / "toy" / "report.md").read_text().splitlines().count(f"- {LINE}") == 1
+    frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
+    budgets = frame.groupby("method")["nfe"].apply(lambda nfe: list(nfe.dropna()))
+    assert budgets["choosy"] == [4] and budgets["positions"] == [2, 4]
+
+
+def test_tasks_say_it_in_plan_and_report_and_refuse_it_at_the_start(tmp_path):
+    said = invoke(suite_arguments(tmp_path, CHOOSY))
+    assert said.code == 2 and said.error == f"error: task short: {WHY}" and not (tmp_path / "runs").exists()
+    said = invoke(suite_arguments(tmp_path, CHOOSY, "study.unmet=skip", "plan=true"))
+    assert said.code == 0 and said.out.splitlines().count(LINE) == 2
+    assert "4 of them trained (100 steps), 6 sets of samples, about 0:0" in said.out
+    more = ["study.unmet=skip", "only_tasks=[noisy]"]
+    assert invoke(suite_arguments(tmp_path, CHOOSY, *more)).code == 0
+    assert f"- noisy: {LINE}" in (tmp_path / "runs" / "toys" / "report.md").read_text()
+
+
+def test_a_method_may_have_budgets_of_its_own(tmp_path):
+    said = invoke(_alone(tmp_path, "+study.nfe_of.choosy=[3]"))
+    assert said.code == 0, said.err
+    frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
+    budgets = frame.groupby("method")["nfe"].apply(lambda nfe: list(nfe.dropna()))
+    assert budgets["choosy"] == [3] and budgets["positions"] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ("+study.nfe_of.chosy=[3]", "error: study.nfe_of.chosy: is no method of this study; did you mean 'choosy'?"),
+        ("+study.nfe_of.choosy=[]", "error: study.nfe_of.choosy=[]: name at least one budget, for example [2,4,8]"),
+        ("+study.nfe_of.choosy=[2]", f"error: {WHY}"),
+    ],
+)
+def test_wrong_budgets_of_a_method_are_one_line(tmp_path, more, error):
+    said = invoke(_alone(tmp_path, more))
+    assert (said.code, said.error) == (2, error) and not (tmp_path / "runs").exists()
