@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any
 
 from harness.search.schema import TuneConfig
 from harness.study.session import Session
-
-#: What is done now, how much of it, and of how much.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

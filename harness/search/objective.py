@@ -12,12 +12,13 @@ from typing import Any
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Column
-from harness.search.context import Context, Progress
+from harness.search.context import Context
 from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
 from harness.study import steps
 from harness.study.cells import DATA_ROW, data_cell
 from harness.study.session import Session
+from harness.study.steps import Progress
 
 #: Columns that are measured while sampling, and those that are measured on the trained model; lower is better.
 COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe")

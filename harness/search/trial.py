@@ -19,7 +19,7 @@ from harness.interface import Method
 from harness.jobs.locks import waiting_for
 from harness.jobs.pool import Serve, Talk
 from harness.metrics.base import Samples, ScoreContext
-from harness.search.context import Context, Job, Progress
+from harness.search.context import Context, Job
 from harness.search.objective import data_values, evaluate, needs_data, needs_facts
 from harness.search.schema import ObjectiveConfig
 from harness.store import append_jsonl, read_json, read_jsonl, write_json
@@ -27,6 +27,7 @@ from harness.study import match, steps
 from harness.study.cells import Cell, make_cells
 from harness.study.rows import make_rows
 from harness.study.session import Session
+from harness.study.steps import Progress
 from harness.training.loop import Diverged, step_generator
 
 #: Told a training step and the value there; answers whether the trial should be ended.

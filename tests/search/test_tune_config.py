@@ -185,7 +185,7 @@ _ARGUMENTS = {
     "tune.objectives.quality.column=gen_pll": ["gen_pll", "'gen_ppl'"],
     "tune.objectives.quality.colum=gen_ppl": ["colum", "'column'"],
     "tune.objectives.quality.direction=up": ["direction=up", "minimize"],
-    "tune.objectives.quality.nfe=0": ["nfe=0", "smallest is 1"],
+    "tune.objectives.quality.nfe=0": ["nfe=0", "1 or more", "nearest is 1"],
     "tune.objectives.quality.nfe=1": ["tune.space.methods.tunable.samplers.tuned.path at bent", "use 2 or more"],
     "tune.nfe=[8]": ["nfe=2", "tune.nfe=[8]"],
     "tune.objectives.quality.column=reverse_nats": ["reverse_nats", "alternating"],
@@ -203,7 +203,13 @@ _ARGUMENTS = {
     "~tune.constraints.entrop": ["~tune.constraints.entrop", "'entropy'"],
     "tune.base=['train.validationz=3']": ["train.validationz"],
     "tune.pruner={kind: median, signal: score, samples: 2}": ["tune.pruner.samples=2"],
-    "tune.steps=0": ["tune.steps=0"],
+    "tune.steps=0": ["tune.steps=0", "above 0", "default is 1"],
+    "tune.nfe=[4,0]": ["tune.nfe=0", "nearest is 1"],
+    "tune.confirm.seeds=[5,5]": ["tune.confirm.seeds=[5, 5]", "twice"],
+    "tune.confirm.samples=3": ["tune.confirm.samples=3", "8 or more, or 0", "nearest is 8"],
+    "tune.pruner.warmup=2": ["tune.pruner.warmup=2", "between 0 and 1", "nearest is 1"],
+    "tune.space.spread.high=inf": ["spread.high=inf", "finite"],
+    "tune.objectives.quality.temperature=0": ["temperature=0", "above 0"],
 }  # fmt: skip
 
 
