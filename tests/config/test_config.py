@@ -99,7 +99,7 @@ def test_shown_configuration_can_be_a_study_file(tmp_path):
 
 
 def test_help_lists_every_group_and_choice(tmp_path):
-    said = invoke([*write_configs(tmp_path / "mine"), "--help"])
+    said = invoke([*write_configs(tmp_path / "mine")[:2], "--help"])
     assert said.code == 0
     own = {tuple(name.split("/")) for name in YAML}
     ours = {(group, name) for group, named in CHOICES.items() for name in named}
@@ -114,7 +114,7 @@ def test_help_lists_every_group_and_choice(tmp_path):
 def test_own_entry_replaces_one_of_the_package(tmp_path):
     folder = tmp_path / "mine" / "method"
     folder.mkdir(parents=True)
-    (folder / "mdlm.yaml").write_text("_target_: baselines.mdlm.MDLM\nwidth_factor: 2.0\n")
+    (folder / "mdlm.yaml").write_text("_target_: baselines.mdlm.MDLM\nwidth_factor: 2.0\nsamplers: {ancestral: {}}\n")
     assert load([], [tmp_path / "mine"]).tree["methods"]["mdlm"]["width_factor"] == 2.0
     assert load([]).tree["methods"]["mdlm"]["width_factor"] == 1.0
 
