@@ -60,7 +60,8 @@ class AlongPath(Sampler):
         return {"joint": self.method.token_network()}
 
     def check_budget(self, nfe: int) -> None:
-        super().check_budget(nfe)
+        if self.options.path != "latent_first":  # which says itself that two calls are the least
+            super().check_budget(nfe)
         self._steps(nfe)
 
     def _steps(self, nfe: int) -> list[Step]:

@@ -8,7 +8,7 @@ import torch
 
 from baselines.autoregressive import Autoregressive
 from baselines.ngram import NGram, NGramOptions
-from harness.config.fields import NoOptions
+from harness.config.fields import NoOptions, check_fields
 from harness.errors import BudgetError, UserError
 from tests.kit.toys import (
     all_sequences,
@@ -51,7 +51,7 @@ def test_next_token_probabilities_sum_to_1_after_every_history(order):
     method = ngram(order, text_of(3, seed=1))
     p_X = torch.exp(-method.bound(all_sequences(V, L), GENERATOR).total_B).view([V] * L)
     short = NGram(tiny_problem(V, 3), NGramOptions(order=order))
-    short._levels = method._levels
+    short.levels = method.levels
     p_prefix = torch.exp(-short.bound(all_sequences(V, 3), GENERATOR).total_B).view([V] * 3)
     assert torch.allclose(p_X.sum(-1), p_prefix, atol=1e-12)
 
@@ -74,7 +74,7 @@ def test_witten_bell_by_hand_on_ten_tokens():
         (3, 3): p_3 * p_3,
     }
     short = NGram(tiny_problem(4, 2), NGramOptions(order=2))
-    short._levels = method._levels
+    short.levels = method.levels
     nll = short.bound(torch.tensor(list(expected)), GENERATOR).total_B
     assert torch.exp(-nll).tolist() == pytest.approx(list(expected.values()), rel=1e-12)
 
@@ -117,7 +117,7 @@ def test_refusals_are_one_line_with_a_valid_choice():
     with pytest.raises(UserError, match=r"^n-gram order=9 does not fit a vocabulary of 50257; choose 1 to 3$"):
         NGram(tiny_problem(50257), NGramOptions(order=9))
     with pytest.raises(UserError, match="order=0"):
-        NGram(tiny_problem(), NGramOptions(order=0))
+        check_fields(NGramOptions(order=0), "")
     method = ngram(1, text_of(4))
     with pytest.raises(BudgetError, match="use 0$"):
         sampler_of(method).draw(1, 4, GENERATOR)

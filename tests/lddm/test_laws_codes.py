@@ -160,8 +160,6 @@ def test_given_codes_have_the_law_of_the_posterior_and_cost_no_call():
     ("options", "words"),
     [
         ({"slots": 3}, ("slots=3", "4 tokens", "choose 2")),
-        ({"codes": 1}, ("codes=1", "choose 2 to")),
-        ({"loss": "nelb"}, ("loss='nelb'", "nelbo")),
         ({"slots": 1, "codes": 1 << 20}, None),
     ],
 )
