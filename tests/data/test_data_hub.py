@@ -96,7 +96,7 @@ def test_loads_to_sequences(local, tmp_path):
         ({"field": "txt"}, "data.field=txt is not a column .* did you mean 'text'"),
         ({"field": "number"}, "holds int, not text"),
         ({"valid": "valid"}, "valid split cannot be read"),
-        ({"test": None, "test_fraction": 1.0}, "data.test_fraction=1.0"),
+        ({"valid": None, "test": None, "valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
         ({"test": None, "join": ""}, "data.join"),
         ({"repo": "???"}, "data.repo is empty"),
         ({"test": None, "max_documents": 1}, "the test split has no text"),
