@@ -10,7 +10,7 @@ import pytest
 from harness.interface import Problem
 from harness.nn.transformer import TrunkShape
 from harness.store import ResultsTable, read_json
-from harness.study.cells import Cell, Part
+from harness.study.cells import Cell, Part, Weights
 from harness.study.exact import EXACT_CALLS, PATHS, SEQUENCES, TRAINED_CALLS, against_truth, share_calls
 from harness.study.rows import _against_truth
 from harness.tasks.permutation import Permutation
@@ -155,7 +155,7 @@ def test_calls_are_shared_within_the_limit(calls):
 
 def test_without_a_known_law_nothing_is_added(tmp_path):
     session = SimpleNamespace(data=SimpleNamespace(task=None))
-    cell = Cell("m", "M", "method", "s", 0, "key", tmp_path, (Part(2, 1.0),))
+    cell = Cell("m", "s", "M", "method", 0, "key", tmp_path, (Part(2, 1.0),), Weights("m", 0, "key", tmp_path))
     assert against_truth(session, cell, None, np.zeros((2, 3)), np.zeros(2), True) == {}
     assert _against_truth(session, {}, Part(2, 1.0)) == {}
     assert Problem(2, 3, TrunkShape(8, 1, 1, 1.0)).truth is None

@@ -141,7 +141,7 @@ def test_a_fit_comes_once_before_the_first_step_and_costs_what_it_costs(start, s
     assert loaded.count_V.sum() == rows * LENGTH and EVENTS.count("fit") == 1, "a model that is loaded has it"
 
 
-@pytest.mark.parametrize(("every", "fits"), [(-1.0, 1), (1e9, 2)])
+@pytest.mark.parametrize(("every", "fits"), [(0.0, 1), (1e9, 2)])
 def test_a_killed_run_ends_with_the_same_weights(start, every, fits):
     """Every 1e9 seconds: no checkpoint was written, and what was fitted is fitted again."""
     more = ("scale.match=flops", "only=[fitted]", f"train.checkpoint_seconds={every}")
@@ -152,7 +152,7 @@ def test_a_killed_run_ends_with_the_same_weights(start, every, fits):
     with pytest.raises(Killed):
         work.train_weights(cut, others["fitted"].weights, killed_at(20))
     first = plan_of(others["fitted"])
-    assert (others["fitted"].weights.checkpoint).exists() == (every < 0)
+    assert (others["fitted"].weights.checkpoint).exists() == (every == 0)
     work.train_weights(cut, others["fitted"].weights, quiet)
     assert EVENTS.count("fit") == fits
     assert first == plan_of(others["fitted"]) == plan_of(cells["fitted"])
@@ -171,8 +171,8 @@ def test_a_stem_is_part_of_every_shape(start):
     [
         ("scale.match=flop", "scale.match=flop: is unknown; did you mean 'flops'?"),
         ("scale.stem=4", "scale.stem=4: must be 0 .* the nearest is 5"),
-        ("scale.stem=1", "scale.stem=1: must be 0 .* the nearest is 0"),
-        ("scale.stem=-3", "scale.stem=-3: must be 0 .* the nearest is 0"),
+        ("scale.stem=1", "scale.stem=1: must be 3 or more, or 0"),
+        ("scale.stem=-3", "scale.stem=-3: must be 3 or more, or 0"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(start, word, message):
@@ -197,7 +197,7 @@ def test_a_step_without_flops_is_refused(start):
 
 
 # ---- searches ------------------------------------------------------------------------------------------------------------
-def test_trials_report_shares_of_the_budget_and_keep_old_identities(configs, tmp_path, monkeypatch):
+def test_trials_report_shares_of_the_budget(configs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def search(*more: str) -> LoadedTune:
@@ -210,4 +210,4 @@ def test_trials_report_shares_of_the_budget_and_keep_old_identities(configs, tmp
     curves = read_jsonl(next(matched.context.weights.parent.rglob("curves.jsonl")))
     assert [line["step"] for line in curves][-1] < STEPS
     assert told[-1] == STEPS and len(told) == len(curves)
-    assert not {"match", "stem"} & set(plain.identity_parts["scale"]) and plain.identity != matched.identity
+    assert plain.identity != matched.identity

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.config.load import load
 from harness.jobs.locks import folder_lock
 from harness.store import ResultsTable
 from harness.tracking.mlflow_client import connect
@@ -265,10 +264,3 @@ def test_a_task_that_another_command_runs_is_refused(done, tmp_path):
     assert {n: h for n, h in snapshot(folder).items() if n != "short/.lock"} == {
         n: h for n, h in before.items() if n != "short/.lock"
     }
-
-
-def test_a_study_without_tasks_has_the_identity_that_it_had():
-    """What is hashed into `state.json` must not hold keys that its results are older than."""
-    tree = load(["study=few_step"]).tree
-    assert "tasks" not in tree["study"] and "unmet" not in tree["study"] and "only_tasks" not in tree
-    assert load(["study=few_step", "study.unmet=skip"]).tree["study"]["unmet"] == "skip"

@@ -71,7 +71,7 @@ def test_a_method_may_have_budgets_of_its_own(tmp_path):
     ("more", "error"),
     [
         ("+study.nfe_of.chosy=[3]", "error: study.nfe_of.chosy: is no method of this study; did you mean 'choosy'?"),
-        ("+study.nfe_of.choosy=[]", "error: study.nfe_of.choosy=[]: name at least one budget, for example [2,4,8]"),
+        ("+study.nfe_of.choosy=[]", "error: study.nfe_of.choosy=[]: must have one value at least"),
         ("+study.nfe_of.choosy=[2]", f"error: {WHY}"),
     ],
 )

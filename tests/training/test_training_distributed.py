@@ -222,19 +222,12 @@ def test_a_process_that_ends_twice_is_reported_with_the_end_of_its_log(tmp_path)
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------------
-def test_the_default_changes_no_identity(arguments):
-    tree = load(arguments).tree
-    assert "processes" not in tree["compute"]
-    assert load([*arguments, "compute.processes=1"]).tree == tree
-    assert load([*arguments, "compute.processes=2"]).tree["compute"]["processes"] == 2
-
-
 @pytest.mark.parametrize(
     ("processes", "parts", "line"),
     [
         (2, 1, "must divide train.accumulate = 1, the parts of a batch; use train.accumulate=2 or compute.processes=1"),
         (4, 6, "must divide train.accumulate = 6, the parts of a batch; use train.accumulate=4 or compute.processes=3"),
-        (0, 1, "must be 1 or more"),
+        (0, 1, "must be 1 or more; the nearest is 1"),
     ],
 )
 def test_processes_that_do_not_share_a_batch_evenly_are_refused(arguments, processes, parts, line):
