@@ -19,7 +19,7 @@ from harness.diffusion.schedules import stratified_times
 from harness.errors import BudgetError
 from harness.interface import Method, Problem, Sampler
 from harness.nn.networks import TokenNetwork
-from harness.training.loop import step_generator
+from harness.training.seeds import step_generator
 
 
 @contextmanager

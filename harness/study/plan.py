@@ -11,7 +11,7 @@ from harness.study import match
 from harness.study.cells import Cell, Weights, left_out, make_cells
 from harness.study.runner import worker_count
 from harness.study.session import Session
-from harness.training import loop
+from harness.training.seeds import step_generator
 
 
 def describe(session: Session) -> str:
@@ -85,7 +85,7 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
         method.set_stage(method.stages()[-1].name)
         began = time.perf_counter()
         with session.numerics.autocast():
-            loss = method.loss(x_BL, loop.step_generator(session.numerics.device, repeat))
+            loss = method.loss(x_BL, step_generator(session.numerics.device, repeat))
         loss.total.backward()
         took.append(time.perf_counter() - began)
     budget = min((p.nfe for p in cell.parts), key=lambda k: abs(k - 4))
@@ -93,7 +93,5 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
     method.eval()
     with torch.inference_mode(), session.numerics.autocast():
         began = time.perf_counter()
-        session.sampler(method, cell.method, cell.sampler).draw(
-            few, budget, loop.step_generator(session.numerics.device, 0)
-        )
+        session.sampler(method, cell.method, cell.sampler).draw(few, budget, step_generator(session.numerics.device, 0))
     return params, steps, min(took), (time.perf_counter() - began) / few / budget

@@ -19,6 +19,7 @@ from harness.store import ResultsTable, read_json
 from harness.study.cells import Cell, config_key, left_out, make_cells
 from harness.study.outcome import Outcome
 from harness.study.plan import estimate
+from harness.study.rows import commits_of
 from harness.study.runner import run_study
 from harness.study.session import Session
 from harness.tracking.base import Status, Tracker
@@ -140,7 +141,7 @@ def _write(suite: Suite, command: str, failures: dict[str, str]) -> list[Path]:
         "seeds": " or ".join(dict.fromkeys(", ".join(map(str, s.seeds)) for s in studies)),
         "device": f"{device_name(numerics.device)}, {numerics.precision}",
         "command": command,
-        "git_sha": git_state().label,
+        "git_sha": ", ".join(dict.fromkeys(commits_of(task.frame) for task in tasks if task.frame is not None)),
     }
     report = write_suite_report(suite.folder, tasks, context)
     return [report, suite.folder / "results.parquet", *sorted((suite.folder / "figures").glob("*.png"))]

@@ -14,8 +14,8 @@ from harness.store import ResultsTable, read_json
 from harness.study.budget import count_flops, counted_calls, full_call_flops, parse_budgets
 from harness.study.cells import Part
 from harness.study.sampling import SamplerError, checked_draw, draw_samples
-from harness.training.loop import step_generator
 from harness.training.precision import Numerics
+from harness.training.seeds import step_generator
 from lddm.seq import SEQ, SEQOptions
 from tests.kit.study_plugins import Independent, IndependentOptions, Liar, Positions, PositionsOptions
 from tests.kit.toys import sampler_of
