@@ -33,7 +33,7 @@ class Damaged(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
-            f"{path} is damaged ({reason}); delete it and run the same command again to have it made again"
+            f"{path} is damaged ({reason}); delete this file and run the same command again to have it made again"
         )
         self.path, self.reason = Path(path), reason
 
@@ -93,8 +93,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as JSON reads it back, with its hash."""
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as JSON reads it back, with a hash of it as its last entry."""
     plain = json.loads(json.dumps(record, ensure_ascii=False, default=_plain))
     return plain | {_HASH: _hash_of(plain)}
 
@@ -103,9 +103,12 @@ def _hash_of(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _opened(text: str) -> dict[str, Any]:
-    """The record in `text` without its hash; raises `ValueError` where it is not one of ours, or was altered."""
-    record = json.loads(text)
+def unsealed(text: str) -> dict[str, Any]:
+    """The record of `sealed` in a JSON text, without its hash; `ValueError` where it is something else, or was altered."""
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(record, dict) or _HASH not in record:
         raise ValueError("its hash is not there")
     if record.pop(_HASH) != _hash_of(record):
@@ -115,13 +118,13 @@ def _opened(text: str) -> dict[str, Any]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Replace `path` by indented JSON with its hash, in one step; not-a-number as Python's `json` writes it."""
-    write_text(path, json.dumps(_sealed(record), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(sealed(record), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; raises `UserError` if it is missing and `Damaged` if it is anything else."""
     try:
-        return _opened(Path(path).read_text(encoding="utf-8"))
+        return unsealed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
@@ -131,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Add one record and its hash as a line, in one write; a torn line that a crash left at the end is cut off first."""
     path = Path(path)
-    line = (json.dumps(_sealed(record), ensure_ascii=False) + "\n").encode("utf-8")
+    line = (json.dumps(sealed(record), ensure_ascii=False) + "\n").encode("utf-8")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as handle:
@@ -170,7 +173,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(_opened(line.decode("utf-8")))
+            records.append(unsealed(line.decode("utf-8")))
         except ValueError as error:
             raise Damaged(path, f"line {number}: {error}") from None
     return records

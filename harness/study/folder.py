@@ -43,6 +43,12 @@ def claim(session: Session, cells: list[Cell]) -> str:
     return state["key"]
 
 
+def is_current(session: Session, cells: list[Cell]) -> bool:
+    """Whether the results in the folder are of this configuration."""
+    path = session.folder / "state.json"
+    return path.exists() and read_json(path)["config"] == config_key(session, cells)
+
+
 def put_aside(session: Session) -> None:
     """Move the results that are there to `earlier/`: what comes next gets a key of its own, in tracking too."""
     path = session.folder / "state.json"

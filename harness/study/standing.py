@@ -16,7 +16,7 @@ from harness.errors import UserError, nearest
 from harness.jobs.locks import if_free
 from harness.store import Damaged, read_json, read_jsonl
 from harness.study.cells import DATA_ROW, Cell
-from harness.study.folder import known_protocol, put_aside
+from harness.study.folder import is_current, known_protocol, put_aside
 from harness.study.made import changed
 from harness.study.session import Session
 from harness.training.checkpoint import load_hashed
@@ -42,7 +42,7 @@ def settle(session: Session, cells: list[Cell], data: Cell) -> None:
     """
     all_cells = [*cells, data]
     check_redo(session.cfg.redo, all_cells)
-    standing = Standing(session, all_cells)
+    standing = Standing(session, cells, data)
     for line in standing.mend():
         print(line, file=sys.stderr, flush=True)
     found = list(standing.stale())
@@ -92,16 +92,17 @@ def _sentence(found: list[Stale], cells: list[Cell]) -> str:
 class Standing:
     """Finished files of a study, each read once: what it was made by and its hash."""
 
-    def __init__(self, session: Session, cells: list[Cell]) -> None:
-        self.session, self.cells = session, cells
+    def __init__(self, session: Session, cells: list[Cell], data: Cell) -> None:
+        self.session, self.study_cells, self.cells = session, cells, [*cells, data]
         self._known: dict[Path, tuple[dict[str, Any], str]] = {}
 
     # ---- damage -------------------------------------------------------------------------------------------------------
     def mend(self) -> Iterator[str]:
         """Read every file; put damaged ones aside as `<name>.damaged`, so that they are made again. A line for each."""
+        keys = {cell.weights.model: cell.weights.key for cell in self.study_cells}
         for path in self._files():
             try:
-                self._known[path] = _read(path)
+                self._known[path] = _read(path, keys.get(path))
             except Damaged as error:
                 os.replace(path, path.with_name(f"{path.name}.damaged"))
                 yield f"{path} is damaged ({error.reason}): it is kept as {path.name}.damaged and made again"
@@ -117,7 +118,8 @@ class Standing:
     # ---- code ---------------------------------------------------------------------------------------------------------
     def stale(self) -> Iterator[Stale]:
         """Steps that other code made, or from something else than what is there now: the first of each cell, after `mend`."""
-        protocol = known_protocol(self.session)
+        # The protocol that is written down may be that of another configuration.
+        protocol = known_protocol(self.session) if is_current(self.session, self.study_cells) else None
         for cell in self.cells:
             after = [*_ours(cell.folder), *self.session.folder.glob(f"samples/{cell.name.replace('/', '-')}-*.jsonl")]
             if found := self._trained(cell, after) or self._drawn(cell, after) or self._scored(cell, protocol):
@@ -126,7 +128,7 @@ class Standing:
     def _trained(self, cell: Cell, after: list[Path]) -> Stale | None:
         w = cell.weights
         made = next((self._known[path][0] for path in (w.model, w.plan) if path in self._known and w.trained), None)
-        return self._differs("train", cell, made, made["of"], [*_ours(w.folder), *after]) if made else None
+        return self._differs("train", cell, made, "", [*_ours(w.folder), *after]) if made else None
 
     def _drawn(self, cell: Cell, after: list[Path]) -> Stale | None:
         _, weights = self._known.get(cell.weights.model, ({}, ""))
@@ -147,7 +149,8 @@ class Standing:
     def _differs(self, step: str, cell: Cell, made: dict[str, Any], of: str, files: list[Path]) -> Stale | None:
         """The step as stale, unless the code that made it and what it was made from are still the same."""
         modules = changed(self.session, step, cell.weights if step == "train" else cell, made)
-        if not modules and made["of"] == of:
+        # What it was made from is made again, where it is not there, and is the same then as far as numbers can be.
+        if not modules and of in ("", made["of"]):
             return None
         names = f"{', '.join(modules[:3])}{' and others' if len(modules) > 3 else ''}"
         reason = f"{names} changed" if modules else f"what the {step} step read changed"
@@ -158,10 +161,12 @@ def _ours(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.*") if path.suffix in (".json", ".jsonl", ".safetensors"))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """(what the file was made by, its hash), as far as it says so; raises `Damaged`."""
+def _read(path: Path, key: str | None) -> tuple[dict[str, Any], str]:
+    """(what the file was made by, its hash), as far as it says so; raises `Damaged`, too for a model with another key."""
     if path.suffix == ".safetensors":
         _, meta, digest = load_hashed(path)
+        if key and meta.get("key") != key:  # names and shapes may agree all the same
+            raise Damaged(path, "it is of another model")
         return meta.get("made", {}), digest
     if path.suffix == ".jsonl":
         read_jsonl(path)

@@ -15,8 +15,9 @@ from harness.errors import UserError
 from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
-from harness.store import ResultsTable, read_json
-from harness.study.cells import Cell, config_key, left_out, make_cells
+from harness.store import ResultsTable
+from harness.study.cells import Cell, left_out, make_cells
+from harness.study.folder import is_current
 from harness.study.outcome import Outcome
 from harness.study.plan import estimate
 from harness.study.rows import commits_of
@@ -112,7 +113,7 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
         if task in suite.parts:
             raise
         return TaskResults(task, None, 0)  # of a task that was not chosen, and may lack its data
-    current = read_json(session.folder / "state.json")["config"] == config_key(session, cells)
+    current = is_current(session, cells)
     path = session.folder / "results.parquet"
     own = f"{task}/"
     return TaskResults(

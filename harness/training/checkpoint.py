@@ -14,18 +14,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.store import Damaged, write_bytes
+from harness.store import Damaged, sealed, unsealed, write_bytes
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> str:
-    """Write `tensors`, JSON-able `meta` and a hash of both, which is returned.
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write `tensors` with their hash, and JSON-able `meta` with its own.
 
     Raises `UserError` on a full disk; the old file then stays.
     """
-    plain, header = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, json.dumps(meta)
-    digest = _hash_of(plain, header)
-    write_bytes(path, save(plain, metadata={"harness": header, "sha256": digest}))
-    return digest
+    plain = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    header = {"harness": json.dumps(sealed(meta)), "sha256": _hash_of(plain)}
+    write_bytes(path, save(plain, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -35,29 +34,31 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_hashed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """As `load_tensors`, with the hash of the content."""
+    """As `load_tensors`, with the hash of the tensors."""
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             written = file.metadata() or {}
-            header, digest = written["harness"], written["sha256"]
+            if not written.keys() >= {"harness", "sha256"}:
+                raise ValueError("it is no checkpoint of ours")
+            meta, digest = unsealed(written["harness"]), written["sha256"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        if _hash_of(tensors, header) != digest:
+        if _hash_of(tensors) != digest:
             raise ValueError("its content has another hash")
-        return tensors, json.loads(header), digest
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        return tensors, meta, digest
+    except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def hash_in(path: Path) -> str:
-    """The hash that the file says it has; its content is not read. "" where there is no such file."""
+    """The hash of the tensors as the file states it; they are not read. "" where there is no such file."""
     if not Path(path).exists():
         return ""
     with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
         return (file.metadata() or {}).get("sha256", "")
 
 
-def _hash_of(tensors: dict[str, Tensor], header: str) -> str:
-    total = hashlib.sha256(header.encode())
+def _hash_of(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
