@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config.fields import ranged
+from harness.data.base import TokenData
 from harness.data.files import texts_digest, write_atomically
 from harness.errors import UserError
 from harness.judges.base import Judge
@@ -110,6 +111,11 @@ class Mauve(Metric):
             meaning="The row of held-out data compares human text with other human text: the ceiling, which is below 1",
         ),
     )
+
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` where the package is not installed."""
+        for name in ("mauve", "faiss", "threadpoolctl"):
+            _package(name)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Mean over k-means seeds and `std(ddof=1) / sqrt(S)`."""

@@ -8,9 +8,11 @@ import torch
 
 from harness.progress import clock
 from harness.study import match
-from harness.study.cells import Cell, Weights, left_out, make_cells
+from harness.study.cells import Cell, Weights, data_cell, left_out, make_cells
+from harness.study.check import check_study
 from harness.study.runner import worker_count
 from harness.study.session import Session
+from harness.study.standing import refuse_stale
 from harness.training.seeds import step_generator
 
 
@@ -27,6 +29,9 @@ def estimate(session: Session) -> tuple[str, float, int]:
     """
     torch.set_num_threads(session.cfg.compute.threads)
     cells = make_cells(session)
+    standing = check_study(session, cells, data_cell(session))
+    damaged = list(standing.damaged(aside=False))
+    refuse_stale(session, standing)
     s, c = session.cfg.study, session.cfg.scale
     lines = [
         f"study {s.name}: {session.data.name}, {len(session.data.splits['train'])} training sequences of {c.length} tokens, "
@@ -58,7 +63,7 @@ def estimate(session: Session) -> tuple[str, float, int]:
         )
     workers = worker_count(session)
     skipped = left_out(session)
-    lines += ["", *skipped] if skipped else []
+    lines += ["", *skipped, *damaged] if skipped or damaged else []
     if c.match == "flops":
         what = f"steps that cost as much as {c.steps} of the plain masked denoiser"
         lines += ["", f"scale.match=flops: {what}; what a method fits before them is not taken off here"]

@@ -19,6 +19,7 @@ from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.check import check_study
 from harness.study.folder import make_folder
 from harness.study.made import made_by
 from harness.study.outcome import Outcome
@@ -46,11 +47,10 @@ def run_study(session: Session, command: str) -> Outcome:
     cells, data = make_cells(session), data_cell(session)
     for line in left_out(session):
         print(line, file=sys.stderr, flush=True)
-    # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
-    _ = session.reference, session.metrics, session.judge
+    standing = check_study(session, cells, data)
     make_folder(session)
     with folder_lock(session.folder):
-        settle(session, cells, data)
+        settle(session, standing)
         with Publisher(session, cells, data, command) as publisher:
             tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
             mark(session, tasks, by_name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,27 +35,33 @@ class Stale:
     files: tuple[Path, ...]
 
 
-def settle(session: Session, cells: list[Cell], data: Cell) -> None:
+def settle(session: Session, standing: Standing) -> None:
     """Make the folder ready to be continued: see the module. Raises `UserError` for results of other code.
 
     With `redo` those of the named methods are removed, so that they are made again; with `stale=keep` they stay.
     """
-    all_cells = [*cells, data]
-    check_redo(session.cfg.redo, all_cells)
-    standing = Standing(session, cells, data)
-    for line in standing.mend():
-        print(line, file=sys.stderr, flush=True)
-    found = list(standing.stale())
-    again = [each for each in found if _is_named(each.cell, session.cfg.redo)]
-    kept = [each for each in found if each not in again]
-    if kept and session.cfg.stale == "refuse":
-        raise UserError(_sentence(kept, all_cells))
-    if kept:
-        print(f"stale=keep: {_sentence(kept, all_cells)}", file=sys.stderr, flush=True)
+    _say(standing.damaged(aside=True))
+    again = refuse_stale(session, standing)
     if again:
         put_aside(session)
         for path in {path for each in again for path in each.files}:
             path.unlink(missing_ok=True)
+
+
+def refuse_stale(session: Session, standing: Standing) -> list[Stale]:
+    """What `redo` names of what other code made; raises `UserError` for the rest, but with `stale=keep`."""
+    found = list(standing.stale())
+    again = [each for each in found if _is_named(each.cell, session.cfg.redo)]
+    kept = [each for each in found if each not in again]
+    if kept and session.cfg.stale == "refuse":
+        raise UserError(_sentence(kept, standing.cells))
+    _say(f"stale=keep: {_sentence(kept, standing.cells)}" for _ in kept[:1])
+    return again
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 # ---- redo=[...] -------------------------------------------------------------------------------------------------------
@@ -97,14 +103,15 @@ class Standing:
         self._known: dict[Path, tuple[dict[str, Any], str]] = {}
 
     # ---- damage -------------------------------------------------------------------------------------------------------
-    def mend(self) -> Iterator[str]:
-        """Read every file; put damaged ones aside as `<name>.damaged`, so that they are made again. A line for each."""
+    def damaged(self, aside: bool) -> Iterator[str]:
+        """Read every file; a line for each that is damaged, and with `aside` it becomes `<name>.damaged`."""
         keys = {cell.weights.model: cell.weights.key for cell in self.study_cells}
         for path in self._files():
             try:
                 self._known[path] = _read(path, keys.get(path))
             except Damaged as error:
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
+                if aside:
+                    os.replace(path, path.with_name(f"{path.name}.damaged"))
                 yield f"{path} is damaged ({error.reason}): it is kept as {path.name}.damaged and made again"
 
     def _files(self) -> Iterator[Path]:
@@ -117,7 +124,7 @@ class Standing:
 
     # ---- code ---------------------------------------------------------------------------------------------------------
     def stale(self) -> Iterator[Stale]:
-        """Steps that other code made, or from something else than what is there now: the first of each cell, after `mend`."""
+        """Steps that other code made, or from something else than what is there: the first of each cell, after `damaged`."""
         # The protocol that is written down may be that of another configuration.
         protocol = known_protocol(self.session) if is_current(self.session, self.study_cells) else None
         for cell in self.cells:

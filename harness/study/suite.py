@@ -16,7 +16,8 @@ from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable
-from harness.study.cells import Cell, left_out, make_cells
+from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.check import check_study
 from harness.study.folder import is_current
 from harness.study.outcome import Outcome
 from harness.study.plan import estimate
@@ -56,7 +57,7 @@ class Suite:
             print(f"task {task}: checking", file=sys.stderr, flush=True)
             try:
                 self.cells[task] = make_cells(session)
-                _ = session.reference, session.metrics, session.judge
+                check_study(session, self.cells[task], data_cell(session))
             except UserError as error:
                 raise UserError(f"task {task}: {error}") from error
 
