@@ -201,7 +201,7 @@ def test_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
 def test_json_written_is_json(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": [1, None]})
     written = json.loads((tmp_path / "a.json").read_text())
-    assert written.pop("sha256") and written == {"x": [1, None]}
+    assert written.pop("seal") and written == {"x": [1, None]}
 
 
 def test_altered_json_is_damaged_whatever_was_altered(tmp_path):

@@ -117,8 +117,9 @@ class Standing:
     def _files(self) -> Iterator[Path]:
         yield from (self.session.folder / name for name in ("state.json", "protocol.json"))
         for folder in dict.fromkeys(cell.weights.folder for cell in self.cells if cell.weights.trained):
-            with if_free(folder / ".lock") as free:  # else somebody trains there now
-                yield from _ours(folder) if free else ()
+            if folder.is_dir():
+                with if_free(folder / ".lock") as free:  # else somebody trains there now
+                    yield from _ours(folder) if free else ()
         for cell in self.cells:
             yield from _ours(cell.folder)
 
