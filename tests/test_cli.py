@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
+import harness.__main__ as overview
 from harness import cli
 from harness.errors import UserError
 from harness.study.outcome import Outcome
@@ -50,3 +52,17 @@ def test_exit_codes_and_what_is_printed(capsys):
     assert said.out == "" and said.err == (
         "failed: mdlm: it broke\nerror: x=1: is wrong\nstopped; the same command continues where it was\n"
     )
+
+
+def test_a_command_without_a_word_starts_nothing(capsys):
+    def never(given: cli.Arguments) -> str:
+        raise AssertionError("it was started")
+
+    assert _main(never, []) == 0 and capsys.readouterr().out.startswith("usage")
+
+
+def test_the_package_says_what_there_is_to_run(capsys):
+    assert overview.main() == 0
+    said = capsys.readouterr().out
+    modules = [line.split()[2] for line in said.splitlines() if line.startswith("python -m")]
+    assert len(modules) == 4 and all(importlib.util.find_spec(name) for name in modules)
