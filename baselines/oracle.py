@@ -44,16 +44,14 @@ class Oracle(MaskedModel):
     """
 
     Options = OracleOptions
+    title = "Oracle"
     role = "floor"
-
-    @property
-    def title(self) -> str:
-        return f"Oracle, {self.options.schedule} schedule"
 
     def __init__(self, problem: Problem, options: OracleOptions) -> None:
         super().__init__(problem, options)
         self.task = require_task(problem.truth, "method=oracle")
         self.network = ExactDenoiser(self.task)
+        self.title = f"Oracle, {options.schedule} schedule"
 
     def stages(self) -> tuple[Stage, ...]:
         return ()

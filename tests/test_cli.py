@@ -41,13 +41,13 @@ def test_exit_codes_and_what_is_printed(capsys):
     def refused(given: cli.Arguments) -> str:
         raise UserError("x=1: is\nwrong")
 
-    assert _main(lambda given: "text\n", []) == 0
-    assert _main(lambda given: Outcome("table", ["place"]), []) == 0
+    assert _main(lambda given: "text\n", ["x=1"]) == 0
+    assert _main(lambda given: Outcome("table", ["place"]), ["x=1"]) == 0
     assert _main(interrupted, ["--help", "--config-dir", "a"]) == 0, "help asks the command nothing"
     assert capsys.readouterr().out == f"text\ntable\nplace\nusage {[Path('a')]}\n"
-    assert _main(lambda given: Outcome("", [], {"mdlm": "it broke"}), []) == 1
-    assert _main(refused, []) == 2
-    assert _main(interrupted, []) == 130
+    assert _main(lambda given: Outcome("", [], {"mdlm": "it broke"}), ["x=1"]) == 1
+    assert _main(refused, ["x=1"]) == 2
+    assert _main(interrupted, ["x=1"]) == 130
     said = capsys.readouterr()
     assert said.out == "" and said.err == (
         "failed: mdlm: it broke\nerror: x=1: is wrong\nstopped; the same command continues where it was\n"
