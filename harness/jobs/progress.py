@@ -11,7 +11,6 @@ from typing import TextIO
 from harness.jobs.schedule import Task, TaskKey
 from harness.progress import clock, counted
 
-
 #: The share of the work after which its own pace alone says how long the rest takes.
 _TRUSTED = 0.2
 
