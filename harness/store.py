@@ -5,10 +5,16 @@ Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lin
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import hashlib
 import json
 import math
 import os
+import re
+import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +52,7 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object], folder: str
     Raises `UserError` where the disk is full or the place cannot be written to; `folder` is what the message calls it.
     """
     path = Path(path)
-    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+    part = path.parent / f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.part"
     with _explained(path, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,6 +64,27 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object], folder: str
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+_PART = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]{6}\.part")
+_STALE = 24 * 3600.0  # seconds after which nobody is still writing a file
+
+
+@functools.cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove those of the files that `write_atomically` began and a kill left: their process is dead, or they are a day old."""
+    import psutil
+
+    for path in paths:
+        if found := _PART.fullmatch(path.name):
+            with contextlib.suppress(OSError):  # somebody else swept it, or may
+                is_dead = found[1] == _host() and not psutil.pid_exists(int(found[2]))
+                if is_dead or time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import uuid
 
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
-from harness.store import read_json, write_json
+from harness.store import read_json, sweep, write_json
 from harness.study.cells import Cell, config_key
 from harness.study.session import Session
 
@@ -24,6 +24,13 @@ def make_folder(session: Session) -> None:
         raise UserError(
             f"runs_dir={session.cfg.runs_dir}: cannot make {session.folder} ({error.strerror}); choose another folder"
         ) from error
+
+
+def sweep_parts(session: Session) -> None:
+    """Remove what writers that were killed left unfinished, in the study's folder and in the cache's own."""
+    sweep(session.folder.glob("**/.*.part"))
+    for depth in ("", "*/", "*/*/"):  # no deeper: the cache may be a folder with other things in it
+        sweep(session.cache.glob(f"{depth}.*.part"))
 
 
 def claim(session: Session, cells: list[Cell]) -> str:

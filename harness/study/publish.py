@@ -154,9 +154,8 @@ class Publisher:
         figures = sorted((s.folder / "figures").glob("*.png"))
         self.runs.finish("FAILED" if failures else "FINISHED", (*figures, *files))
         places = [f"report   {report}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
-        if s.cfg.tracking.enabled:
-            hint = "" if s.cfg.tracking.uri else f"  (or: python -m harness.tracking.ui {Path(s.cfg.runs_dir)})"
-            places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}{hint}")
+        if self.runs.tracker.where:
+            places.append(f"MLflow   {self.runs.tracker.where}")
         return Outcome(results_table(frame, shown), places, failures)
 
     def _context(self, failures: dict[str, str]) -> dict[str, Any]:

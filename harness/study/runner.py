@@ -19,7 +19,7 @@ from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
-from harness.study.folder import make_folder
+from harness.study.folder import make_folder, sweep_parts
 from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
@@ -47,6 +47,7 @@ def run_study(session: Session, command: str) -> Outcome:
     # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
     _ = session.reference, session.metrics, session.judge
     make_folder(session)
+    sweep_parts(session)
     with folder_lock(session.folder), Publisher(session, cells, data, command) as publisher:
         tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
         mark(session, tasks, by_name)

@@ -15,19 +15,40 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.store import write_bytes
 
+#: In the file's header: names of tensors that are another one's too, by name.
+_TWINS = "twins"
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and JSON-able `meta`. Raises `UserError` on a full disk; the old file then stays."""
-    plain = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-    write_bytes(path, save(plain, metadata={"harness": json.dumps(meta)}))
+    """Write `tensors` and JSON-able `meta`; a tensor that has several names, as tied weights do, is written once.
+
+    Raises `UserError` on a full disk; the old file then stays.
+    """
+    written: dict[str, Tensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    twins: dict[str, str] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        first = names.setdefault((tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        if first != name:
+            twins[name] = first
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        written[name] = plain.clone() if memory in memories else plain  # a part of another one
+        memories.add(memory)
+    header = {"harness": json.dumps(meta)} | ({_TWINS: json.dumps(twins)} if twins else {})
+    write_bytes(path, save(written, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and meta of a checkpoint; `UserError` names a file that is cut short or not a checkpoint."""
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            meta = json.loads((file.metadata() or {})["harness"])
-            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118 - not a mapping
+            header = file.metadata() or {}
+            meta = json.loads(header["harness"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors | {key: tensors[other] for key, other in json.loads(header.get(_TWINS, "{}")).items()}, meta
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
