@@ -196,3 +196,32 @@ def test_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
 def test_json_written_is_json(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": [1, None]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None]}
+
+
+# ---- what a kill leaves -----------------------------------------------------------------------------------------------
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness import store
+store.write_atomically(Path(sys.argv[1]), lambda handle: (handle.write(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "a.json")], check=False)
+    (left,) = tmp_path.iterdir()
+    host = left.name.split(".")[3].split("-")[0]
+    others = {
+        "of a live process": f".b.json.{host}-{os.getpid()}-0123ab.part",
+        "of another machine": ".b.json.0f0f0f-1-0123ab.part",
+        "somebody else's": ".b.json.part",
+        "not hidden": f"b.json.{host}-1-0123ab.part",
+    }
+    for name in others.values():
+        (tmp_path / name).write_text(name)
+    old = tmp_path / ".c.json.0f0f0f-1-0123ab.part"
+    old.touch()
+    os.utime(old, (1e9, 1e9))
+    (tmp_path / "a.json").write_text("whole")
+    store.sweep(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *others.values()}

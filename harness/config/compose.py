@@ -165,5 +165,5 @@ def compose_lines(overrides: list[str]) -> DictConfig:
     try:
         with initialize(version_base="1.3", config_path=None):
             return compose(config_name=ROOT, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # `study=null`
         raise UserError(one_line(error)) from error

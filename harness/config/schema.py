@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from harness.config.fields import check_fields, chosen, ranged
 from harness.config.rows import check_budgets, check_names, is_plain, rows_of
-from harness.config.slurm import SlurmConfig, check_slurm
+from harness.config.slurm import SlurmConfig, check_line, check_slurm
 from harness.errors import UserError, nearest
 from harness.search.schema import TuneConfig
 
@@ -155,6 +155,7 @@ def check(cfg: RunConfig) -> None:
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
     check_slurm(cfg.slurm)
+    check_line("runs_dir", cfg.runs_dir)  # where jobs have their logs
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
 

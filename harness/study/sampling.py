@@ -50,7 +50,8 @@ def compile_trunks(networks: Iterable[nn.Module]) -> None:
 
 def say_uncompiled(name: str, what: str, error: Exception) -> None:
     """A line with the compiler's reason: `what` (of the cell or the weights `name`) goes on without it."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+    reason = lines[0] if lines else type(error).__name__
     print(f"\n{name}: torch.compile failed ({reason}); {what} runs uncompiled", file=sys.stderr, flush=True)
 
 

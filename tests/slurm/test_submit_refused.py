@@ -39,6 +39,9 @@ def box(tmp_path, monkeypatch) -> Path:
         (["wait=maybe"], "wait=maybe"),
         (["slurm.more.comment='a\n#SBATCH --uid=0'"], "slurm.more.comment=a\\n#SBATCH --uid=0: a line feed ends an option"),
         (["slurm.partition='gpu\nrm'"], "slurm.partition=gpu\\nrm: a line feed ends an option of sbatch"),
+        (["slurm.more.comment='a\n'"], "slurm.more.comment=a\\n: a line feed ends an option of sbatch"),
+        (["slurm.more.comment='a\rb'"], "slurm.more.comment=a\\rb: a line feed ends an option of sbatch"),
+        (["runs_dir='/tmp/a\n#SBATCH --uid=0'"], "runs_dir=/tmp/a\\n#SBATCH --uid=0: "),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_meant(toy, arguments, line):
