@@ -22,6 +22,7 @@ from harness.search.storage import Store, open_store, study_name
 from harness.search.trial import begin
 from harness.search.trials import all_trials, tally
 from harness.store import write_json
+from harness.study.folder import sweep_parts
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
@@ -35,6 +36,7 @@ def run_search(loaded: LoadedTune) -> Outcome:
     began = time.monotonic()
     for note in loaded.notes:
         print(note, file=sys.stderr, flush=True)
+    sweep_parts(loaded.folder.parents[1], loaded.session.cache)  # of the study, whose weights trials share
     store = open_store(loaded)
     what = {
         "study": study_name(loaded),

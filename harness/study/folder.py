@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from pathlib import Path
 
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
@@ -26,11 +27,11 @@ def make_folder(session: Session) -> None:
         ) from error
 
 
-def sweep_parts(session: Session) -> None:
-    """Remove what writers that were killed left unfinished, in the study's folder and in the cache's own."""
-    sweep(session.folder.glob("**/.*.part"))
-    for depth in ("", "*/", "*/*/"):  # no deeper: the cache may be a folder with other things in it
-        sweep(session.cache.glob(f"{depth}.*.part"))
+def sweep_parts(folder: Path, cache: Path) -> None:
+    """Remove what writers that were killed left unfinished in a study's folder and in the cache."""
+    sweep(folder.glob("**/.*.part"))
+    for depth in ("", "*/", "*/*/"):  # no deeper: it may be a folder with other things in it
+        sweep(cache.glob(f"{depth}.*.part"))
 
 
 def claim(session: Session, cells: list[Cell]) -> str:

@@ -47,7 +47,7 @@ def run_study(session: Session, command: str) -> Outcome:
     # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
     _ = session.reference, session.metrics, session.judge
     make_folder(session)
-    sweep_parts(session)
+    sweep_parts(session.folder, session.cache)
     with folder_lock(session.folder), Publisher(session, cells, data, command) as publisher:
         tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
         mark(session, tasks, by_name)

@@ -15,7 +15,7 @@ _HTTP = ("http", "https")
 SQL_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SCHEMES = (*_HTTP, *SQL_PORTS, "sqlite", "databricks")
 _SECRET = re.compile(
-    r"([?&;](?:[^=&;]*(?:password|passwd|pwd|token|secret|key|auth|odbc_connect))=)[^&;\s]*", re.IGNORECASE
+    r"([?&;](?:[^=&;\s]*(?:password|passwd|pwd|token|secret|key|auth|odbc_connect))=)[^&;\s]*", re.IGNORECASE
 )
 PROBE_SECONDS = 5
 #: What MLflow's own clients read; it is used where `tracking.uri` says nothing.

@@ -61,6 +61,16 @@ def test_options_and_the_study_are_told_apart(toy):
     assert list(plan.jobs[0].arguments) == toy[2:]
 
 
+def test_what_jobs_are_given_holds_no_login(toy):
+    plan = plan_study([*toy[2:], "tracking.uri='http://me:my secret@host'"], [Path(toy[1])], "me")
+    assert all("secret" not in repr(job) for job in [*plan.jobs, plan.last]) and "secret" not in str(plan)
+    tree = plan.last.loaded().tree
+    assert (
+        tree["tracking"]["uri"] == "http://***@host"
+        and plan.last.loaded().cfg.tracking.uri == "http://me:my secret@host"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
