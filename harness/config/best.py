@@ -16,7 +16,7 @@ from harness.errors import UserError
 
 _NAMES = ("+best=", "best=")
 #: What a search does not choose: it belongs to the command. Of the sections nothing, of the study its keys.
-_NOT_HERE = ("study", "best", "only", "only_tasks", "plan", "runs_dir", "cache_dir")
+_NOT_HERE = ("study", "best", "only", "only_tasks", "plan", "runs_dir", "cache_dir", "redo", "stale")
 _SECTIONS = ("tracking", "slurm", "wait", "tune", "hydra")
 #: What would import a class, or read the environment: the file holds values, and may be somebody else's.
 _CODE = ("_target_", "${")

@@ -14,7 +14,7 @@ from harness.search.loaded import LoadedTune
 from harness.search.objective import TRUTH
 from harness.search.space import ends_of, is_active, overrides_of, token
 from harness.study.session import Session
-from harness.training.loop import step_generator
+from harness.training.seeds import step_generator
 
 DEFAULT = "default"
 

@@ -108,7 +108,7 @@ def lacking(session: Session) -> list[str]:
 def _publish(job: Job) -> Outcome:
     """What `harness.run` does when everything is there: rows, tracking, figures, the report."""
     loaded = job.loaded()
-    sessions = {task: Session(part.tree, None, part.cfg.tracking.uri) for task, part in parts_of(loaded).items()}
+    sessions = {task: Session(part.tree, server=part.cfg.tracking.uri) for task, part in parts_of(loaded).items()}
     reason = "its job ended early; the same command submits what is missing"
     places = [f"{task}/{name}".lstrip("/") for task, session in sessions.items() for name in lacking(session)]
     if places:
