@@ -58,10 +58,8 @@ def test_exit_codes_and_what_is_printed(capsys):
 def test_what_a_terminal_does_not_have_is_shown_in_plain_characters(monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", screen)
-    assert (
-        _main(lambda given: Outcome("Gen. PPL \u2193 | 2.6 \u00b1 0.1 \u2192 \u2014 caf\u00e9 \u65e5", ["place"]), [])
-        == 0
-    )
+    table = "Gen. PPL \u2193 | 2.6 \u00b1 0.1 \u2192 \u2014 caf\u00e9 \u65e5"
+    assert _main(lambda given: Outcome(table, ["place"]), ["study=x"]) == 0
     screen.flush()
     assert screen.buffer.getvalue() == b"Gen. PPL v | 2.6 +- 0.1 -> - caf? ?\nplace\n"
 
@@ -70,8 +68,8 @@ def test_what_is_said_of_a_failure_has_no_login(capsys):
     def refused(given: cli.Arguments) -> str:
         raise UserError("no answer from http://me:geheim@host/x; try again")
 
-    assert _main(refused, []) == 2
-    assert _main(lambda given: Outcome("", [], {"mdlm": "at postgresql://me:geheim@host/x"}), []) == 1
+    assert _main(refused, ["study=x"]) == 2
+    assert _main(lambda given: Outcome("", [], {"mdlm": "at postgresql://me:geheim@host/x"}), ["study=x"]) == 1
     said = capsys.readouterr().err
     assert "geheim" not in said and "error: no answer from http://***@host/x; try again" in said
 
