@@ -36,9 +36,9 @@ from harness.errors import UserError
 log = logging.getLogger(__name__)
 
 STANDARD_LIBRARY = "stdlib"
-#: Documents with so many symbols of text8's alphabet in a row in common (seven words) go to one split, and groups of such
-#: documents above this share of the text to the training split: one of them would be a held-out split by itself.
-SHARED_RUN, LARGEST_GROUP = 40, 0.001
+#: Documents with so many symbols of text8's alphabet in a row in common (seven words) go to one split; and groups of such
+#: documents that would be more than this share of a held-out split go to the training split.
+SHARED_RUN, LARGEST_GROUP = 40, 0.1
 _SKIPPED_FOLDERS = (
     "test tests testing _testing idle_test conftest site-packages dist-packages __pycache__ _vendor vendor vendored "
     "third_party externals _external ensurepip lib2to3 node_modules"
@@ -183,9 +183,9 @@ def _split(texts: list[str], options: DocstringsOptions) -> tuple[dict[str, list
     group_D, size_D = groups_of(symbols, SHARED_RUN), np.array([len(text) for text in texts])
     total, of_group_D = size_D.sum(), np.bincount(group_D, size_D, len(texts))[group_D]
     alone_D = np.bincount(group_D, minlength=len(texts))[group_D] == 1
-    free_D = alone_D | (of_group_D <= LARGEST_GROUP * total)
-    free = float(size_D[free_D].sum() / total) if total else 1.0
     valid, test = options.valid_fraction, options.test_fraction
+    free_D = alone_D | (of_group_D <= LARGEST_GROUP * min(valid, test) * total)
+    free = float(size_D[free_D].sum() / total) if total else 1.0
     if valid + test >= free:
         raise UserError(
             f"data.valid_fraction={valid} and data.test_fraction={test}: only {free:.0%} of the text can be held out, the "
