@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 STANDARD_LIBRARY = "stdlib"
 #: Documents with so many symbols of text8's alphabet in a row in common (seven words) go to one split; and groups of such
 #: documents that would be more than this share of a held-out split go to the training split.
-SHARED_RUN, LARGEST_GROUP = 40, 0.1
+SHARED_RUN, LARGEST_GROUP = 40, 0.25
 _SKIPPED_FOLDERS = (
     "test tests testing _testing idle_test conftest site-packages dist-packages __pycache__ _vendor vendor vendored "
     "third_party externals _external ensurepip lib2to3 node_modules"
