@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -9,6 +11,7 @@ from harness.config.rows import budgets_of
 from harness.errors import BudgetError
 from harness.store import ResultsTable
 from harness.study.budget import parse_budgets, unmet_budgets
+from harness.study.cells import left_out
 from tests.kit.study_kit import invoke
 from tests.kit.study_plugins import IndependentOptions, Positions, PositionsOptions
 from tests.kit.suite_kit import Choosy, suite_arguments
@@ -67,6 +70,11 @@ def test_a_method_may_have_budgets_of_its_own(tmp_path):
     frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
     budgets = frame.groupby("method")["nfe"].apply(lambda nfe: list(nfe.dropna()))
     assert budgets["choosy"] == [3] and budgets["positions"] == [2, 4]
+
+
+def test_what_the_data_lost_is_said_in_the_same_places():
+    session = SimpleNamespace(data=SimpleNamespace(notes=("a line",)), rows={}, cfg=SimpleNamespace(study=None))
+    assert left_out(session) == ["a line"]
 
 
 CUT = "left out, as study.nfe=[2, 3] was typed; type study.nfe_of"
