@@ -50,7 +50,7 @@ class PretrainedJudge(CausalJudge):
             raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
 
     def check(self, data: TokenData) -> None:
-        """Raise `UserError` for a model that is neither on this disk nor on a hub that answers, or shorter than its tokenizer."""
+        """Raise `UserError` for a model that is neither here nor on a hub that answers, or shorter than its tokenizer."""
         _tokenizer(self.options)
 
     def files_key(self) -> str:

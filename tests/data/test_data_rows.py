@@ -8,7 +8,8 @@ import torch
 from harness.data.base import TokenData
 from harness.interface import Bound
 from harness.judges.scoring import heldout_texts
-from harness.study import match, steps
+from harness.study import match
+from harness.study.bound import measure_bound
 from harness.training import loop
 from harness.training.precision import Numerics
 from tests.kit.toys import job_of, tiny_problem
@@ -47,11 +48,11 @@ class Seen:
 def test_the_bound_is_of_a_random_choice_so_that_its_error_covers_the_rest():
     study = SimpleNamespace(bound_sequences=40, bound_draws=1)
     session = SimpleNamespace(cfg=SimpleNamespace(study=study), numerics=NUMERICS, data=data_in_order())
-    facts = steps._bound(session, SimpleNamespace(seed=0), Seen())
+    facts = measure_bound(session, SimpleNamespace(seed=0), Seen())
     bound, error = facts["nelbo_nats_per_token"] * 4, facts["nelbo_se"] * 4
     assert error > 0.05 and abs(bound - 0.5) < 3 * error
     study.bound_sequences = 1000
-    assert steps._bound(session, SimpleNamespace(seed=0), Seen())["nelbo_nats_per_token"] * 4 == 0.5
+    assert measure_bound(session, SimpleNamespace(seed=0), Seen())["nelbo_nats_per_token"] * 4 == 0.5
 
 
 def test_curves_judges_and_counts_of_flops_read_such_a_choice(tmp_path):

@@ -157,10 +157,10 @@ def test_identity_follows_the_content_and_not_the_place(tmp_path):
     weights = judge_of(save(tmp_path / "c" / "tiny", tiny_gpt2(1)))
     tokenizer = judge_of(save(tmp_path / "d" / "tiny", tiny_gpt2(), byte_tokenizer(backwards=True)))
     config = judge_of(altered(save(tmp_path / "e" / "tiny", tiny_gpt2()), "config.json", layer_norm_epsilon=0.5))
-    assert plain.identity == same.identity and plain.check() == same.check()
+    assert plain.identity == same.identity and plain.files_key() == same.files_key()
     assert str(tmp_path) not in plain.identity and plain.identity.startswith("tiny@content-")
     judges = (plain, weights, tokenizer, config)
-    assert len({judge.identity for judge in judges}) == len({judge.check() for judge in judges}) == 4
+    assert len({judge.identity for judge in judges}) == len({judge.files_key() for judge in judges}) == 4
     assert len({float(judge.score(TEXTS[:1]).nll_N[0]) for judge in judges}) == 4
 
 
@@ -176,7 +176,7 @@ def test_a_table_shorter_than_the_tokenizer_is_refused_before_the_weights_are_re
     longer = byte_tokenizer()
     longer.add_tokens([f"<{k}>" for k in range(5)])
     folder = save(tmp_path / "short", tiny_gpt2(), longer)
-    for ask in (PretrainedJudge(PretrainedJudgeOptions(folder)).check, lambda: judge_of(folder)):
+    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(folder)).check(DATA), lambda: judge_of(folder)):
         with pytest.raises(
             UserError, match="ids up to 261, and its model's table 257 rows, for ids up to 256"
         ) as caught:
