@@ -25,6 +25,7 @@ def check_possible(loaded: LoadedTune) -> None:
     for o in cfg.judged:
         if o.column in TRUTH and session.data.task is None:
             raise UserError(f"{o.column} needs data whose law is known; {session.data.name} has none")
+    session.judge.check(session.data)
     _ = session.reference  # refuses too many samples
     same = is_sampling_only(loaded)  # refuses values that cannot be
     trained = bool(session.build(cfg.row[0]).stages())
