@@ -19,12 +19,11 @@ from harness.jobs.pool import Message
 from harness.jobs.schedule import Task, TaskKey
 from harness.search.loaded import LoadedTune
 from harness.search.publish import SearchLog
-from harness.search.queue import Asked, Queue
+from harness.search.queue import Queue
 from harness.search.samplers import make_pruner
 from harness.search.storage import Store, patient
-from harness.search.table import write_trials
 from harness.search.trial import TrialResult
-from harness.search.trials import CONSTRAINTS, FAILURE, LOST, PRUNED, RUN_ID, all_trials, so_far, status, tally
+from harness.search.trials import FAILURE, LOST, PRUNED, RUN_ID, TRIES, all_trials, so_far, status, tally, write_trials
 from harness.store import write_text
 
 #: What all trials need (the judge, the data's own scores) is made by one worker before the first trial is asked for.
@@ -75,45 +74,41 @@ class Search(Work):
         return bool(self.failures)
 
     def ready(self, free: int) -> list[Task]:
-        if PREPARE in self.tasks:
-            return [t for t in (self.tasks[PREPARE],) if t.state == "waiting"]
-        waiting = self._waiting()
-        if free > len(waiting):
-            self.queue.ask(free - len(waiting))
-            for number in sorted(self.queue.asked):
+        missing = free - len(self._waiting())
+        if PREPARE not in self.tasks and missing > 0:
+            self.queue.ask(missing)
+            for number, trial in sorted(self.queue.asked.items()):
                 if _key(number) not in self.tasks:
-                    self._hand_out(number)
-            waiting = self._waiting()
-        return waiting
+                    self._hand_out(trial)
+        return self._waiting()
 
     def _waiting(self) -> list[Task]:
         return [t for t in self.tasks.values() if t.state == "waiting"]
 
-    def _hand_out(self, number: int) -> None:
+    def _hand_out(self, trial: optuna.Trial) -> None:
         """Make a task of a trial that was asked for."""
-        asked = self.queue.asked[number]
-        self._open_run(number, asked)
+        self._open_run(trial)
         try:
-            job = self.loaded.job(number, asked.params)
+            job = self.loaded.job(trial.params)
         except UserError as error:  # values that do not go together: this trial alone
-            self._fail(number, " ".join(str(error).split()))
+            self._end(trial.number, {FAILURE: " ".join(str(error).split())})
             return
         # One that has been lost too often is not asked for again: another takes its place.
-        tries = 2 if asked.tries < self.loaded.cfg.retries else 1
-        self.tasks[_key(number)] = Task(_key(number), job=job, tries=tries)
+        tries = 2 if trial.user_attrs.get(TRIES, 0) < self.loaded.cfg.retries else 1
+        self.tasks[_key(trial.number)] = Task(_key(trial.number), job=job, tries=tries)
 
     @patient
-    def _open_run(self, number: int, asked: Asked) -> None:
-        run = self.log.begin(number, asked.params)
+    def _open_run(self, trial: optuna.Trial) -> None:
+        run = self.log.begin(trial.number, trial.params)
         if run:
-            asked.trial.set_user_attr(RUN_ID, run)
+            trial.set_user_attr(RUN_ID, run)
 
     # ---- what came of it ------------------------------------------------------------------------------------------
     @patient
     def answer(self, task: Task, question: Any) -> bool:
         """Whether a trial that has come to this value at this step had better be given up."""
         step, value = question
-        trial = self.queue.asked[int(task.key[1])].trial
+        trial = self.queue.asked[int(task.key[1])]
         try:
             trial.report(value, step)
             return trial.should_prune()
@@ -126,33 +121,28 @@ class Search(Work):
             return
         number = int(task.key[1])
         if value.pruned:
-            self.queue.end(number, {PRUNED: value.pruned}, TrialState.PRUNED)
-        elif not all(math.isfinite(v) for v in value.values):
-            self._fail(number, f"its objective is not a number ({', '.join(map(str, value.values))})")
-            return
+            self._end(number, {PRUNED: value.pruned}, TrialState.PRUNED)
+        elif not all(map(math.isfinite, value.values)):
+            self._end(number, {FAILURE: f"its objective is not a number ({', '.join(map(str, value.values))})"})
         else:
             self._complete(number, value)
-        self._ended(number)
+            self._ended(number)
 
     @patient
     def _complete(self, number: int, result: TrialResult) -> None:
         """Keep all that is known of a finished trial with it, then finish it."""
-        trial = self.queue.asked[number].trial
-        # Optuna takes no NaN here; a constraint on what could not be measured is not met.
-        constraints = [c if math.isfinite(c) else sys.float_info.max for c in result.constraints]
-        facts = {
-            "scores": result.scores,
-            "seconds": result.seconds,
-            "trained": result.trained,
-            CONSTRAINTS: constraints,
-        }
+        trial = self.queue.asked[number]
+        facts = {"score": result.scores, "seconds": result.seconds, "trained": result.trained}
         try:
             for name, value in facts.items():
                 trial.set_user_attr(name, value)
+            for name, broken in zip(self.loaded.cfg.constraints, result.constraints, strict=True):
+                # Optuna takes no NaN here; a constraint on what could not be measured is not met.
+                trial.set_constraint(name, broken if math.isfinite(broken) else sys.float_info.max)
             self.store.study.tell(trial, list(result.values))
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             # Told at an earlier attempt, of which the answer was lost; or taken for dead, and begun again elsewhere.
-            if self.store.storage.get_trial(self.store.trial_id(number)).state == TrialState.RUNNING:
+            if self.store.trial(number).state == TrialState.RUNNING:
                 raise
         del self.queue.asked[number]
 
@@ -162,32 +152,23 @@ class Search(Work):
             write_text(self.loaded.folder / "errors" / f"{'-'.join(task.key)}.txt", message.text)
         if task.key == PREPARE:
             self.failures["workers"] = f"could not begin ({line}); see {self.loaded.folder / 'errors'}"
-        elif message.kind == "died":
-            self._lose(task, line)
         else:
-            self._fail(int(task.key[1]), line)
+            # With its worker it is lost, and `Queue.ask` asks for it again; else it failed for good, and is counted.
+            self._end(int(task.key[1]), {LOST if message.kind == "died" else FAILURE: line})
 
     def again(self, task: Task) -> None:
         if task.key != PREPARE:
-            self._lose(task, "its worker died")
+            self._end(int(task.key[1]), {LOST: "its worker died"})
 
-    def _lose(self, task: Task, why: str) -> None:
-        """Its worker died: the trial is lost, and `Queue.ask` asks for it again as a new one."""
-        number = int(task.key[1])
-        self.queue.end(number, {LOST: why})
-        del self.tasks[task.key]
-        self._ended(number)
-
-    def _fail(self, number: int, why: str) -> None:
-        """The trial failed for a reason of its own: it is counted, and not tried again."""
-        self.queue.end(number, {FAILURE: why})
-        # For the count: it is one of those that were wanted.
-        self.tasks[_key(number)] = Task(_key(number), state="done")
+    def _end(self, number: int, why: dict[str, str], state: TrialState = TrialState.FAIL) -> None:
+        """A trial ended without values."""
+        self.queue.end(number, why, state)
+        self.tasks.pop(_key(number), None)  # `_look` puts it back where it counts
         self._ended(number)
 
     @patient
     def _ended(self, number: int) -> None:
-        self.log.end(self.store.storage.get_trial(self.store.trial_id(number)))
+        self.log.end(self.store.trial(number))
         self._look()
 
     def tick(self) -> None:

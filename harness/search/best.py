@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.config.best import key_of
 from harness.search.loaded import LoadedTune
 from harness.search.space import overrides_of
-from harness.search.trials import CONSTRAINTS, all_trials, feasible, front, signs
+from harness.search.trials import all_trials, feasible, signs
 from harness.store import write_text
 from harness.tracking.uri import redact
 
@@ -35,6 +35,14 @@ class Candidate:
     def label(self) -> str:
         return f"trial-{self.trial.number:04d}"
 
+    def in_words(self, objectives: Sequence[str]) -> str:
+        """One line: which trial, its values, and whether it is the best, the knee of a front, or only the closest."""
+        values = ", ".join(f"{n} {v:.4g}" for n, v in zip(objectives, self.trial.values, strict=True))
+        if not self.feasible:
+            return f"no trial meets the constraints; the closest is trial {self.trial.number} ({values})"
+        kind = "knee of the front" if len(objectives) > 1 else "best"
+        return f"{kind}: trial {self.trial.number} ({values})"
+
 
 def order(cost_TK: np.ndarray) -> list[int]:
     """Rows from best to worst, where lower is better in each column.
@@ -44,13 +52,7 @@ def order(cost_TK: np.ndarray) -> list[int]:
     """
     span_K = np.ptp(cost_TK, axis=0)
     unit_TK = (cost_TK - cost_TK.min(0)) / np.where(span_K > 0, span_K, 1.0)
-    far_T = unit_TK[:, 0] if unit_TK.shape[1] == 1 else np.sqrt((unit_TK**2).sum(1))
-    return [int(i) for i in np.argsort(far_T, kind="stable")]
-
-
-def _violation(trial: FrozenTrial) -> float:
-    """How far a trial is from meeting its constraints: the sum of what each is broken by, in its own unit."""
-    return float(sum(max(0.0, c) for c in trial.user_attrs.get(CONSTRAINTS) or []))
+    return [int(i) for i in np.argsort((unit_TK**2).sum(1), kind="stable")]
 
 
 def candidates(loaded: LoadedTune, study: optuna.Study, count: int) -> list[Candidate]:
@@ -59,31 +61,18 @@ def candidates(loaded: LoadedTune, study: optuna.Study, count: int) -> list[Cand
     With several objectives those on the front come first, the knee before the others, then the rest. Where no trial
     meets the constraints, the one that is closest to it, alone and marked as not feasible.
     """
-    trials = all_trials(study)
-    done = [t for t in trials if t.state == TrialState.COMPLETE]
+    done = [t for t in all_trials(study) if t.state == TrialState.COMPLETE]
     able = [t for t in done if feasible(t)]
-    if not able:
-        if not done:
-            return []
-        closest = min(done, key=lambda t: (_violation(t), t.number))
-        return [Candidate(closest, _overrides(loaded, closest), False)]
+    if done and not able:
+        able = [min(done, key=lambda t: sum(max(0.0, c) for c in t.constraints.values()))]
+    front = {t.number for t in (study.best_trials if len(study.directions) > 1 else able)}
     chosen: dict[tuple[str, ...], Candidate] = {}
-    left = able
-    while left and len(chosen) < count:
-        # One objective: all in order. Several: front after front.
-        layer = left if len(study.directions) == 1 else front(left, study.directions)
-        cost_TK = np.array([t.values for t in layer]) * signs(study.directions)
-        for i in order(cost_TK):
-            overrides = _overrides(loaded, layer[i])
-            if len(chosen) < count:
-                chosen.setdefault(overrides, Candidate(layer[i], overrides, True))
-        taken = {t.number for t in layer}
-        left = [t for t in left if t.number not in taken]
-    return list(chosen.values())
-
-
-def _overrides(loaded: LoadedTune, trial: FrozenTrial) -> tuple[str, ...]:
-    return tuple(overrides_of(trial.params, loaded.cfg))
+    for layer in ([t for t in able if (t.number in front) == first] for first in (True, False)):
+        if layer:
+            for i in order(np.array([t.values for t in layer]) * signs(study.directions)):
+                overrides = tuple(overrides_of(layer[i].params, loaded.cfg))
+                chosen.setdefault(overrides, Candidate(layer[i], overrides, feasible(layer[i])))
+    return list(chosen.values())[:count]
 
 
 def best_command(loaded: LoadedTune, candidate: Candidate) -> str:
@@ -94,21 +83,14 @@ def best_command(loaded: LoadedTune, candidate: Candidate) -> str:
     folders = [part for folder in loaded.config_dirs for part in ("--config-dir", str(folder))]
     found = {key_of(o) for o in candidate.overrides}
     given = [redact(a) for a in loaded.base_args if key_of(a) not in found]
-    return shlex.join(["python", "-m", "harness.run", *folders, *given, f"+best={_near(loaded.folder / FILE)}"])
-
-
-def _near(path: Path) -> Path:
-    """The path from the working folder where it is in it."""
-    try:
-        return path.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return path
+    path, here = loaded.folder / FILE, Path.cwd()
+    near = path.relative_to(here) if path.is_relative_to(here) else path
+    return shlex.join(["python", "-m", "harness.run", *folders, *given, f"+best={near}"])
 
 
 def write_best(loaded: LoadedTune, candidate: Candidate, chosen: str, confirmed: Sequence[dict[str, Any]] = ()) -> Path:
     """Write `best.yaml`; `chosen` says how it was chosen, `confirmed` what its re-evaluation came to."""
     cfg, trial, command = loaded.cfg, candidate.trial, best_command(loaded, candidate)
-    bounds = trial.user_attrs.get(CONSTRAINTS) or []
     content = {
         "study": loaded.base.cfg.study.name,
         "tune": cfg.name,
@@ -116,9 +98,9 @@ def write_best(loaded: LoadedTune, candidate: Candidate, chosen: str, confirmed:
         "trial": trial.number,
         "feasible": candidate.feasible,
         "chosen": chosen,
-        "values": {n: float(v) for n, v in zip(cfg.objectives, trial.values, strict=True)},
-        "constraints": {n: float(v) for n, v in zip(cfg.constraints, bounds, strict=False)},
-        "confirmed": [dict(row) for row in confirmed],
+        "values": dict(zip(cfg.objectives, trial.values, strict=True)),
+        "constraints": dict(trial.constraints),
+        "confirmed": list(confirmed),
         "overrides": list(candidate.overrides),
         "command": command,
     }
@@ -126,12 +108,3 @@ def write_best(loaded: LoadedTune, candidate: Candidate, chosen: str, confirmed:
     path = loaded.folder / FILE
     write_text(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
     return path
-
-
-def in_words(candidate: Candidate, loaded: LoadedTune, several: bool) -> str:
-    """One line: which trial, its values, and whether it is the best, the knee of a front, or only the closest."""
-    values = ", ".join(f"{n} {v:.4g}" for n, v in zip(loaded.cfg.objectives, candidate.trial.values, strict=True))
-    if not candidate.feasible:
-        return f"no trial meets the constraints; the closest is trial {candidate.trial.number} ({values})"
-    kind = "knee of the front" if several else "best"
-    return f"{kind}: trial {candidate.trial.number} ({values})"

@@ -1,10 +1,12 @@
-"""What can be wrong with a search before any data are read: one clear line each, with the nearest valid choice."""
+"""What can be wrong with a search, found before anything is tried: one clear line each, with the nearest valid choice."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import copy
 from typing import Any
+
+import torch
+from optuna.trial import FixedTrial
 
 from harness.config.compose import flatten, leaves
 from harness.config.load import Loaded
@@ -14,13 +16,13 @@ from harness.errors import UserError, nearest
 from harness.search.loaded import LoadedTune
 from harness.search.objective import COSTS, FACTS, TRUTH, known_columns
 from harness.search.schema import DimensionConfig, JudgedConfig, TuneConfig
-from harness.search.space import token
+from harness.search.space import literal, overrides_of, suggest_one, token
 from harness.study.session import Session
+from harness.training.loop import step_generator
 
-HEAT = "study.temperatures"
 #: Sections and keys that a trial sets itself, or that change how it is judged and not what it is.
 _FIXED = ("only", "only_tasks", "plan", "runs_dir", "cache_dir", "tracking", "judge", "metrics", "study")
-_FREE = (HEAT, "study.sampling_seed")
+_FREE = ("study.temperatures", "study.sampling_seed")
 
 
 def check_config(loaded: LoadedTune) -> None:
@@ -34,18 +36,17 @@ def check_config(loaded: LoadedTune) -> None:
     session = Session(base.tree)
     columns = known_columns(session.columns)
     headline = next((c.name for c in session.columns if c.headline), "")
-    _complete(cfg, columns, headline)
-    _check_judged(cfg, columns)
+    _check_judged(cfg, columns, headline)
     _check_pruner(loaded, {c.name for c in session.columns})
 
 
 def _check_seeds(cfg: TuneConfig) -> None:
-    for key, seeds in (("seeds", cfg.confirm.seeds), ("screen", cfg.confirm.screen)):
+    seeds, screen = set(cfg.confirm.seeds), set(cfg.confirm.screen)
+    for key, given in (("seeds", seeds), ("screen", screen)):
         reason = f"must be fresh; {cfg.seed} is the seed of the trials (tune.seed)"
-        need(cfg.seed not in seeds, f"tune.confirm.{key}", seeds, reason)
-    screen = cfg.confirm.screen
+        need(cfg.seed not in given, f"tune.confirm.{key}", sorted(given), reason)
     reason = "must share no seed with tune.confirm.seeds: it chooses, they judge"
-    need(not set(screen) & set(cfg.confirm.seeds), "tune.confirm.screen", screen, reason)
+    need(not screen & seeds, "tune.confirm.screen", sorted(screen), reason)
 
 
 # ---- the space --------------------------------------------------------------------------------------------------------
@@ -63,7 +64,10 @@ def _check_space(cfg: TuneConfig, base: Loaded) -> None:
             raise UserError(f"{where}: is the same in all trials, or they could not be compared; take it out")
         _check_dimension(where, d, values[key])
         for other, wanted in d.when.items():
-            _check_condition(where, other, wanted, cfg.space, earlier)
+            hint = "; put it before this one" if other in cfg.space else nearest(other, earlier)
+            if other not in earlier:
+                raise UserError(f"{where}.when: {other} is no earlier dimension{hint}")
+            _check_condition(f"{where}.when: {other}", earlier[other], wanted)
         earlier[key] = d
 
 
@@ -73,97 +77,69 @@ def _check_dimension(where: str, d: DimensionConfig, value: Any) -> None:
         raise UserError(f"{where}: takes a list; add as_list: true, or give lists as choices")
     if d.as_list and not isinstance(value, list):
         raise UserError(f"{where}: as_list is for keys that take a list; this one's value is {value}")
-    d.kind = d.kind or _kind_of(where, d, value[0] if d.as_list and value else value)
+    value = value[0] if d.as_list and value else value
+    if not d.kind and not d.choices and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{where}: its value is {value}; say kind: int or float with low and high, or give choices")
+    d.kind = d.kind or ("categorical" if d.choices else "int" if isinstance(value, int) else "float")
     if d.kind == "categorical":
-        _check_choices(where, d)
-        return
-    if d.choices:
+        if d.low is not None or d.high is not None or d.log or d.step is not None:
+            raise UserError(f"{where}: kind categorical has choices, and no low, high, log or step")
+        if len(set(map(literal, d.choices))) < max(2, len(d.choices)):
+            raise UserError(f"{where}: needs two different choices or more; it has {d.choices}")
+    elif d.choices:
         raise UserError(f"{where}: choices are of kind categorical; drop them or the kind {d.kind}")
-    if d.low is None or d.high is None:
+    elif d.low is None or d.high is None:
         raise UserError(f"{where}: a dimension of kind {d.kind} needs low and high")
-    low, high = d.ends
-    if low >= high:
-        raise UserError(f"{where}: the range from {low:g} to {high:g} is empty; low must be below high")
-    if d.log and low <= 0:
-        raise UserError(f"{where}: log needs low above 0, and it is {low:g}")
-    if d.step is not None and (d.log or d.step > high - low):
-        reason = "goes with log" if d.log else "fits into the range"
-        raise UserError(f"{where}.step={d.step:g}: no step {reason}; drop it or choose one above 0 up to high - low")
+    else:
+        _check_range(where, d, d.low, d.high)
+
+
+def _check_range(where: str, d: DimensionConfig, low: float, high: float) -> None:
     if d.kind == "int" and any(v != round(v) for v in (low, high, d.step or 1)):
         raise UserError(f"{where}: low, high and step of kind int are whole numbers")
+    if low >= high or (d.step or 0) > high - low:
+        step = f" in steps of {d.step:g}" if d.step else ""
+        raise UserError(f"{where}: there is nothing to choose from {low:g} to {high:g}{step}; widen the range")
+    try:
+        suggest_one(FixedTrial({where: low}), where, d)
+    except ValueError as error:  # what Optuna does not take, such as log together with step
+        raise UserError(f"{where}: {error}") from error
 
 
-def _kind_of(where: str, d: DimensionConfig, value: Any) -> str:
-    if d.choices:
-        return "categorical"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: its value is {value}; say kind: int or float with low and high, or give choices")
-    return "int" if isinstance(value, int) else "float"
-
-
-def _check_choices(where: str, d: DimensionConfig) -> None:
-    if d.low is not None or d.high is not None or d.log or d.step is not None:
-        raise UserError(f"{where}: kind categorical has choices, and no low, high, log or step")
-    plain = all(_is_plain_choice(c) for c in d.choices)
-    if not plain:
-        raise UserError(f"{where}: a choice is a number, a word, true, false, null, or a list of such")
-    # By value: true is 1 to a storage.
-    if len(d.choices) < 2 or len(set(map(token, d.choices))) < len(d.choices):
-        raise UserError(f"{where}: needs two different choices or more; it has {d.choices}")
-
-
-def _is_plain_choice(choice: Any) -> bool:
-    if isinstance(choice, list):
-        return all(_is_plain_choice(c) for c in choice)
-    return choice is None or isinstance(choice, bool | int | float | str)
-
-
-def _check_condition(
-    where: str, other: str, wanted: list[Any], space: dict[str, DimensionConfig], earlier: dict[str, DimensionConfig]
-) -> None:
-    if other not in earlier:
-        hint = "; put it before this one" if other in space else nearest(other, earlier)
-        raise UserError(f"{where}.when: {other} is no earlier dimension{hint}")
+def _check_condition(what: str, d: DimensionConfig, wanted: list[Any]) -> None:
+    """A dimension that others depend on may have the values that they ask for."""
     if not wanted:
-        raise UserError(f"{where}.when: names no value of {other}")
-    d = earlier[other]
+        raise UserError(f"{what} is asked for without a value")
     for value in wanted:
-        if d.kind != "categorical":
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if d.kind == "float" or not number or not d.ends[0] <= value <= d.ends[1]:
-                raise UserError(f"{where}.when: {other} is a {d.kind} that does not take exactly {value}; use choices")
-        elif value not in d.choices:
-            raise UserError(f"{where}.when: {other} never is {value}{nearest(str(value), map(str, d.choices))}")
+        if d.kind == "categorical":
+            if value not in d.choices:
+                raise UserError(f"{what} never is {value}{nearest(str(value), map(str, d.choices))}")
+        elif d.kind == "float" or type(value) is not int or not d.ends[0] <= value <= d.ends[1]:
+            raise UserError(f"{what} is a {d.kind} that does not take exactly {value}; use choices")
 
 
 # ---- objectives and constraints ---------------------------------------------------------------------------------------
-def _complete(cfg: TuneConfig, columns: dict[str, str], headline: str) -> None:
-    """Fill in columns and directions; leave out optional constraints on columns that the study does not have."""
+def _check_judged(cfg: TuneConfig, columns: dict[str, str], headline: str) -> None:
+    """Columns, directions and limits; fills them in, and leaves out optional constraints without a column."""
     need(len(cfg.objectives) > 0, "tune.objectives", "{}", "names nothing that is to be better; give one at least")
-    for o in cfg.objectives.values():
-        o.column = o.column or headline
-        o.direction = o.direction or columns.get(o.column, "")
-    kept = {name: c for name, c in cfg.constraints.items() if c.column in columns or not c.optional}
-    cfg.constraints = kept
-
-
-def _check_judged(cfg: TuneConfig, columns: dict[str, str]) -> None:
-    entries: dict[str, JudgedConfig] = {f"tune.objectives.{name}": o for name, o in cfg.objectives.items()}
-    entries |= {f"tune.constraints.{name}": c for name, c in cfg.constraints.items()}
-    for where, e in entries.items():
-        reason = f"is no column of this study{nearest(e.column, columns)}"
-        need(e.column in columns, f"{where}.column", e.column, reason)
-        if cfg.nfe and e.nfe not in cfg.nfe:
-            raise UserError(f"{where}.nfe={e.nfe}: is not among tune.nfe={list(cfg.nfe)}; add it, or leave that empty")
-        free = e.temperature is None or HEAT not in cfg.space
-        need(free, f"{where}.temperature", e.temperature, f"cannot be fixed while {HEAT} is searched; drop one")
-    seen: dict[tuple[Any, ...], str] = {}
     for name, o in cfg.objectives.items():
+        o.column = o.column or headline
+        _check_column(f"tune.objectives.{name}", o, columns)
+        o.direction = o.direction or columns[o.column]
         _need_of_data(f"tune.objectives.{name}.direction=data", o, o.direction == "data")
-        other = seen.setdefault(dataclasses.astuple(o), name)
-        if other != name:
-            raise UserError(f"tune.objectives.{name}: is the same as {other}; keep one of them")
-    _check_constraints(cfg)
+    cfg.constraints = {name: c for name, c in cfg.constraints.items() if c.column in columns or not c.optional}
+    for name, c in cfg.constraints.items():
+        where = f"tune.constraints.{name}"
+        _check_column(where, c, columns)
+        if c.min is None and c.max is None and c.within is None:
+            raise UserError(f"{where}: limits nothing; give max, min or within")
+        if c.min is not None and c.max is not None and c.min > c.max:
+            raise UserError(f"{where}: nothing satisfies min {c.min:g} together with max {c.max:g}")
+        _need_of_data(f"{where}.within", c, c.within is not None)
+
+
+def _check_column(where: str, e: JudgedConfig, columns: dict[str, str]) -> None:
+    need(e.column in columns, f"{where}.column", e.column, f"is no column of this study{nearest(e.column, columns)}")
 
 
 def _need_of_data(where: str, e: JudgedConfig, wanted: bool) -> None:
@@ -171,41 +147,88 @@ def _need_of_data(where: str, e: JudgedConfig, wanted: bool) -> None:
         raise UserError(f"{where}: the data have no {e.column} to compare with; give limits instead")
 
 
-def _check_constraints(cfg: TuneConfig) -> None:
-    for name, c in cfg.constraints.items():
-        where = f"tune.constraints.{name}"
-        if c.min is None and c.max is None and c.within is None:
-            raise UserError(f"{where}: limits nothing; give max, min or within")
-        _need_of_data(f"{where}.within", c, c.within is not None)
-    limited: dict[tuple[Any, ...], dict[str, tuple[float, float]]] = {}
-    for name, c in cfg.constraints.items():
-        there = limited.setdefault((c.column, c.nfe, c.temperature), {})
-        there[name] = (-math.inf if c.min is None else c.min, math.inf if c.max is None else c.max)
-        low, high = max(v[0] for v in there.values()), min(v[1] for v in there.values())
-        if low > high:
-            others = f" together with {', '.join(n for n in there if n != name)}" if len(there) > 1 else ""
-            raise UserError(
-                f"tune.constraints.{name}{others}: {c.column} cannot be at least {low:g} and at most {high:g}; "
-                "nothing satisfies that"
-            )
-
-
 def _check_pruner(loaded: LoadedTune, metric_columns: set[str]) -> None:
+    """Turns the pruner off where nothing can be pruned, and says so."""
     cfg, p = loaded.cfg, loaded.cfg.pruner
-    if p.kind == "none":
-        return
-    if len(cfg.objectives) > 1:
-        loaded.notes.append(
-            f"no trial is pruned (tune.pruner.kind={p.kind}): there are {len(cfg.objectives)} objectives"
-        )
-        p.kind = "none"
-        return
     o = next(iter(cfg.objectives.values()))
-    if p.signal == "score" and (o.column not in metric_columns or o.direction == "data"):
-        raise UserError(
-            f"tune.pruner.signal=score: {o.column} is not scored on samples alone; use signal=bound or kind=none"
-        )
-    if p.signal == "bound" and o.direction == "maximize":
-        raise UserError(
-            "tune.pruner.signal=bound: the bound is minimised and the objective maximised; use signal=score"
-        )
+    if p.kind != "none" and (len(cfg.objectives) > 1 or loaded.samples_only):
+        why = "all share their weights" if loaded.samples_only else f"there are {len(cfg.objectives)} objectives"
+        loaded.notes.append(f"no trial is pruned (tune.pruner.kind={p.kind}): {why}")
+        p.kind = "none"
+    elif p.kind != "none" and p.signal == "score":
+        reason = f"{o.column} is not scored on samples alone; use tune.pruner.signal=bound or kind=none"
+        need(o.column in metric_columns and o.direction != "data", "tune.pruner.signal", p.signal, reason)
+    elif p.kind != "none":
+        reason = "the bound is minimised and the objective maximised; use signal=score"
+        need(o.direction != "maximize", "tune.pruner.signal", p.signal, reason)
+
+
+# ---- with the data ----------------------------------------------------------------------------------------------------
+def check_possible(loaded: LoadedTune) -> None:
+    """Raise `UserError` for what the study or the method refuses: a budget, a value, a dimension without effect, ..."""
+    cfg, session = loaded.cfg, loaded.session
+    for e in cfg.judged:
+        if e.column in TRUTH and session.data.task is None:
+            raise UserError(f"{e.column} needs data whose law is known; {session.data.name} has none")
+    _ = session.reference  # refuses too many samples
+    _check_row(loaded, session)
+    for key, d in cfg.space.items():
+        for value in d.choices or map(int if d.kind == "int" else float, d.ends):
+            try:
+                _check_value(loaded, key, value)
+            except UserError as error:
+                raise UserError(f"tune.space.{key} at {value}: {error}") from error
+    if cfg.pruner.kind != "none" and cfg.pruner.signal == "bound":
+        _check_bound(session, cfg.row[0])
+
+
+def _check_row(loaded: LoadedTune, session: Session) -> None:
+    """What is searched can be built, is compared with others, and meets the budgets."""
+    method, label = loaded.cfg.row
+    sampler = session.sampler(session.build(method), method, label)
+    role, met = sampler.role or sampler.method.role, sampler.budgets(tuple(loaded.cfg.budgets))
+    reason = f"is a {role} of the study, which has nothing to be tuned"
+    need(role in ("method", "probe"), "tune.method", loaded.cfg.method, reason)
+    for nfe in loaded.cfg.budgets:
+        need(nfe in met, "nfe", nfe, f"cannot be had of {sampler.title}, whose budgets are {list(met)}")
+        sampler.check_budget(nfe)
+
+
+def _check_value(loaded: LoadedTune, key: str, value: Any) -> None:
+    """The configuration takes the value, all others at their defaults, and the trial depends on it."""
+    method, sampler = loaded.cfg.row
+    params = _conditions(loaded, key) | {key: value}
+    mine = key.startswith(f"methods.{method}.") and ".samplers." not in key
+    if not mine and not key.startswith(f"methods.{method}.samplers.{sampler}."):
+        tokens = {k: token(v) for k, v in params.items()}
+        tree = loaded.trial_tree(overrides_of(tokens, loaded.cfg), "trials/default")
+        if key.startswith("methods.") and loaded.row_node(tree) == loaded.row_node(loaded.context.tree):
+            raise UserError(f"no trial of {loaded.cfg.method} depends on it; take it out")
+        return
+    # Composing a configuration takes a hundred times as long as building one method.
+    session = copy.copy(loaded.session)
+    session.tree = copy.deepcopy(session.tree)
+    for name, wanted in params.items():
+        *path, leaf = name.split(".")
+        node = session.tree
+        for part in path:
+            node = node[part]
+        node[leaf] = [wanted] if loaded.cfg.space[name].as_list else wanted
+    _check_row(loaded, session)
+
+
+def _conditions(loaded: LoadedTune, key: str) -> dict[str, Any]:
+    """Values of earlier dimensions with which this one exists."""
+    params: dict[str, Any] = {}
+    for other, wanted in loaded.cfg.space[key].when.items():
+        params |= _conditions(loaded, other) | {other: wanted[0]}
+    return params
+
+
+def _check_bound(session: Session, name: str) -> None:
+    """Raise `UserError` unless the method has a bound to prune on."""
+    method = session.build(name).eval()
+    x_1L = torch.zeros((1, session.problem.length), dtype=torch.int64)
+    if method.bound(x_1L, step_generator("cpu", 0)) is None:
+        reason = f"{method.title} has no bound; use tune.pruner.signal=score or kind=none"
+        raise UserError(f"tune.pruner.signal=bound: {reason}")

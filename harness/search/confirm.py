@@ -1,13 +1,14 @@
 """The re-evaluation: the best configurations and the default once more, as the study would run them, with fresh seeds.
 
-Each is an ordinary study in `confirm/<label>`, so that a kill costs what was being written and nothing else. They share a
-folder of weights: configurations that differ only in how they sample are trained once for each seed.
+Each is an ordinary study in `confirm/<label>`, so that a kill costs what was being written and nothing else, and who asks
+again finds what is there. They share a folder of weights: configurations that differ only in how they sample are trained
+once for each seed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,17 @@ import optuna
 import pandas as pd
 
 from harness.errors import UserError
-from harness.provenance import short_hash
 from harness.search.best import Candidate, order
-from harness.search.loaded import LoadedTune
+from harness.search.loaded import LoadedTune, judged_at
 from harness.search.objective import evaluate
 from harness.search.paired import Paired, compare, in_words
 from harness.search.trials import signs
-from harness.store import ResultsTable, read_json, write_json, write_parquet
+from harness.store import ResultsTable, write_parquet
 from harness.study.runner import run_study
 from harness.study.session import Session
 
 DEFAULT = "default"
 FILE = "confirm.parquet"
-_STATE = "confirm.json"
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Confirmation:
     screened: list[Run] = field(default_factory=list)  # the first round, which chose who is compared
 
     def of(self, label: str) -> list[Run]:
-        """The finished runs of one configuration, by seed."""
-        return sorted((r for r in self.runs if r.label == label), key=lambda r: r.seed)
+        """The finished runs of one configuration."""
+        return [r for r in self.runs if r.label == label]
 
 
 def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]) -> Confirmation:
@@ -64,104 +63,61 @@ def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]
     With seeds to screen by, `chosen` run these first, and only the best of them is compared, with the other seeds: that
     costs two configurations in the place of many, and its interval needs no allowance for having been chosen.
 
-    Raises `UserError` as `harness.study.runner.run_study` does. Called again with the same candidates it reads what it
-    wrote; a configuration with a failed seed is looked at again.
+    Raises `UserError` as `harness.study.runner.run_study` does.
     """
-    seeds, screen = list(loaded.cfg.confirm.seeds), list(loaded.cfg.confirm.screen)
-    parts = {DEFAULT: (), **{c.label: c.overrides for c in chosen}}
-    trees = {label: study_tree(loaded, overrides, label, seeds) for label, overrides in parts.items()}
-    several = bool(screen) and len(chosen) > 1
-    identity = _identity(loaded, trees, screen if several else [])
-    known = _known(loaded, identity)
-    if known is None:
-        known = Confirmation([], seeds)
-        if several:
-            _screen(loaded, study, chosen, known)
-            kept = {DEFAULT, _winner(known.screened, screen, [c.label for c in chosen], signs(study.directions))}
-            trees = {label: tree for label, tree in trees.items() if label in kept}
-        for i, (label, tree) in enumerate(trees.items()):
-            _say(f"confirmation {i + 1}/{len(trees)}", label, seeds)
-            known.runs += _run(loaded, label, tree, seeds, known.failures)
-        frame_of(loaded, known).pipe(lambda frame: write_parquet(loaded.folder / FILE, frame))
-        rows = {key: [[r.label, r.seed, r.values, r.constraints] for r in made]
-                for key, made in (("runs", known.runs), ("screened", known.screened))}  # fmt: skip
-        # A failure may have been the machine's: with one, the next command looks again.
-        write_json(loaded.folder / _STATE, {"identity": "" if known.failures else identity, **rows})
-    compared = {r.label for r in known.runs} if known.screened else set(parts)
-    return _judge(loaded, study, known, [label for label in parts if label in compared])
+    cfg, sign_K = loaded.cfg.confirm, signs(study.directions)
+    done = Confirmation([], list(cfg.seeds))
+    parts = {c.label: c.overrides for c in chosen}
+    if cfg.screen and len(parts) > 1:
+        for label, overrides in parts.items():
+            done.screened += _run(loaded, label, overrides, list(cfg.screen), done.failures, "-screen")
+        best = _winner(done.screened, len(cfg.screen), list(parts), sign_K)
+        parts = {label: overrides for label, overrides in parts.items() if label == best}
+    for label, overrides in ({DEFAULT: ()} | parts).items():
+        done.runs += _run(loaded, label, overrides, done.seeds, done.failures)
+    write_parquet(loaded.folder / FILE, frame_of(loaded, done))
+    _judge(loaded, done, list(parts), sign_K)
+    return done
 
 
-def _screen(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate], known: Confirmation) -> None:
-    """The first round: all of `chosen`, with the seeds that only choose."""
-    seeds = list(loaded.cfg.confirm.screen)
-    for i, c in enumerate(chosen):
-        _say(f"screening {i + 1}/{len(chosen)}", c.label, seeds)
-        tree = study_tree(loaded, c.overrides, f"{c.label}-screen", seeds)
-        known.screened += _run(loaded, c.label, tree, seeds, known.failures)
-
-
-def _say(stage: str, label: str, seeds: Sequence[int]) -> None:
-    print(f"{stage}: {label}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
-
-
-def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: Sequence[int]) -> dict[str, Any]:
+def study_tree(loaded: LoadedTune, overrides: Sequence[str], place: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The configuration of one of its studies: the study's own with these overrides, one method, the fresh seeds."""
     cfg, base = loaded.cfg, loaded.base.cfg
     tree = loaded.draft.loaded(list(overrides)).tree
     study = tree["study"]
-    study |= {"name": f"{loaded.place}/confirm/{label}", "question": f"{label} of {cfg.name} with fresh seeds"}
+    study |= {"name": f"{loaded.place}/confirm/{place}", "question": f"{place} of {cfg.name} with fresh seeds"}
     study |= {"seeds": list(seeds), "samples": cfg.confirm.samples or base.study.samples}
-    study |= {"nfe": loaded.budgets, "temperatures": loaded.temperatures(study)}
+    study |= {"nfe": cfg.budgets, "temperatures": [judged_at(study)]}
     study.pop("nfe_of", None)
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or base.study.name
     return tree | {"only": [cfg.method], "plan": False}
 
 
-def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]], screen: Sequence[int]) -> str:
-    """What the comparison depends on; where it runs and is logged is no part of it."""
-    cfg = loaded.cfg
-    content = {label: {k: v for k, v in tree.items() if k != "tracking"} for label, tree in trees.items()}
-    return short_hash([content, cfg.objectives, cfg.constraints, list(screen)], 12)
-
-
-def _known(loaded: LoadedTune, identity: str) -> Confirmation | None:
-    path = loaded.folder / _STATE
-    state = read_json(path) if path.exists() else {}
-    if state.get("identity") != identity:
-        return None
-    runs, screened = ([Run(*row) for row in state[key]] for key in ("runs", "screened"))
-    return Confirmation(runs, list(loaded.cfg.confirm.seeds), screened=screened)
-
-
 def _run(
-    loaded: LoadedTune, label: str, tree: dict[str, Any], seeds: Sequence[int], failures: dict[str, str]
+    loaded: LoadedTune, label: str, overrides: Sequence[str], seeds: list[int], failures: dict[str, str], end: str = ""
 ) -> list[Run]:
     """Run one configuration as a study; its finished seeds, and the failed ones into `failures`."""
+    print(f"confirmation of {label}{end}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
+    tree = study_tree(loaded, overrides, label + end, seeds)
     session = Session(tree, weights=loaded.folder / "confirm" / "weights")
     outcome = run_study(session, loaded.command)
     failures |= {f"{label} {name.rsplit('/', 1)[-1]}": reason for name, reason in outcome.failures.items()}
     path = session.folder / "results.parquet"
     if not path.exists():
         return []
-    frame = ResultsTable.read(path)
-    runs, (method, sampler) = [], loaded.cfg.row
+    frame, runs = ResultsTable.read(path), []
     for seed in seeds:
-        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == method) & (frame["sampler"] == sampler)])
-        if not rows or f"{label} seed{seed}" in failures:
+        name = f"{label} seed{seed}"
+        rows = [{str(k): v for k, v in row.items()} for row in frame[frame["seed"] == seed].to_dict("records")]
+        if not rows or name in failures:
             continue
         try:
             values, constraints, _ = evaluate(loaded.context, rows)
         except UserError as error:  # an objective that is not a number
-            failures[f"{label} seed{seed}"] = str(error)
+            failures[name] = str(error)
         else:
-            runs.append(Run(label, int(seed), [float(v) for v in values], [float(c) for c in constraints]))
+            runs.append(Run(label, seed, values, constraints))
     return runs
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as `harness.study.rows` makes them: plain numbers and words, None for what is not known."""
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:
@@ -177,24 +133,17 @@ def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:
 
 
 # ---- the comparison ---------------------------------------------------------------------------------------------------
-def _judge(loaded: LoadedTune, study: optuna.Study, done: Confirmation, labels: list[str]) -> Confirmation:
-    names, sign_K = list(loaded.cfg.objectives), signs(study.directions)
-    others = [label for label in labels if label != DEFAULT]
-    for label in others:
-        done.paired[label] = [
-            compare(
-                name,
-                {r.seed: r.values[k] for r in done.of(label)},
-                {r.seed: r.values[k] for r in done.of(DEFAULT)},
-                sign_K[k] > 0,
-                len(others) * len(names),
-            )
-            for k, name in enumerate(names)
-        ]
-        done.sentences += [in_words(label, p) for p in done.paired[label]]
-    done.sentences += [line for label in labels if (line := _remark(loaded, done, label))]
-    done.winner = _winner(done.runs, done.seeds, others, sign_K)
-    return done
+def _judge(loaded: LoadedTune, done: Confirmation, labels: list[str], sign_K: np.ndarray) -> None:
+    """Compare each label with the default, and say who is the best."""
+    names = list(loaded.cfg.objectives)
+    for label in labels:
+        for k, name in enumerate(names):
+            ours, theirs = ({r.seed: r.values[k] for r in done.of(each)} for each in (label, DEFAULT))
+            p = compare(name, ours, theirs, sign_K[k] > 0, len(labels) * len(names))
+            done.paired.setdefault(label, []).append(p)
+            done.sentences.append(in_words(label, p))
+    done.sentences += filter(None, (_remark(loaded, done, label) for label in (DEFAULT, *labels)))
+    done.winner = _winner(done.runs, len(done.seeds), labels, sign_K)
 
 
 def _remark(loaded: LoadedTune, done: Confirmation, label: str) -> str:
@@ -209,21 +158,16 @@ def _remark(loaded: LoadedTune, done: Confirmation, label: str) -> str:
     return f"{label}: {'; '.join(parts)}" if parts else ""
 
 
-def _winner(made: Sequence[Run], seeds: Sequence[int], labels: list[str], sign_K: np.ndarray) -> str:
-    """The best mean on the seeds among those that finished all and keep the constraints on average.
+def _winner(runs: Sequence[Run], seeds: int, labels: list[str], sign_K: np.ndarray) -> str:
+    """The best mean among those that finished all seeds and keep the constraints on average.
 
     Where none keeps them, among those that finished all; where none did, among those that finished any.
     """
-    runs = {label: [r for r in made if r.label == label] for label in labels}
-    finished = [label for label in labels if runs[label]]
-    complete = [label for label in finished if len(runs[label]) == len(seeds)]
-    able = [label for label in complete if _keeps(runs[label])]
+    made = {label: [r for r in runs if r.label == label] for label in labels}
+    finished = [label for label in labels if made[label]]
+    complete = [label for label in finished if len(made[label]) == seeds]
+    able = [label for label in complete if (np.mean([r.constraints for r in made[label]], axis=0) <= 0).all()]
     pool = able or complete or finished
     if not pool:
         return ""
-    cost_TK = np.array([np.mean([r.values for r in runs[label]], axis=0) for label in pool]) * sign_K
-    return pool[order(cost_TK)[0]]
-
-
-def _keeps(runs: list[Run]) -> bool:
-    return all(float(np.mean(column)) <= 0 for column in zip(*(r.constraints for r in runs), strict=True))
+    return pool[order(np.array([np.mean([r.values for r in made[label]], axis=0) for label in pool]) * sign_K)[0]]

@@ -10,12 +10,11 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import quote, quote_plus
 
 import optuna
 
 from harness.errors import UserError, nearest
-from harness.tracking.uri import redact
+from harness.tracking.uri import redact, scrub
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 BEAT, GRACE = 15, 90
 _SCHEMES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 _HOW = "leave tune.storage empty for a journal file, or give postgresql://USER@HOST/DATABASE"
-#: Of Optuna's tables, the one that is made when all others are there.
-_LAST_TABLE = "alembic_version"
 
 
 def checked_url(text: str) -> sqlalchemy.URL:
@@ -34,10 +31,8 @@ def checked_url(text: str) -> sqlalchemy.URL:
 
     scheme = text.split(":", 1)[0] if ":" in text else ""
     if scheme.startswith("sqlite"):
-        raise UserError(
-            f"tune.storage={scheme}: an SQLite file has no locks that hold between hosts and stalls with several "
-            f"workers; {_HOW}"
-        )
+        why = "an SQLite file has no locks that hold between hosts and stalls with several workers"
+        raise UserError(f"tune.storage={scheme}: {why}; {_HOW}")
     if scheme not in _SCHEMES or "://" not in text:
         shown = f"{scheme}:..." if scheme else "a text without a scheme"
         raise UserError(f"tune.storage: {shown} is no storage{nearest(scheme, _SCHEMES)}; {_HOW}")
@@ -46,22 +41,8 @@ def checked_url(text: str) -> sqlalchemy.URL:
     except (sqlalchemy.exc.ArgumentError, ValueError):  # the text is not shown: it may hold a password
         raise UserError(f"tune.storage={scheme}://...: cannot be read as a URL; {_HOW}") from None
     if not url.database:
-        raise UserError(f"tune.storage={masked(url)}: names no database; {_HOW}")
+        raise UserError(f"tune.storage={redact(text)}: names no database; {_HOW}")
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
-
-
-def masked(url: sqlalchemy.URL) -> str:
-    """The URL as it may be shown."""
-    return redact(url.render_as_string(hide_password=False))
-
-
-def hide_password(text: str, url: sqlalchemy.URL) -> str:
-    """`text` of somebody else (a driver, a server) without the URL's password in any of its spellings."""
-    given = [url.password, url.query.get("password")]
-    for secret in (str(s) for s in given if s):
-        for spelling in {secret, quote(secret, safe=""), quote_plus(secret)}:
-            text = text.replace(spelling, "***")
-    return redact(text)
 
 
 def open_database(text: str) -> optuna.storages.RDBStorage:
@@ -69,7 +50,10 @@ def open_database(text: str) -> optuna.storages.RDBStorage:
     import sqlalchemy
 
     url = checked_url(text)
-    _need_driver(url)
+    driver = url.get_dialect().driver
+    if importlib.util.find_spec(driver) is None:
+        how = "pip install 'few-step-harness[postgres]'" if driver == "psycopg" else "leave '+psycopg2' out of the URL"
+        raise UserError(f"tune.storage={redact(text)}: the driver {driver} is not installed; {how}")
     options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "application_name": "harness.tune"}}
     # Optuna formats the text.
     told = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
@@ -77,21 +61,11 @@ def open_database(text: str) -> optuna.storages.RDBStorage:
         engine = sqlalchemy.create_engine(url, **options)
         # Two hosts that make the tables at the same time would trip over each other.
         with advisory(engine, "tables"):
-            if not sqlalchemy.inspect(engine).has_table(_LAST_TABLE):
-                optuna.storages.RDBStorage(told, engine_kwargs=options).engine.dispose()
+            storage = optuna.storages.RDBStorage(told, options, heartbeat_interval=BEAT, grace_period=GRACE)
         engine.dispose()
-        return optuna.storages.RDBStorage(
-            told, engine_kwargs=options, skip_table_creation=True, heartbeat_interval=BEAT, grace_period=GRACE
-        )
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ValueError) as error:
-        raise UserError(f"tune.storage={masked(url)}: {_why(error, url)}") from None
-
-
-def _need_driver(url: sqlalchemy.URL) -> None:
-    driver = url.get_dialect().driver
-    if importlib.util.find_spec(driver) is None:
-        how = "pip install 'few-step-harness[postgres]'" if driver == "psycopg" else "leave '+psycopg2' out of the URL"
-        raise UserError(f"tune.storage={masked(url)}: the driver {driver} is not installed; {how}")
+        raise UserError(f"tune.storage={redact(text)}: {_why(error, url)}") from None
+    return storage
 
 
 @contextmanager
@@ -115,12 +89,12 @@ def _why(error: Exception, url: sqlalchemy.URL) -> str:
     cause: BaseException = error
     while (deeper := getattr(cause, "orig", None) or cause.__cause__) is not None and deeper is not cause:
         cause = deeper
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = hide_password(lines[0] if lines else type(cause).__name__, url)
-    if "password authentication failed" in str(cause) or "no password supplied" in str(cause):
+    said = str(cause)
+    if "password authentication failed" in said or "no password supplied" in said:
         return f"the server refuses user '{url.username}' with this password; check both, or keep them in ~/.pgpass"
-    if "database" in str(cause) and "does not exist" in str(cause):
+    if "database" in said and "does not exist" in said:
         return f"the server has no database '{url.database}'; make it with createdb {url.database}"
-    if isinstance(error, RuntimeError) and "schema" in str(error):
+    reason = scrub(said.strip().partition("\n")[0] or type(cause).__name__, url.render_as_string(hide_password=False))
+    if isinstance(error, RuntimeError) and "schema" in said:
         return f"its tables are of another version of Optuna ({reason}); use another database"
     return f"cannot be used ({reason})"

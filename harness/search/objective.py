@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.errors import UserError
-from harness.jobs.locks import waiting_for
 from harness.metrics.base import Column
-from harness.search.context import Context
+from harness.search.loaded import Context
 from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
 from harness.study import steps
-from harness.study.cells import DATA_ROW, data_cell
+from harness.study.cells import data_cell
 from harness.study.session import Session
 from harness.study.steps import Progress
 
@@ -54,16 +53,20 @@ def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[flo
     own = [row for row in rows if (row["method"], row["sampler"]) == cfg.row]
     data = data_values(context) if needs_data(cfg) else {}
     values = [_objective(name, o, own, data) for name, o in cfg.objectives.items()]
-    constraints = [_excess(c, _value(own, c), data.get(c.column, math.nan)) for c in cfg.constraints.values()]
+    constraints = [
+        _excess(c, _number(_row(own, c).get(c.column)), data.get(c.column, math.nan)) for c in cfg.constraints.values()
+    ]
     return values, constraints, _scores(own, set(known_columns(context.session.columns)))
 
 
 def _objective(name: str, o: ObjectiveConfig, rows: list[dict[str, Any]], data: dict[str, float]) -> float:
-    value = _value(rows, o)
+    row = _row(rows, o)
+    value = _number(row.get(o.column))
     if not math.isfinite(value):
-        others = [k for k, v in _row(rows, o).items() if k.startswith(o.column[:3]) and k != o.column]
-        finite = [k for k in others if not k.endswith("_se") and math.isfinite(_number(_row(rows, o)[k]))]
-        hint = f"; tune.objectives.{name}.column={finite[0]} has a value" if finite else ""
+        kin = [
+            k for k in row if k.startswith(o.column[:3]) and not k.endswith("_se") and math.isfinite(_number(row[k]))
+        ]
+        hint = f"; tune.objectives.{name}.column={kin[0]} has a value" if kin else ""
         raise UserError(f"{o.column} at NFE {o.nfe} is {value}, with which no trial can be compared{hint}")
     return abs(value - data[o.column]) if o.direction == "data" else value
 
@@ -87,77 +90,47 @@ def limits(c: ConstraintConfig, of_data: float) -> tuple[float, float]:
 
 
 def _row(rows: list[dict[str, Any]], e: JudgedConfig) -> dict[str, Any]:
-    """The row of this budget and temperature; without a temperature, that at 1 or the first one."""
-    there = [row for row in rows if row["nfe"] == e.nfe]
-    wanted = e.temperature
-    if wanted is None and there:
-        heats = [float(row["temperature"]) for row in there]
-        wanted = 1.0 if 1.0 in heats else heats[0]
-    found = next((row for row in there if float(row["temperature"]) == wanted), None)
-    if found is None:
-        heat = "" if wanted is None else f" and temperature {wanted:g}"
-        raise UserError(f"there is no row at NFE {e.nfe}{heat} to read {e.column} from")
-    return found
+    for row in rows:
+        if row["nfe"] == e.nfe:
+            return row
+    raise UserError(f"there is no row at NFE {e.nfe} to read {e.column} from")
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _value(rows: list[dict[str, Any]], e: JudgedConfig) -> float:
-    return _number(_row(rows, e).get(e.column))
-
-
 def _scores(rows: list[dict[str, Any]], columns: set[str]) -> dict[str, float]:
-    """Numbers by `<column>@<nfe>`; of further temperatures than the first (or 1) as `<column>@<nfe>T<temperature>`."""
-    scores: dict[str, float] = {}
-    for row in rows:
-        main = _row(rows, JudgedConfig(nfe=row["nfe"])) is row
-        place = f"{row['nfe']}" if main else f"{row['nfe']}T{float(row['temperature']):g}"
-        for name, value in row.items():
-            if name.removesuffix("_se") in columns and not math.isnan(_number(value)):
-                scores[f"{name}@{place}"] = float(value)
-    return scores
+    numbers = [(row["nfe"], k, _number(v)) for row in rows for k, v in row.items() if k.removesuffix("_se") in columns]
+    return {f"{name}@{nfe}": value for nfe, name, value in numbers if not math.isnan(value)}
 
 
 # ---- the data's own values --------------------------------------------------------------------------------------------
-def data_values(context: Context, progress: Progress | None = None) -> dict[str, float]:
+def data_values(context: Context, progress: Progress = lambda text, done, total: None) -> dict[str, float]:
     """Scores of held-out data in the place of samples, by column; made once and kept in the search's folder.
 
     Raises `UserError` for limits that leave no value, given the data's own.
     """
-    if context.of_data:
-        return context.of_data
-    path = context.folder / "data.json"
-    tell = progress or (lambda text, done, total: None)
-    with waiting_for(context.folder / "data.lock", lambda: tell("waiting for the data's own scores", 0, 0)):
-        known: dict[str, Any] = read_json(path) if path.exists() else {}
-        if known.get("identity") != context.identity:
-            known = {"identity": context.identity, "values": _score_data(context, tell)}
-            write_json(path, known)
-    _check_limits(context.cfg, known["values"])
-    context.of_data.update(known["values"])
+    if not context.of_data:
+        path = context.folder / f"data-{context.identity}.json"
+        if not path.exists():
+            write_json(path, _score_data(context.session, progress))
+        values = read_json(path)
+        for name, c in context.cfg.constraints.items():
+            _check_limits(f"tune.constraints.{name}", c, values.get(c.column, math.nan))
+        context.of_data.update(values)
     return context.of_data
 
 
-def _score_data(context: Context, progress: Progress) -> dict[str, float]:
-    study = context.tree["study"] | {"name": f"{context.place}/{DATA_ROW}"}
-    session = Session(context.tree | {"study": study}, context.weights)
-    session.adopt(context.session)
+def _score_data(session: Session, progress: Progress) -> dict[str, float]:
     cell = data_cell(session)
     steps.score_cell(session, cell, progress)
-    context.session.adopt(session)  # the judge is ready now
     protocol = steps.prepare_judge(session, progress)
     return read_json(cell.scores(session, cell.parts[0], protocol))["values"]
 
 
-def _check_limits(cfg: TuneConfig, values: dict[str, float]) -> None:
-    for name, c in cfg.constraints.items():
-        of_data = values.get(c.column, math.nan)
-        low, high = limits(c, of_data)
-        if low > high:
-            other = f"at least {c.min:g}" if c.min is not None and c.min >= low else f"at most {c.max:g}"
-            raise UserError(
-                f"tune.constraints.{name}: nothing is within {c.within:g} of the data's {c.column}, which is "
-                f"{of_data:.4g}, and also {other}"
-            )
+def _check_limits(where: str, c: ConstraintConfig, of_data: float) -> None:
+    low, high = limits(c, of_data)
+    if low > high:
+        reason = f"nothing is within {c.within:g} of the data's {c.column}, {of_data:.4g}, and also within min and max"
+        raise UserError(f"{where}: {reason}")

@@ -15,7 +15,6 @@ import numpy as np
 
 #: Chance that any of the intervals misses its true difference.
 ALPHA = 0.05
-Verdict = str
 BEATS, NONE, WORSE, UNKNOWN = "beats the default", "no difference shown", "worse than the default", "cannot be told"
 
 
@@ -32,61 +31,46 @@ class Paired:
     low: float
     high: float
     level: float  # confidence of this interval
-    verdict: Verdict
+    verdict: str
 
 
-def t_interval(values_S: np.ndarray, level: float) -> tuple[float, float, float, float]:
-    """(mean, standard error, low, high) of S numbers by Student's t with S - 1 degrees of freedom.
+def t_interval(values_S: np.ndarray, level: float) -> tuple[float, float, float]:
+    """(standard error, low, high) of the mean of S numbers by Student's t with S - 1 degrees of freedom.
 
     With fewer than two numbers nothing is known of their spread: the error is NaN and the interval is the whole line.
     """
-    mean = float(np.mean(values_S))
     if len(values_S) < 2:
-        return mean, math.nan, -math.inf, math.inf
-    from scipy.stats import t
+        return math.nan, -math.inf, math.inf
+    from scipy.stats import sem, t
 
-    se = float(np.std(values_S, ddof=1)) / math.sqrt(len(values_S))
+    mean, se = float(values_S.mean()), float(sem(values_S))
     half = float(t.ppf(0.5 + level / 2, len(values_S) - 1)) * se
-    return mean, se, mean - half, mean + half
+    return se, mean - half, mean + half
 
 
 def compare(
-    objective: str,
-    values: Mapping[int, float],
-    default: Mapping[int, float],
-    lower_is_better: bool,
-    comparisons: int = 1,
+    objective: str, values: Mapping[int, float], default: Mapping[int, float], lower: bool, comparisons: int = 1
 ) -> Paired:
-    """Compare two configurations by their values by seed; seeds that only one of them finished are left out."""
+    """Compare two configurations by their values by seed; seeds that only one of them finished are left out.
+
+    `lower` says that lower values are better; `comparisons` is how many intervals shall hold together.
+    """
     both = sorted(values.keys() & default.keys())
     level = 1 - ALPHA / max(1, comparisons)
-    if not both:
-        nan = math.nan
-        return Paired(objective, 0, nan, nan, nan, nan, -math.inf, math.inf, level, UNKNOWN)
     ours_S, theirs_S = (np.array([each[seed] for seed in both], dtype=float) for each in (values, default))
-    difference, se, low, high = t_interval(ours_S - theirs_S, level)
-    if len(both) < 2:
-        verdict = UNKNOWN
-    elif (high < 0) if lower_is_better else (low > 0):
-        verdict = BEATS
-    elif (low > 0) if lower_is_better else (high < 0):
-        verdict = WORSE
-    else:
-        verdict = NONE
-    return Paired(
-        objective, len(both), float(ours_S.mean()), float(theirs_S.mean()), difference, se, low, high, level, verdict
-    )
+    se, low, high = t_interval(ours_S - theirs_S, level)
+    better, worse = (high < 0, low > 0) if lower else (low > 0, high < 0)
+    verdict = BEATS if better else WORSE if worse else NONE if len(both) > 1 else UNKNOWN
+    mean, other = (float(v_S.mean()) if both else math.nan for v_S in (ours_S, theirs_S))
+    return Paired(objective, len(both), mean, other, mean - other, se, low, high, level, verdict)
 
 
 def in_words(label: str, p: Paired) -> str:
     """The verdict as a sentence, with the number of seeds and the interval."""
     if p.seeds == 0:
         return f"{label}, {p.objective}: {p.verdict}: it and the default have no finished seed in common"
-    seeds = f"{p.seeds} seed{'s' if p.seeds > 1 else ''}"
     told = f"{p.mean:.4g} against {p.default:.4g}, difference {p.difference:+.4g}"
-    if p.seeds < 2:
-        return f"{label}, {p.objective}: {p.verdict} from {seeds} ({told}); give tune.confirm.seeds more than one"
-    return (
-        f"{label}, {p.objective}: {p.verdict} ({told}, {p.level:.1%} interval {p.low:+.4g} to {p.high:+.4g}, "
-        f"{seeds}, paired)"
-    )
+    if p.seeds == 1:
+        return f"{label}, {p.objective}: {p.verdict} from 1 seed ({told}); give tune.confirm.seeds more than one"
+    interval = f"{p.level:.1%} interval {p.low:+.4g} to {p.high:+.4g}"
+    return f"{label}, {p.objective}: {p.verdict} ({told}, {interval}, {p.seeds} seeds, paired)"

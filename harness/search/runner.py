@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from harness.jobs.locks import if_free
 from harness.jobs.loop import work_off
@@ -22,10 +22,9 @@ from harness.search.loaded import LoadedTune
 from harness.search.publish import SearchLog
 from harness.search.queue import Queue
 from harness.search.results import finish
-from harness.search.storage import Store, open_store, study_name
+from harness.search.storage import Store, open_store
 from harness.search.trial import begin
 from harness.search.trials import all_trials, tally
-from harness.store import write_json
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
@@ -38,16 +37,9 @@ def run_search(loaded: LoadedTune) -> Outcome:
     """
     began = time.monotonic()
     for note in loaded.notes:
-        print(note, file=sys.stderr, flush=True)
-    with _stopping_on_sigterm():
+        _say(note)
+    with _sigterm_as_interrupt():
         store = open_store(loaded)
-        what = {
-            "study": study_name(loaded),
-            "identity": loaded.identity,
-            "command": loaded.command,
-            "tune": loaded.tree,
-        }
-        write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
         log = SearchLog(loaded, store.study)
         try:
             with store.alone():
@@ -65,8 +57,12 @@ def run_search(loaded: LoadedTune) -> Outcome:
             raise
         finally:
             log.close()
-    print(f"tune {study_name(loaded)}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
+    _say(f"tune {loaded.name}: done in {clock(time.monotonic() - began)}")
     return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def workers_of(loaded: LoadedTune) -> int:
@@ -78,7 +74,7 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
     """Run trials until the wanted number is there; what made it end before that, by name."""
     counted, wanted = tally(all_trials(store.study)).counted, loaded.cfg.trials
     there = f", {counted} of them there" if counted else ""
-    print(f"tune {study_name(loaded)}: {wanted} trials{there} in {loaded.folder}", file=sys.stderr, flush=True)
+    _say(f"tune {loaded.name}: {wanted} trials{there} in {loaded.folder}")
     if counted >= wanted:
         return {}
     queue = Queue(store, loaded.cfg, loaded.folder / "commands")
@@ -89,7 +85,8 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
             compute = loaded.base.cfg.compute
             gpus = gpu_groups(compute.processes) if loaded.session.numerics.device == "cuda" else None
             count = min(workers_of(loaded), wanted - counted)
-            pool = Pool(begin, loaded.context.shared(), count, gpus, compute.threads)
+            # A copy is without the session that was built from it.
+            pool = Pool(begin, replace(loaded.context), count, gpus, compute.threads)
             stack.callback(pool.stop)
             work_off(search, pool, display, stop=search.hopeless)
     finally:
@@ -99,16 +96,9 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
 
 
 @contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """A scheduler's SIGTERM is answered like Ctrl-C: trials that are running are put back."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import optuna
-from optuna.trial import FrozenTrial
 
 from harness.search.schema import TuneConfig
-from harness.search.trials import CONSTRAINTS
 
 
 def trial_seed(seed: int, number: int) -> int:
@@ -26,25 +23,11 @@ def make_sampler(cfg: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
     seed = trial_seed(cfg.seed, number)
     if cfg.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    constrained = _constraints_of(len(cfg.constraints)) if cfg.constraints else None
     if cfg.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, constraints_func=constrained)
+        return optuna.samplers.NSGAIISampler(seed=seed)
     return optuna.samplers.TPESampler(
-        n_startup_trials=cfg.startup,
-        seed=seed,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        constraints_func=constrained,
+        n_startup_trials=cfg.startup, seed=seed, multivariate=True, group=True, constant_liar=True
     )
-
-
-def _constraints_of(count: int) -> Callable[[FrozenTrial], list[float]]:
-    def constraints(trial: FrozenTrial) -> list[float]:
-        # A pruned trial was not scored: nothing says that it breaks a constraint.
-        return trial.user_attrs.get(CONSTRAINTS) or [0.0] * count
-
-    return constraints
 
 
 def make_pruner(cfg: TuneConfig, steps: int) -> optuna.pruners.BasePruner:

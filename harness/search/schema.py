@@ -11,17 +11,14 @@ from harness.config.fields import chosen, ranged
 #: Stand in the keys of a space for the searched method's options, `methods.seq`, and for those of its searched sampler,
 #: `methods.seq.samplers.one_call`: "{method}.slots", "{sampler}.eta".
 METHOD, SAMPLER = "{method}", "{sampler}"
-#: Stands for the searched method's name in `base`.
-NAME = "{name}"
 
 
 @dataclass
 class DimensionConfig:
     """One dimension: which values a key of the configuration may take."""
 
-    kind: str = chosen(
-        "", ("", "float", "int", "categorical")
-    )  # empty: categorical with choices, else what the key's value is
+    # Empty: categorical with choices, else what the key's value is.
+    kind: str = chosen("", ("", "float", "int", "categorical"))
     low: float | None = ranged(None)  # both ends are included
     high: float | None = ranged(None)
     log: bool = False  # uniform in the logarithm
@@ -57,7 +54,6 @@ class JudgedConfig:
 
     column: str = ""  # of results.parquet; empty, for an objective: the study's first headline column
     nfe: int = ranged(4, 1)  # a budget of network calls
-    temperature: float | None = ranged(None, 0, above=True)  # none: the trial's first
 
 
 @dataclass
@@ -83,9 +79,8 @@ class PrunerConfig:
     """When a trial of a single objective is ended early."""
 
     kind: str = chosen("none", ("none", "median", "hyperband"))  # median: few trials; hyperband: hundreds
-    signal: str = chosen(
-        "bound", ("bound", "score")
-    )  # the validation bound, or the objective's column of a few samples
+    # The validation bound, or the objective's column of a few samples.
+    signal: str = chosen("bound", ("bound", "score"))
     startup: int = ranged(5, 0)  # trials that are never pruned (median)
     warmup: float = ranged(0.25, 0, 1)  # share of the steps before which nothing is pruned
     samples: int = ranged(64, 8)  # of signal=score
@@ -117,7 +112,6 @@ class TuneConfig:
     seed: int = ranged(0, 0)  # of training in all trials, and of the search
     steps: float = ranged(1.0, 0, above=True)  # share of the study's training steps
     samples: int = ranged(500, 8)
-    nfe: list[int] = ranged([], 1)  # empty: those of objectives and constraints
     base: list[str] = field(default_factory=list)  # overrides of trials alone; those of the command line win
     sampler: str = chosen("tpe", ("tpe", "random", "nsga2"))
     startup: int = ranged(10, 1)  # random trials before the sampler learns from them
@@ -134,6 +128,11 @@ class TuneConfig:
         return [*self.objectives.values(), *self.constraints.values()]
 
     @property
+    def budgets(self) -> list[int]:
+        """Those that objectives and constraints are about."""
+        return sorted({e.nfe for e in self.judged})
+
+    @property
     def row(self) -> tuple[str, str]:
         """The method that is searched and the label of its sampler, once `harness.search.load` has completed the name."""
         method, _, sampler = self.method.partition("/")
@@ -142,7 +141,4 @@ class TuneConfig:
     def in_full(self, key: str) -> str:
         """A key of the space, or an override, with what stands for method and sampler filled in."""
         method, sampler = self.row
-        named = {SAMPLER: f"methods.{method}.samplers.{sampler}", METHOD: f"methods.{method}", NAME: method}
-        for word, meant in named.items():
-            key = key.replace(word, meant)
-        return key
+        return key.replace(SAMPLER, f"methods.{method}.samplers.{sampler}").replace(METHOD, f"methods.{method}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import optuna
+from hydra.core.override_parser.types import Quote, QuotedString
+from optuna.trial import BaseTrial
 
 from harness.search.schema import DimensionConfig, TuneConfig
 
@@ -17,20 +18,23 @@ _WORD = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 _NOT_TEXT = ("true", "false", "null", "nan", "inf")
 
 
-def suggest(trial: optuna.Trial, cfg: TuneConfig) -> dict[str, Any]:
+def suggest(trial: BaseTrial, cfg: TuneConfig) -> dict[str, Any]:
     """Ask the sampler for each dimension that is active, in order: key of the configuration to value."""
     values: dict[str, Any] = {}
     for key, d in cfg.space.items():
-        if not is_active(d, values):
-            continue
-        if d.kind == "categorical":
-            values[key] = trial.suggest_categorical(key, [token(choice) for choice in d.choices])
-        elif d.kind == "int":
-            low, high = map(int, d.ends)
-            values[key] = trial.suggest_int(key, low, high, step=int(d.step or 1), log=d.log)
-        else:
-            values[key] = trial.suggest_float(key, *d.ends, step=d.step, log=d.log)
+        if is_active(d, values):
+            values[key] = suggest_one(trial, key, d)
     return values
+
+
+def suggest_one(trial: BaseTrial, key: str, d: DimensionConfig) -> Any:
+    """Ask the sampler for one dimension; raises `ValueError` for a range that cannot be."""
+    if d.kind == "categorical":
+        return trial.suggest_categorical(key, [token(choice) for choice in d.choices])
+    if d.kind == "int":
+        low, high = map(int, d.ends)
+        return trial.suggest_int(key, low, high, step=int(d.step or 1), log=d.log)
+    return trial.suggest_float(key, *d.ends, step=d.step, log=d.log)
 
 
 def is_active(dimension: DimensionConfig, values: dict[str, Any]) -> bool:
@@ -58,9 +62,7 @@ def literal(value: Any) -> str:
         return repr(value)
     if _WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
         return value
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a backslash counts only before a quote
-    trailing = escaped[len(escaped.rstrip("\\")) :]
-    return f"'{escaped}{trailing}'"
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def overrides_of(params: dict[str, Any], cfg: TuneConfig) -> list[str]:
@@ -73,10 +75,3 @@ def _written(dimension: DimensionConfig, value: Any) -> str:
         # A list comes back from the storage as text.
         value = next((c for c in dimension.choices if isinstance(c, list) and token(c) == value), value)
     return f"[{literal(value)}]" if dimension.as_list else literal(value)
-
-
-def ends_of(dimension: DimensionConfig) -> list[Any]:
-    """The values that stand for all others when a space is checked: both ends, or all choices."""
-    if dimension.kind == "categorical":
-        return list(dimension.choices)
-    return list(map(int if dimension.kind == "int" else float, dimension.ends))

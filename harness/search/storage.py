@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -26,8 +25,8 @@ from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.search.database import advisory, open_database
-from harness.search.load import LoadedTune
-from harness.store import _end_of_whole_lines
+from harness.search.loaded import LoadedTune
+from harness.store import cut_torn_line, read_jsonl
 
 #: Names of what a study in a storage knows of itself.
 IDENTITY, CONFIG, CREATED = "identity", "config", "created"
@@ -90,15 +89,14 @@ class Store:
         """The storage's own identity of a trial of this study."""
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
+    def trial(self, number: int) -> optuna.trial.FrozenTrial:
+        """What the storage says of a trial now."""
+        return self.storage.get_trial(self.trial_id(number))
+
     def beat(self, number: int) -> None:
         """Tell the database that this trial is being worked on."""
         if self.database is not None:
             self.database.record_heartbeat(self.trial_id(number))
-
-    def fail_silent(self) -> None:
-        """Fail the trials that the database has not heard of for too long."""
-        if self.database is not None:
-            optuna.storages.fail_stale_trials(self.study)
 
     def end(self, number: int, attributes: dict[str, Any], state: optuna.trial.TrialState) -> None:
         """End a running trial without values, with the attributes that say why; one that has ended is left as it is."""
@@ -111,11 +109,6 @@ class Store:
             return
 
 
-def study_name(loaded: LoadedTune) -> str:
-    """Name of the study in the storage: that of the study it searches, its task, and its own."""
-    return f"{loaded.base.cfg.study.name}/{loaded.cfg.name}"
-
-
 def open_store(loaded: LoadedTune) -> Store:
     """Open (or make) the study; raises `UserError` where the storage cannot be reached, read or is of another study."""
     quiet_optuna()
@@ -125,23 +118,27 @@ def open_store(loaded: LoadedTune) -> Store:
     return store
 
 
+def _study_in(storage: optuna.storages.BaseStorage, loaded: LoadedTune) -> optuna.Study:
+    return optuna.create_study(
+        storage=storage, study_name=loaded.name, directions=loaded.directions, load_if_exists=True
+    )
+
+
 def _open_database(loaded: LoadedTune) -> Store:
-    name = study_name(loaded)
     database = open_database(loaded.cfg.storage)
     cached = optuna.storages.get_storage(database)
-    study = optuna.create_study(storage=cached, study_name=name, directions=loaded.directions, load_if_exists=True)
-    return Store(study, cached, lambda: advisory(database.engine, f"ask {name}"), database)
+    return Store(_study_in(cached, loaded), cached, lambda: advisory(database.engine, f"ask {loaded.name}"), database)
 
 
 def _check_identity(loaded: LoadedTune, study: optuna.Study) -> None:
     known = study.user_attrs
     content = json.loads(json.dumps(flatten(loaded.identity_parts), default=str))
     if IDENTITY not in known:
+        study.set_metric_names(list(loaded.cfg.objectives))
         study.set_user_attr(CONFIG, content)
         study.set_user_attr(CREATED, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         study.set_user_attr(IDENTITY, loaded.identity)  # last: with it the others are known to be there
-        return
-    if known[IDENTITY] != loaded.identity:
+    elif known[IDENTITY] != loaded.identity:
         before = known.get(CONFIG, {})
         differing = sorted(k for k in {*before, *content} if before.get(k) != content.get(k))
         what = ", ".join(f"{k} was {before.get(k)!r} and is {content.get(k)!r}" for k in differing[:3])
@@ -155,8 +152,7 @@ def _check_identity(loaded: LoadedTune, study: optuna.Study) -> None:
 class WholeLines:
     """What Optuna's journal wants of a lock: one that the system lets go of when its holder dies; Optuna's own do not.
 
-    Whoever gets it takes off a last line that a killed writer left torn: the next one would be glued to it, and the journal
-    could not be read any more. That line was never acknowledged to whoever wrote it.
+    Whoever gets it takes off a last line that a killed writer left torn, which was never acknowledged to anybody.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -167,49 +163,30 @@ class WholeLines:
         """Wait for the lock."""
         self._lock.acquire()
         with open(self._journal, "rb+") as handle:
-            end = handle.seek(0, os.SEEK_END)
-            whole = _end_of_whole_lines(handle, end)
-            if whole < end:
-                handle.truncate(whole)
+            cut_torn_line(handle)
         return True
 
     def release(self) -> None:
         self._lock.release()
 
 
-def journal(path: Path) -> JournalStorage:
-    """The journal file `path` as a storage."""
-    return JournalStorage(JournalFileBackend(str(path), WholeLines(path)))  # type: ignore[arg-type]  # it has the methods
-
-
 def _open_journal(loaded: LoadedTune) -> Store:
-    path, name = loaded.folder / "journal.log", study_name(loaded)
+    path = loaded.folder / "journal.log"
     asking = path.with_name("ask.lock")
     try:
         with waiting_for(asking):
-            storage = journal(path)
-            others = [s.study_name for s in storage.get_all_studies() if s.study_name != name]
+            read_jsonl(path)  # names the line that is no record
+            lock: Any = WholeLines(path)  # it has the methods of Optuna's
+            storage = JournalStorage(JournalFileBackend(str(path), lock))
+            others = [s.study_name for s in storage.get_all_studies() if s.study_name != loaded.name]
             if others:
                 raise UserError(
-                    f"{path} holds the study '{others[0]}', not '{name}'; move it away, or use tune.name=NAME"
+                    f"{path} holds the study '{others[0]}', not '{loaded.name}'; move it away, or use tune.name=NAME"
                 )
-            study = optuna.create_study(
-                storage=storage, study_name=name, directions=loaded.directions, load_if_exists=True
-            )
+            study = _study_in(storage, loaded)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another folder with runs_dir=DIR") from None
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
-        raise UserError(f"{path}{_what_is_wrong(path, error)}; move it away to begin anew") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"{path} is not the journal of a study ({why}); move it away to begin anew") from None
     return Store(study, storage, lambda: waiting_for(asking))
-
-
-def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Which line of a journal is no record."""
-    with open(path, "rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                if not isinstance(json.loads(line), dict):
-                    raise ValueError
-            except ValueError:
-                return f", line {number}, is not a record of a journal"
-    return f" is not the journal of a study ({type(error).__name__}: {' '.join(str(error).split())[:120]})"

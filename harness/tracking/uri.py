@@ -6,7 +6,7 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from harness.errors import UserError, nearest
 
@@ -37,11 +37,13 @@ def redact(text: str) -> str:
 
 
 def scrub(text: str, uri: str) -> str:
-    """One short line of an error's text, without the login of `uri` in any form in which it may be quoted."""
+    """One short line of an error's text, without logins and secrets of `uri` in any form in which they may be quoted."""
+    secrets = {match[0].removeprefix(match[1]) for match in _SECRET.finditer(uri)}
     for login in re.findall(r"://([^\s]*)@", uri):
-        for part in sorted({login, *login.split(":", 1)}, key=len, reverse=True):
-            for form in {part, quote(part, safe="")} - {""}:
-                text = text.replace(form, "***")
+        secrets |= {login, *login.split(":", 1)}
+    for part in sorted(secrets, key=len, reverse=True):
+        for form in {part, quote(part, safe=""), unquote(part)} - {""}:
+            text = text.replace(form, "***")
     line = " ".join(redact(text).split())
     return line if len(line) <= 200 else line[:197] + "..."
 

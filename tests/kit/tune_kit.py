@@ -23,7 +23,7 @@ from optuna.trial import TrialState, create_trial
 from harness.config.schema import RunConfig
 from harness.search.schema import ConfirmConfig, ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
 from harness.search.storage import CREATED
-from harness.search.trials import CONSTRAINTS, RETRY_OF, status, tally
+from harness.search.trials import RETRY_OF, status, tally
 
 SPACE: dict[str, BaseDistribution] = {
     "methods.seq.slots": IntDistribution(1, 8),
@@ -49,7 +49,6 @@ def make_config(objectives: int = 1, constrained: bool = False) -> TuneConfig:
         space=dimensions,
         objectives=dict(list(goals.items())[:objectives]),
         constraints={"entropy": ConstraintConfig("entropy", 4, min=1.0)} if constrained else {},
-        nfe=[4],
         confirm=ConfirmConfig(top=2, seeds=[101, 102, 103]),
     )
 
@@ -65,6 +64,7 @@ def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False
     tree = {"study": {"name": "toy", "temperatures": [1.0]}, "tracking": {"experiment": None, "uri": None}}
     return SimpleNamespace(
         cfg=cfg,
+        name=f"{base.study.name}/{cfg.name}",
         notes=[],
         directions=["minimize"] * len(cfg.objectives),
         identity_parts={"space": "toy", "given": identity},
@@ -83,6 +83,7 @@ def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
     """An empty study in memory, marked as `harness.search.storage` marks it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(directions), study_name="toy/latent")
+    study.set_metric_names(["excess", "seconds"][: len(directions)])
     study.set_user_attr(CREATED, "2026-01-02T03:04:05+0000")
     return study
 
@@ -90,7 +91,7 @@ def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
 def add(study: optuna.Study, params: dict[str, Any], values: list[float] | None = None, **more: Any) -> int:
     """Put a trial with these parameters into the study; without values it is pruned, or as `state=` says.
 
-    Further arguments are user attributes, as workers set them. Returns its number.
+    `entropy` is its constraint; further arguments are user attributes, as a search sets them. Returns its number.
     """
     state = more.pop("state", TrialState.COMPLETE if values is not None else TrialState.PRUNED)
     number = len(study.get_trials(deepcopy=False))
@@ -99,6 +100,7 @@ def add(study: optuna.Study, params: dict[str, Any], values: list[float] | None 
         values=values,
         params=params,
         distributions={key: SPACE[key] for key in params},
+        system_attrs={"constraints:entropy": more.pop("entropy")} if "entropy" in more else {},
         user_attrs={"asked_by": "host-1", **more},
     )
     trial.datetime_start = BEGAN + datetime.timedelta(seconds=10 * number)
@@ -117,10 +119,8 @@ def fill(
         if i % 3 == 2:
             params["methods.seq.split"] = (i % 7) / 7
         found = values(params)
-        facts = {"scores": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
-        add(
-            study, params, found, **facts, **({CONSTRAINTS: [params["methods.seq.noise"] - 0.2]} if constrained else {})
-        )
+        facts = {"score": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
+        add(study, params, found, **facts, **({"entropy": params["methods.seq.noise"] - 0.2} if constrained else {}))
 
 
 # ---- a command that is watched ----------------------------------------------------------------------------------------

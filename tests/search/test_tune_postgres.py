@@ -67,10 +67,10 @@ def test_a_host_that_is_not_heard_of_loses_its_trial(server, tmp_path, monkeypat
         time.sleep(2.5)
         near.ask(1)
         again = near.asked[1]
-        assert again.params == lost.params and again.trial.user_attrs[RETRY_OF] == 0
+        assert again.params == lost.params and again.user_attrs[RETRY_OF] == 0
         with pytest.raises((optuna.exceptions.UpdateFinishedTrialError, ValueError)):
-            far.store.study.tell(lost.trial, 1.0)
-        near.store.study.tell(near.asked.pop(1).trial, 2.0)
+            far.store.study.tell(lost, 1.0)
+        near.store.study.tell(near.asked.pop(1), 2.0)
     assert Counter(status(t) for t in all_trials(near.store.study)) == {"lost": 1, "complete": 1}
 
 

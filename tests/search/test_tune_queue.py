@@ -48,7 +48,7 @@ def _values(queue: Queue) -> list[dict]:
 
 
 def _tell(queue: Queue, number: int, value: float = 1.0) -> None:
-    queue.store.study.tell(queue.asked.pop(number).trial, value)
+    queue.store.study.tell(queue.asked.pop(number), value)
 
 
 def _statuses(queue: Queue) -> Counter:
@@ -92,7 +92,7 @@ def test_a_trial_of_a_dead_command_is_begun_again_with_its_values(tmp_path):
     with queue.present():
         queue.ask(1)
         (again,) = queue.asked.values()
-        assert again.params == lost and again.trial.user_attrs[RETRY_OF] == 0 and again.tries == 1
+        assert again.params == lost and again.user_attrs[RETRY_OF] == 0 and again.user_attrs[TRIES] == 1
         first = all_trials(queue.store.study)[0]
         assert status(first) == "lost" and first.user_attrs[ASKED_BY] in first.user_attrs[LOST]
         queue.ask(5)
@@ -126,7 +126,7 @@ def test_trials_that_were_put_back_are_asked_for_again_and_nothing_is_held_again
     queue = _queue(tmp_path, wanted=1, retries=0)
     with queue.present():
         queue.ask(1)
-        assert _values(queue) == values and queue.asked[1].trial.user_attrs[TRIES] == 0
+        assert _values(queue) == values and queue.asked[1].user_attrs[TRIES] == 0
 
 
 def test_the_result_of_a_command_that_was_taken_for_dead_is_not_counted_twice(tmp_path):
@@ -144,7 +144,7 @@ def test_the_result_of_a_command_that_was_taken_for_dead_is_not_counted_twice(tm
 def test_a_failure_that_was_written_before_the_kill_counts(tmp_path):
     queue = _queue(tmp_path, wanted=1)
     queue.ask(1)
-    queue.asked[0].trial.set_user_attr(FAILURE, "it diverged")
+    queue.asked[0].set_user_attr(FAILURE, "it diverged")
     other = _queue(tmp_path, wanted=1)
     other.ask(1)
     assert not other.asked and _statuses(other) == {"failed": 1}

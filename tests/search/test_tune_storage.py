@@ -17,8 +17,9 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from harness.errors import UserError
-from harness.search.database import checked_url, hide_password, masked
+from harness.search.database import checked_url
 from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, open_store
+from harness.tracking.uri import scrub
 from tests.kit.tune_kit import make_config, make_loaded
 
 
@@ -79,8 +80,8 @@ def test_records_of_many_writers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("not json\n", ", line 2, is not a record"),
-        ("[1]\n", ", line 2, is not a record"),
+        ("not json\n", ", line 2, is not JSON"),
+        ("[1]\n", "is not the journal"),
         ('{"op_code": 77}\n', "is not the journal"),
     ],
 )
@@ -158,7 +159,7 @@ def test_what_is_no_storage_is_refused_without_its_password(url, said):
 def test_a_password_is_never_shown():
     url = checked_url("postgresql://me:ge%2Fheim%7B@host/db?password=zwei")
     assert url.drivername == "postgresql+psycopg" and url.password == "ge/heim{"
-    shown = masked(url) + hide_password("login me ge/heim{ (ge%2Fheim%7B) zwei failed", url)
+    shown = scrub("login me ge/heim{ (ge%2Fheim%7B) zwei failed at host/db", url.render_as_string(hide_password=False))
     assert "heim" not in shown and "zwei" not in shown and "host/db" in shown
 
 
