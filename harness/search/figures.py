@@ -147,7 +147,7 @@ def draw_confirmation(loaded: LoadedTune, study: optuna.Study, done: Confirmatio
     A panel for each objective; None where fewer than two configurations have a run.
     """
     path = loaded.folder / "figures" / "confirm.png"
-    labels = list(dict.fromkeys(r.label for r in done.runs))
+    labels = list(dict.fromkeys(run["label"] for run in done.runs))
     if len(labels) < 2:
         path.unlink(missing_ok=True)
         return None
@@ -159,17 +159,14 @@ def draw_confirmation(loaded: LoadedTune, study: optuna.Study, done: Confirmatio
         title = f"The default and the best, with {len(done.seeds)} fresh seeds" if k == 0 else ""
         dress(axes, title, "", f"{names[k]} ({better} is better)")
         for n, seed in enumerate(done.seeds):
-            line = {labels.index(r.label): r.values[k] for r in done.runs if r.seed == seed}
+            line = {labels.index(run["label"]): run[f"value.{names[k]}"] for run in done.runs if run["seed"] == seed}
             name = "one seed" if n == 0 else None
             axes.plot(line.keys(), line.values(), "o-", color=_GREY, ms=4, lw=0.8, label=name, zorder=2)
         for i, label in enumerate(labels):
-            mean = float(np.mean([r.values[k] for r in done.of(label)]))
+            mean = float(np.mean([run[f"value.{names[k]}"] for run in done.of(label)]))
             colour = _BLUE if label == DEFAULT else _ORANGE
             axes.plot([i - 0.25, i + 0.25], [mean, mean], "-", color=colour, lw=2.5, zorder=3)
         axes.plot([], [], "-", color="#404040", lw=2.5, label="mean")
         axes.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 3 else 0)
         axes.set_xlim(-0.5, len(labels) - 0.5)
-        values = [r.values[k] for r in done.runs]
-        if min(values) > 0 and max(values) / min(values) > 30:
-            axes.set_yscale("log")
     return save(figure, panels, path)

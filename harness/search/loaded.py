@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from harness.config.load import Draft, Loaded
 from harness.config.trees import plain
 from harness.provenance import short_hash
-from harness.search.schema import TuneConfig
-from harness.search.space import overrides_of
+from harness.search.schema import TuneConfig, overrides_of
 from harness.study.session import Session
 
 #: Keys of a search that do not change what a trial is or how it is judged: it goes on when they change.
@@ -97,12 +96,6 @@ class LoadedTune:
         sampling = (f"methods.{self.cfg.row[0]}.samplers.", "study.")
         return all(key.startswith(sampling) for key in self.cfg.space)
 
-    def row_node(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The searched method of a configuration with its searched sampler alone."""
-        method, sampler = self.cfg.row
-        node = tree["methods"][method]
-        return node | {"samplers": {sampler: node["samplers"][sampler]}}
-
     def trial_tree(self, overrides: list[str], place: str) -> dict[str, Any]:
         """The configuration of a trial: one method and one seed, the search's budgets and number of samples.
 
@@ -135,16 +128,13 @@ class LoadedTune:
         weights = Path(self.base.cfg.runs_dir).resolve() / self.base.cfg.study.name / "weights"
         return Context(replace(self.cfg, storage=""), self._default, self.folder, weights, self.identity)
 
-    @property
-    def session(self) -> Session:
-        """A trial with the default values, whose data and judge others may adopt."""
-        return self.context.session
-
     @cached_property
     def identity_parts(self) -> dict[str, Any]:
         """What a trial and its judgement depend on, by name: searches of one name that differ here do not mix."""
+        method, sampler = self.cfg.row
         tree = {k: v for k, v in self._default.items() if k not in _ELSEWHERE}
-        tree["methods"] = {self.cfg.row[0]: self.row_node(tree)}
+        node = tree["methods"][method]
+        tree["methods"] = {method: node | {"samplers": {sampler: node["samplers"][sampler]}}}
         tree["study"] = {k: v for k, v in tree["study"].items() if k not in ("name", "question", "tasks")}
         tree["compute"] = {k: v for k, v in tree["compute"].items() if k != "workers"}
         return {"tune": {k: v for k, v in self.tree.items() if k not in _FREE}} | tree

@@ -36,8 +36,6 @@ _ENDS: dict[str, tuple[str, Status]] = {
     "failed": ("failed", "FAILED"),
     "lost": ("killed", "KILLED"),
 }
-#: Points of one training curve in a trial's run; all of them are in the files of its weights.
-_POINTS = 40
 
 
 class SearchLog:
@@ -126,38 +124,25 @@ class SearchLog:
         self.tracker.finish(run, ended, int(1000 * trial.datetime_complete.timestamp()))
         self.tracker.set_tags(run, {STATE: state, REASON: reason(trial)})
 
-    def finish(self, state: Status) -> None:
-        """Close the parent run."""
-        self.tracker.finish(self.run, state)
-
-    def close(self) -> None:
-        """Send what waits; may be called more than once."""
-        self.tracker.close()
-
 
 # ---- what the run of a trial shows ------------------------------------------------------------------------------------
 def curves_of(loaded: LoadedTune, params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines of the training curves of a trial's weights; none where nothing was trained or the values are refused."""
     try:
         session = Session(loaded.job(dict(params)), loaded.context.weights)
-        session.adopt(loaded.session)
+        session.adopt(loaded.context.session)
         return read_jsonl(make_cells(session)[0].weights.curves)
     except UserError:
         return []
 
 
 def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Lines of `curves.jsonl` as points, each curve thinned evenly to at most 40 with its last kept."""
-    curves: dict[str, list[Point]] = {}
-    for line in lines:
-        for name, value in line["values"].items():
-            point: Point = {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
-            curves.setdefault(name, []).append(point)
-    kept: list[Point] = []
-    for curve in curves.values():
-        every = -(-len(curve) // _POINTS)
-        kept += curve[::-1][::every][::-1]
-    return kept
+    """Lines of `curves.jsonl` as points."""
+    return [
+        {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
+        for line in lines
+        for name, value in line["values"].items()
+    ]
 
 
 def score_points(loaded: LoadedTune, trial: FrozenTrial) -> list[Point]:

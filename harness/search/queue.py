@@ -20,15 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.jobs.locks import if_free, waiting_for
-from harness.search.database import BEAT
-from harness.search.samplers import make_sampler
-from harness.search.schema import TuneConfig
-from harness.search.space import suggest
-from harness.search.storage import Store, patient
+from harness.search.schema import TuneConfig, suggest
+from harness.search.storage import BEAT, Store, patient
 from harness.search.trials import ASKED_BY, FAILURE, LOST, RETRY_OF, STOPPED, TRIES, all_trials, status, tally
 
 
@@ -86,7 +84,7 @@ class Queue:
         with self.store.alone():
             self._reap()
             now = tally(all_trials(self.store.study))
-            for _ in range(min(most, self.cfg.trials - now.counted - now.running)):
+            for _ in range(min(most, self.cfg.trials - now["counted"] - now["running"])):
                 self._ask()
 
     def _ask(self) -> None:
@@ -115,10 +113,11 @@ class Queue:
         gone = {name for name in {t.user_attrs.get(ASKED_BY) for t in running} if name and self._is_gone(name)}
         for trial in running:
             name = trial.user_attrs.get(ASKED_BY)
-            if name is None:  # its command died before it had told its name: nobody else holds the lock
-                self._lose(trial, "its command died as it began")
-            elif name in gone:
-                self._lose(trial, f"command {name} died")
+            if name is None or name in gone:
+                # Without a name it died before it had told it: nobody else holds the lock.
+                why = f"command {name} died" if name else "its command died as it began"
+                known = STOPPED in trial.user_attrs or FAILURE in trial.user_attrs
+                self.store.end(trial.number, {} if known else {LOST: why}, TrialState.FAIL)
             elif name == self.name and trial.number not in self.asked:
                 self.store.end(trial.number, {STOPPED: True, LOST: "asking for it was interrupted"}, TrialState.FAIL)
         trials = all_trials(self.store.study)
@@ -137,10 +136,6 @@ class Queue:
         with if_free(path) as free:
             return free
 
-    def _lose(self, trial: FrozenTrial, why: str) -> None:
-        known = STOPPED in trial.user_attrs or FAILURE in trial.user_attrs
-        self.store.end(trial.number, {} if known else {LOST: why}, TrialState.FAIL)
-
     def _ask_again(self, trial: FrozenTrial) -> None:
         tries = trial.user_attrs.get(TRIES, 0) + (STOPPED not in trial.user_attrs)
         if tries > self.cfg.retries:
@@ -148,3 +143,28 @@ class Queue:
         # What it was asked to try, where it died before it had taken all of it.
         values = trial.system_attrs.get("fixed_params", {}) | trial.params
         self.store.study.enqueue_trial(values, user_attrs={RETRY_OF: trial.number, TRIES: tries})
+
+
+# ---- samplers and pruners ----------------------------------------------------------------------------------------------
+def make_sampler(cfg: TuneConfig, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler for the trial of this number."""
+    # A function of the trial, not of the command: one that is started again must not repeat what it drew before.
+    seed = int(np.random.SeedSequence([cfg.seed, number]).generate_state(1)[0])
+    if cfg.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if cfg.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=cfg.startup, seed=seed, multivariate=True, group=True, constant_liar=True
+    )
+
+
+def make_pruner(cfg: TuneConfig, steps: int) -> optuna.pruners.BasePruner:
+    """The pruner for trials of `steps` training steps."""
+    pruner = cfg.pruner
+    first = max(1, round(pruner.warmup * steps))
+    if pruner.kind == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=pruner.startup, n_warmup_steps=first)
+    if pruner.kind == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=max(first, steps))
+    return optuna.pruners.NopPruner()

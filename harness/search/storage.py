@@ -7,27 +7,35 @@ from sharing a study, and errors in one line that never show a password. Only th
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from harness.config.compose import flatten
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 from harness.jobs.locks import waiting_for
-from harness.search.database import advisory, open_database
 from harness.search.loaded import LoadedTune
 from harness.store import cut_torn_line, read_jsonl
+from harness.tracking.uri import redact, scrub
 
+if TYPE_CHECKING:
+    import sqlalchemy
+
+#: Seconds between two signs of life of a command on another host, and after how many without one it is taken for dead.
+BEAT, GRACE = 15, 90
+_SCHEMES = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+_HOW = "leave tune.storage empty for a journal file, or give postgresql://USER@HOST/DATABASE"
 #: Names of what a study in a storage knows of itself.
 IDENTITY, CONFIG, CREATED = "identity", "config", "created"
 _AWAY = 60.0  # seconds for which a database that was open may be away
@@ -124,12 +132,6 @@ def _study_in(storage: optuna.storages.BaseStorage, loaded: LoadedTune) -> optun
     )
 
 
-def _open_database(loaded: LoadedTune) -> Store:
-    database = open_database(loaded.cfg.storage)
-    cached = optuna.storages.get_storage(database)
-    return Store(_study_in(cached, loaded), cached, lambda: advisory(database.engine, f"ask {loaded.name}"), database)
-
-
 def _check_identity(loaded: LoadedTune, study: optuna.Study) -> None:
     known = study.user_attrs
     content = json.loads(json.dumps(flatten(loaded.identity_parts), default=str))
@@ -190,3 +192,77 @@ def _open_journal(loaded: LoadedTune) -> Store:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path} is not the journal of a study ({why}); move it away to begin anew") from None
     return Store(study, storage, lambda: waiting_for(asking))
+
+
+# ---- the database -----------------------------------------------------------------------------------------------------
+def checked_url(text: str) -> sqlalchemy.URL:
+    """The parsed URL, with the driver psycopg unless another is named; raises `UserError` for what cannot be a storage."""
+    import sqlalchemy
+
+    scheme = text.split(":", 1)[0] if ":" in text else ""
+    if scheme not in _SCHEMES or "://" not in text:
+        shown = f"{scheme}:..." if scheme else "a text without a scheme"
+        raise UserError(f"tune.storage: {shown} is no storage{nearest(scheme, _SCHEMES)}; {_HOW}")
+    try:
+        url = sqlalchemy.make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the text is not shown: it may hold a password
+        raise UserError(f"tune.storage={scheme}://...: cannot be read as a URL; {_HOW}") from None
+    if not url.database:
+        raise UserError(f"tune.storage={redact(text)}: names no database; {_HOW}")
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _open_database(loaded: LoadedTune) -> Store:
+    import sqlalchemy
+
+    text = loaded.cfg.storage
+    url = checked_url(text)
+    driver = url.get_dialect().driver
+    if importlib.util.find_spec(driver) is None:
+        how = "pip install 'few-step-harness[postgres]'" if driver == "psycopg" else "leave '+psycopg2' out of the URL"
+        raise UserError(f"tune.storage={redact(text)}: the driver {driver} is not installed; {how}")
+    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, "application_name": "harness.tune"}}
+    # Optuna formats the text.
+    told = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    try:
+        engine = sqlalchemy.create_engine(url, **options)
+        # Two hosts that make the tables at the same time would trip over each other.
+        with _advisory(engine, "harness.tune tables"):
+            database = optuna.storages.RDBStorage(told, options, heartbeat_interval=BEAT, grace_period=GRACE)
+        engine.dispose()
+        cached = optuna.storages.get_storage(database)
+        study = _study_in(cached, loaded)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, ValueError) as error:
+        raise UserError(f"tune.storage={redact(text)}: {_why(error, url)}") from None
+    return Store(study, cached, lambda: _advisory(database.engine, f"harness.tune {loaded.name}"), database)
+
+
+@contextmanager
+def _advisory(engine: sqlalchemy.Engine, what: str) -> Iterator[None]:
+    """Hold the database's advisory lock called `what`; a connection that breaks lets go of it.
+
+    The server ends a transaction that does nothing for two minutes, so a host that loses its power while it holds the
+    lock does not stop the others for long.
+    """
+    from sqlalchemy import text
+
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '120s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:what, 0))"), {"what": what})
+        yield
+
+
+def _why(error: Exception, url: sqlalchemy.URL) -> str:
+    """The reason in one line, in words where it is a usual one."""
+    cause: BaseException = error
+    while (deeper := getattr(cause, "orig", None) or cause.__cause__) is not None and deeper is not cause:
+        cause = deeper
+    said = str(cause)
+    if "password authentication failed" in said or "no password supplied" in said:
+        return f"the server refuses user '{url.username}' with this password; check both, or keep them in ~/.pgpass"
+    if "database" in said and "does not exist" in said:
+        return f"the server has no database '{url.database}'; make it with createdb {url.database}"
+    reason = scrub(said.strip().partition("\n")[0] or type(cause).__name__, url.render_as_string(hide_password=False))
+    if isinstance(error, RuntimeError) and "schema" in said:
+        return f"its tables are of another version of Optuna ({reason}); use another database"
+    return f"cannot be used ({reason})"

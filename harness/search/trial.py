@@ -1,4 +1,4 @@
-"""One trial of a search: train (unless its weights are there), sample, score, and read what it is judged by.
+"""One trial of a search: train (unless its weights are there), sample, score, and read what it is judged by from its rows.
 
 Every step leaves files in the trial's own folder, named by its values, and in the study's folder of weights: a trial that is
 run again finds what was finished. A worker asks the command whether to go on, and knows nothing of storages and databases.
@@ -6,8 +6,9 @@ run again finds what was finished. A worker asks the command whether to go on, a
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +19,12 @@ from harness.errors import JobError, UserError
 from harness.interface import Method
 from harness.jobs.locks import waiting_for
 from harness.jobs.pool import Serve, Talk
-from harness.metrics.base import Samples, ScoreContext
+from harness.metrics.base import Column, Samples, ScoreContext
 from harness.search.loaded import Context
-from harness.search.objective import data_values, evaluate, needs_data, needs_facts
-from harness.search.schema import ObjectiveConfig
+from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
 from harness.study import match, steps
-from harness.study.cells import Cell, make_cells
+from harness.study.cells import Cell, data_cell, make_cells
 from harness.study.rows import make_rows
 from harness.study.session import Session
 from harness.study.steps import OnTrained, Progress
@@ -33,6 +33,11 @@ from harness.training.loop import Diverged, step_generator
 #: Told a training step and the value there; answers whether the trial should be ended.
 Report = Callable[[int, float], bool]
 _BOUND = "valid/bound_nats_per_token"
+#: Columns that are measured while sampling, and those that are measured on the trained model; lower is better.
+COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe")
+FACTS = ("nelbo_nats_per_token", "bits_per_token", "params", "train_flops")
+#: Distances from the data's own law, where that is known.
+TRUTH = ("bound_excess_nats", "reverse_nats", "path_nats")
 
 
 class Pruned(Exception):
@@ -166,3 +171,106 @@ class TrialRunner:
         context = ScoreContext(session.data, reference, judge, session.cache, study.sampling_seed)
         samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])
         return float(metric.score(samples, context).values[o.column][0])
+
+
+# ---- what it is judged by ---------------------------------------------------------------------------------------------
+def known_columns(columns: Sequence[Column]) -> dict[str, str]:
+    """Direction by name of all columns that can be asked for: the metrics' own, costs and facts."""
+    aims = {"lower": "minimize", "higher": "maximize", "data": "data"}
+    return {c.name: aims[c.better] for c in columns} | dict.fromkeys((*COSTS, *FACTS, *TRUTH), "minimize")
+
+
+def needs_facts(cfg: TuneConfig) -> bool:
+    """Whether something is asked for that is measured on the model, which takes longer than a small set of samples."""
+    return any(e.column in (*FACTS, *TRUTH) for e in cfg.judged)
+
+
+def needs_data(cfg: TuneConfig) -> bool:
+    """Whether the data's own values are asked for."""
+    aims = any(o.direction == "data" for o in cfg.objectives.values())
+    return aims or any(c.within is not None for c in cfg.constraints.values())
+
+
+def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float], dict[str, float]]:
+    """(objectives, constraints, scores) of the searched method's rows.
+
+    A constraint is at most 0 where it is met: what it is broken by, in the unit of its column. Scores are all numbers of
+    the rows as `<column>@<nfe>`. Raises `UserError` for an objective without a value, which a trial cannot be told with.
+    """
+    cfg = context.cfg
+    own = [row for row in rows if (row["method"], row["sampler"]) == cfg.row]
+    data = data_values(context) if needs_data(cfg) else {}
+    values = [_objective(name, o, own, data) for name, o in cfg.objectives.items()]
+    constraints = [
+        _excess(c, _number(_row(own, c).get(c.column)), data.get(c.column, math.nan)) for c in cfg.constraints.values()
+    ]
+    known = known_columns(context.session.columns)
+    numbers = [(row["nfe"], k, _number(v)) for row in own for k, v in row.items() if k.removesuffix("_se") in known]
+    return values, constraints, {f"{name}@{nfe}": value for nfe, name, value in numbers if not math.isnan(value)}
+
+
+def _objective(name: str, o: ObjectiveConfig, rows: list[dict[str, Any]], data: dict[str, float]) -> float:
+    row = _row(rows, o)
+    value = _number(row.get(o.column))
+    if not math.isfinite(value):
+        alike = (key for key in row if key.startswith(o.column[:3]) and not key.endswith("_se"))
+        kin = [key for key in alike if math.isfinite(_number(row[key]))]
+        hint = f"; tune.objectives.{name}.column={kin[0]} has a value" if kin else ""
+        raise UserError(f"{o.column} at NFE {o.nfe} is {value}, with which no trial can be compared{hint}")
+    return abs(value - data[o.column]) if o.direction == "data" else value
+
+
+def _excess(c: ConstraintConfig, value: float, of_data: float) -> float:
+    """By how much the value lies outside of its limits; at most 0 inside."""
+    low, high = limits(c, of_data)
+    if math.isnan(value):
+        return math.inf
+    return max(low - value if low > -math.inf else -math.inf, value - high if high < math.inf else -math.inf)
+
+
+def limits(c: ConstraintConfig, of_data: float) -> tuple[float, float]:
+    """The interval that the constraint allows, given the data's own value (not a number: not known)."""
+    low = -math.inf if c.min is None else c.min
+    high = math.inf if c.max is None else c.max
+    if c.within is not None and not math.isnan(of_data):
+        margin = c.within * abs(of_data)
+        low, high = max(low, of_data - margin), min(high, of_data + margin)
+    return low, high
+
+
+def _row(rows: list[dict[str, Any]], e: JudgedConfig) -> dict[str, Any]:
+    for row in rows:
+        if row["nfe"] == e.nfe:
+            return row
+    raise UserError(f"there is no row at NFE {e.nfe} to read {e.column} from")
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+# ---- the data's own values --------------------------------------------------------------------------------------------
+def data_values(context: Context, progress: Progress = lambda text, done, total: None) -> dict[str, float]:
+    """Scores of held-out data in the place of samples, by column; made once and kept in the search's folder.
+
+    Raises `UserError` for limits that leave no value, given the data's own.
+    """
+    if not context.of_data:
+        path = context.folder / f"data-{context.identity}.json"
+        if not path.exists():
+            write_json(path, _score_data(context.session, progress))
+        values = read_json(path)
+        for name, c in context.cfg.constraints.items():
+            low, high = limits(c, values.get(c.column, math.nan))
+            if low > high:
+                near = f"within {c.within:g} of the data's {c.column}, {values[c.column]:.4g}"
+                raise UserError(f"tune.constraints.{name}: nothing is {near}, and also within its min and max")
+        context.of_data.update(values)
+    return context.of_data
+
+
+def _score_data(session: Session, progress: Progress) -> dict[str, float]:
+    cell = data_cell(session)
+    steps.score_cell(session, cell, progress)
+    protocol = steps.prepare_judge(session, progress)
+    return read_json(cell.scores(session, cell.parts[0], protocol))["values"]

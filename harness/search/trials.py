@@ -1,4 +1,4 @@
-"""What a storage says of trials: what became of each, how many there are, which are good, and all of them as a table."""
+"""What a storage says of trials: what became of each, how many there are, the best of them, and all of them as a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.search.loaded import LoadedTune
+from harness.search.schema import overrides_of
 from harness.store import write_bytes, write_parquet
 
 #: User attributes of a trial: the command that asked for it, why it failed, was lost, put back or pruned, the trial that it
@@ -34,25 +35,14 @@ def status(trial: FrozenTrial) -> str:
     return trial.state.name.lower()
 
 
-@dataclass(frozen=True)
-class Tally:
-    """How many trials there are of each `status`."""
-
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    lost: int = 0
-    running: int = 0
-    waiting: int = 0
-
-    @property
-    def counted(self) -> int:
-        """Those that `tune.trials` is about."""
-        return self.complete + self.pruned + self.failed
+def counts(trial: FrozenTrial) -> bool:
+    """Whether it is one of those that `tune.trials` is about."""
+    return status(trial) in ("complete", "pruned", "failed")
 
 
-def tally(trials: Sequence[FrozenTrial]) -> Tally:
-    return Tally(**Counter(status(t) for t in trials))
+def tally(trials: Sequence[FrozenTrial]) -> Counter[str]:
+    """How many trials there are of each `status`, and how many are "counted"."""
+    return Counter(map(status, trials)) + Counter(counted=sum(map(counts, trials)))
 
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -80,13 +70,65 @@ def signs(directions: Sequence[StudyDirection]) -> np.ndarray:
 def so_far(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> str:
     """In words, for the progress line: how many were pruned and failed, and the best feasible one of one objective."""
     now, able = tally(trials), [t for t in trials if feasible(t)]
-    parts = [f"{count} {word}" for word, count in (("pruned", now.pruned), ("failed", now.failed)) if count]
+    parts = [f"{now[word]} {word}" for word in ("pruned", "failed") if now[word]]
     if not able:
-        parts.append("none meets the constraints yet" if now.complete else "none done yet")
+        parts.append("none meets the constraints yet" if now["complete"] else "none done yet")
     elif len(directions) == 1:
         best = min(able, key=lambda t: t.values[0] * signs(directions)[0])
         parts.append(f"best {best.values[0]:.4g} (trial {best.number})")
     return ", ".join(parts)
+
+
+# ---- the best -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration worth a second look: the trial that stands for it, and the overrides that make it."""
+
+    trial: FrozenTrial
+    overrides: tuple[str, ...]
+    feasible: bool
+
+    @property
+    def label(self) -> str:
+        return f"trial-{self.trial.number:04d}"
+
+    def in_words(self, loaded: LoadedTune) -> str:
+        """One line: which trial, its values, and whether it is the best, the knee of a front, or only the closest."""
+        values = ", ".join(f"{n} {v:.4g}" for n, v in zip(loaded.cfg.objectives, self.trial.values, strict=True))
+        kind = "Best:" if len(self.trial.values) == 1 else "Knee of the front:"
+        kind = kind if self.feasible else "No trial meets the constraints; the closest is"
+        return f"{kind} trial {self.trial.number} ({values})"
+
+
+def order(cost_TK: np.ndarray) -> list[int]:
+    """Rows from best to worst, where lower is better in each column.
+
+    With one column by its value. With several, by the distance to the ideal point, which has the lowest value of each
+    column, after every column was scaled to 0..1: the first is the knee of the front.
+    """
+    span_K = np.ptp(cost_TK, axis=0)
+    unit_TK = (cost_TK - cost_TK.min(0)) / np.where(span_K > 0, span_K, 1.0)
+    return [int(i) for i in np.argsort((unit_TK**2).sum(1), kind="stable")]
+
+
+def candidates(loaded: LoadedTune, study: optuna.Study, count: int) -> list[Candidate]:
+    """At most `count` distinct configurations, the best first; empty where no trial was completed.
+
+    With several objectives those on the front come first, the knee before the others, then the rest. Where no trial
+    meets the constraints, the one that is closest to it, alone and marked as not feasible.
+    """
+    done = [t for t in all_trials(study) if t.state == TrialState.COMPLETE]
+    able = [t for t in done if feasible(t)]
+    if done and not able:
+        able = [min(done, key=lambda t: sum(max(0.0, c) for c in t.constraints.values()))]
+    front = {t.number for t in (study.best_trials if len(study.directions) > 1 else able)}
+    chosen: dict[tuple[str, ...], Candidate] = {}
+    for layer in ([t for t in able if (t.number in front) == first] for first in (True, False)):
+        if layer:
+            for i in order(np.array([t.values for t in layer]) * signs(study.directions)):
+                overrides = tuple(overrides_of(layer[i].params, loaded.cfg))
+                chosen.setdefault(overrides, Candidate(layer[i], overrides, feasible(layer[i])))
+    return list(chosen.values())[:count]
 
 
 # ---- the table --------------------------------------------------------------------------------------------------------
@@ -114,11 +156,8 @@ def trials_frame(study: optuna.Study, runs: Mapping[int, str] | None = None) -> 
     frame = pd.concat([frame, known[wanted]], axis=1)
     frame["reason"] = [reason(t) for t in trials]
     frame[RUN_ID] = [t.user_attrs.get(RUN_ID) or (runs or {}).get(t.number) for t in trials]
-    for name in (name for name in map(str, frame) if name.startswith("param.")):
-        if (
-            frame[name].dropna().map(type).nunique() > 1
-        ):  # mixed choices (`auto`, 4) become text, which parquet can hold
-            frame[name] = frame[name].map(lambda v: v if v is None else str(v))
+    # Choices become text, which parquet can hold where they are mixed (`auto`, 4).
+    frame = frame.astype({name: "string" for name in frame.filter(like="param.").select_dtypes(object)})
     return frame.astype({name: kind for name, kind in _KINDS.items() if name in frame})
 
 

@@ -160,7 +160,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
 def check_nothing_lost(trials: list[optuna.trial.FrozenTrial], wanted: int) -> None:
     """The wanted number, each configuration once, and what was lost asked for again exactly once with its values."""
     now = tally(trials)
-    assert now.counted == wanted and not now.running and not now.waiting, now
+    assert now["counted"] == wanted and not now["running"] and not now["waiting"], now
     counted = [str(t.params) for t in trials if status(t) != "lost"]
     assert len(set(counted)) == len(counted) == wanted, "a configuration is counted twice"
     again = Counter(t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs)

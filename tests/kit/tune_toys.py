@@ -105,7 +105,7 @@ trials: 4
 candidates: [tunable]
 space:
   "{sampler}.heat": {low: 0.5, high: 2.0, log: true}
-  study.temperatures: {kind: float, low: 0.5, high: 1.5, as_list: true}
+  study.temperatures: {kind: float, low: 0.5, high: 1.5}
 objectives:
   quality: {nfe: 2}
 samples: 16

@@ -17,9 +17,9 @@ from harness.jobs.pool import Message
 from harness.jobs.progress import Display
 from harness.jobs.schedule import Task
 from harness.search import storage
-from harness.search.ask import PREPARE, Search
 from harness.search.publish import SearchLog
 from harness.search.queue import Queue
+from harness.search.runner import PREPARE, Search
 from harness.search.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, PrunerConfig, TuneConfig
 from harness.search.storage import open_store
 from harness.search.trial import TrialResult
@@ -39,7 +39,9 @@ def _search(root: Path, wanted: int = 4, high: float = 1.0, **more: Any) -> Sear
         constraints={"c": ConstraintConfig()}, trials=wanted, sampler="random", **more,
     )  # fmt: skip
     scale = SimpleNamespace(scale=SimpleNamespace(steps=100))
-    loaded = make_loaded(root, cfg, job=_job, session=SimpleNamespace(cfg=scale), folder=root / "tune")
+    loaded = make_loaded(
+        root, cfg, job=_job, context=SimpleNamespace(session=SimpleNamespace(cfg=scale)), folder=root / "tune"
+    )
     store = open_store(loaded)
     return Search(loaded, store, Queue(store, cfg, loaded.folder / "commands"), SearchLog(loaded, store.study))
 
@@ -87,7 +89,7 @@ def _run(search: Search, outcome, workers: int = 3) -> str:
     """Work it off; what was printed."""
     out = io.StringIO()
     with search.queue.present():
-        display = Display(search.tasks, out, planned=search.loaded.cfg.trials, note=search.note, what="trials")
+        display = Display(search.tasks, out, planned=search.loaded.cfg.trials, note=lambda: search.words, what="trials")
         work_off(search, _Pool(workers, outcome), display, stop=search.hopeless)
     return out.getvalue()
 

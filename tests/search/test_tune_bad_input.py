@@ -56,7 +56,7 @@ def _refused(arguments: list[str]) -> str:
         ([*_HMM, "tune=latent", "scale.stepz=3"], "scale.stepz"),
         ([*_HMM, "tune=latent", "tune.objectives.quality.column=exces"], "exces.*did you mean 'excess"),
         ([*_HMM, "tune=latent", "tune.name=a/b"], "tune.name=a/b"),
-        ([*_HMM, "tune=latent", "tune.storage=sqlite:///trials.db"], "SQLite"),
+        ([*_HMM, "tune=latent", "tune.storage=sqlite:///trials.db"], "sqlite:... is no storage"),
         ([*_HMM, "tune=latent", f"tune.storage=mysql://me:{_SECRET}@host/db"], "mysql:... is no storage"),
         ([*_HMM, "tune=latent", f"tune.storage='postgresql://me:{_SECRET}@host:port/db'"], "cannot be read as a URL"),
         (["--cfg", "all"], "only 'job'"),

@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from harness.search.samplers import make_pruner, make_sampler, trial_seed
+from harness.search.queue import make_pruner, make_sampler
 from harness.search.schema import PrunerConfig, TuneConfig
 from harness.search.trials import all_trials, so_far
 
@@ -16,12 +16,16 @@ from harness.search.trials import all_trials, so_far
 def test_samplers_differ_by_trial_and_not_by_worker():
     cfg = TuneConfig()
     cfg.sampler = "random"
-    assert len({trial_seed(0, n) for n in range(1000)} | {trial_seed(1, n) for n in range(1000)}) == 2000
-    draws = []
-    for number in (0, 1, 0):
-        study = optuna.create_study(sampler=make_sampler(cfg, number))
-        draws.append(study.ask().suggest_float("x", 0, 1))
-    assert draws[0] == draws[2] != draws[1]
+
+    def drawn(number: int) -> float:
+        return optuna.create_study(sampler=make_sampler(cfg, number)).ask().suggest_float("x", 0, 1)
+
+    first = [drawn(number) for number in range(100)]
+    cfg.seed = 1
+    other = [drawn(number) for number in range(100)]
+    assert len({*first, *other}) == 200
+    cfg.seed = 0
+    assert drawn(7) == first[7]
 
 
 def test_samplers_take_constraints_and_pruned_trials():

@@ -14,10 +14,17 @@ from omegaconf import OmegaConf
 
 from harness.errors import UserError
 from harness.metrics.base import Column
-from harness.search import objective
-from harness.search.objective import evaluate, limits
-from harness.search.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
-from harness.search.space import literal, overrides_of, suggest
+from harness.search.loaded import Context
+from harness.search.schema import (
+    ConstraintConfig,
+    DimensionConfig,
+    ObjectiveConfig,
+    TuneConfig,
+    literal,
+    overrides_of,
+    suggest,
+)
+from harness.search.trial import data_values, evaluate, limits
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -86,6 +93,13 @@ def test_parameters_become_arguments_in_the_order_of_the_space():
     ]
     assert overrides_of({"a.word": "two words"}, cfg) == ["a.word='two words'"]
     assert overrides_of({"a.word": True}, cfg) == ["a.word=true"]
+
+
+def test_a_key_is_of_the_searched_method_and_its_searched_sampler_or_not():
+    cfg = TuneConfig(method="m/s")
+    assert cfg.in_full("{method}.a") == "methods.m.a" and cfg.in_full("{sampler}.b=1") == "methods.m.samplers.s.b=1"
+    assert cfg.is_own("methods.m.a") and cfg.is_own("methods.m.samplers.s.b")
+    assert not any(map(cfg.is_own, ("methods.mm.a", "methods.m.samplers.other.b", "methods.n.samplers.s.b")))
 
 
 _plain = (
@@ -159,9 +173,11 @@ def test_an_objective_without_a_value_names_one_that_has():
         evaluate(_Context({"a": ObjectiveConfig("gen_ppl", 4, "minimize")}), ROWS[:2])
 
 
-def test_limits_that_the_data_leave_nothing_of_are_refused():
-    with pytest.raises(UserError, match="here: nothing is within 0.1 of the data's entropy, 4, and also"):
-        objective._check_limits("here", ConstraintConfig("entropy", min=5.0, within=0.1), 4.0)
+def test_limits_that_the_data_leave_nothing_of_are_refused(tmp_path):
+    cfg = TuneConfig(constraints={"e": ConstraintConfig("entropy", min=5.0, within=0.1)})
+    (tmp_path / "data-abc.json").write_text('{"entropy": 4.0}')
+    with pytest.raises(UserError, match="tune.constraints.e: nothing is within 0.1 of the data's entropy, 4, and also"):
+        data_values(Context(cfg, {}, tmp_path, tmp_path, "abc"))
 
 
 def test_configuration_survives_its_plain_form():

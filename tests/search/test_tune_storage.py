@@ -17,8 +17,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from harness.errors import UserError
-from harness.search.database import checked_url
-from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, open_store
+from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, checked_url, open_store
 from harness.tracking.uri import scrub
 from tests.kit.tune_kit import make_config, make_loaded
 
@@ -139,8 +138,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("sqlite:///trials.db", "SQLite"),
-        ("sqlite+pysqlite:///trials.db", "SQLite"),
+        ("sqlite:///trials.db", "sqlite:... is no storage"),
+        ("sqlite+pysqlite:///trials.db", "is no storage"),
         ("postgres://me:geheim@host/db", "did you mean 'postgresql'"),
         ("mysql://me:geheim@host/db", "mysql:... is no storage"),
         ("trials.db", "without a scheme"),

@@ -14,8 +14,7 @@ from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
-from harness.search.objective import data_values
-from harness.search.trial import Pruned, TrialResult, TrialRunner
+from harness.search.trial import Pruned, TrialResult, TrialRunner, data_values
 from harness.store import read_json, read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
