@@ -1,14 +1,8 @@
-"""Searches for tests: a configuration with trials put into a storage by hand, and a command that is watched and killed."""
+"""Searches for tests: a configuration, with trials put into a storage by hand, and what must be true of trials after kills."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -121,40 +114,6 @@ def fill(
         found = values(params)
         facts = {"score": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
         add(study, params, found, **facts, **({"entropy": params["methods.seq.noise"] - 0.2} if constrained else {}))
-
-
-# ---- a command that is watched ----------------------------------------------------------------------------------------
-_ROOT = Path(__file__).parents[2]
-
-
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """The command `harness.tune` in a process of its own; what it prints is added to `log`."""
-    with open(log, "ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness.tune", *arguments],
-            cwd=_ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
-            stdout=out,
-            stderr=out,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-
-def wait_for(happened: Callable[[], Any], process: subprocess.Popen, log: Path) -> Any:
-    """What `happened` says once that is something; a failure where the command ends before, or after two minutes."""
-    until = time.monotonic() + 120
-    while not (found := happened()):
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.02)
-    return found
-
-
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The worker processes of a command; none where it has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    return []
 
 
 def check_nothing_lost(trials: list[optuna.trial.FrozenTrial], wanted: int) -> None:

@@ -19,10 +19,9 @@ from optuna.trial import TrialState
 from harness.search.load import load_tune
 from harness.search.storage import open_store
 from harness.search.trials import STOPPED, all_trials, status, tally
-from tests.kit.tune_kit import check_nothing_lost, start, wait_for, workers_of
+from tests.kit.process_kit import ROOT, start, wait_for, workers_of
+from tests.kit.tune_kit import check_nothing_lost
 from tests.kit.tune_toys import arguments, write_files
-
-_ROOT = Path(__file__).parents[2]
 
 
 def _search(root: Path, *more: str) -> list[str]:
@@ -36,7 +35,7 @@ def _trials(root: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def _command(root: Path, log: Path) -> subprocess.Popen:
-    return start(["--config-dir", str(root / "configs"), *_search(root)], log)
+    return start("harness.tune", ["--config-dir", str(root / "configs"), *_search(root)], log)
 
 
 def _told(root: Path) -> bool:
@@ -104,7 +103,7 @@ def test_a_search_from_end_to_end(tmp_path):
     ]  # fmt: skip
     tune = ["tune=latent", "tune.trials=3", "tune.workers=2", "tune.samples=24", "tune.confirm.top=0", "tune.steps=1"]
     # Eight steps meet no constraint.
-    process = start([*study, *tune, "~tune.constraints.entropy", "~tune.constraints.spread"], log)
+    process = start("harness.tune", [*study, *tune, "~tune.constraints.entropy", "~tune.constraints.spread"], log)
     assert process.wait(250) == 0, log.read_text()
     said = log.read_text()
     assert "Traceback" not in said and "3/3 trials" in said and "Best: trial" in said
@@ -117,7 +116,7 @@ def test_a_search_from_end_to_end(tmp_path):
     assert (folder / "report.md").exists() and list((folder / "figures").glob("*.png"))
     shown = subprocess.run(
         [sys.executable, "-m", "harness.run", *study, f"+best={folder / 'best.yaml'}", "--cfg", "job"],
-        cwd=_ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     slots = next(o for o in best["overrides"] if ".slots=" in o)
     method, value = slots.split(".")[1], int(slots.split("=")[1])
