@@ -1,4 +1,4 @@
-"""The oracle: the exact conditionals of a task in MDLM's sampler. What it scores at K steps is the floor of masked models.
+"""The oracle: the exact conditionals of a task in MDLM's sampler, which lose what drawing positions apart loses.
 
 Shapes: B batch, L tokens, V symbols (id V is the mask), N sequences, M selected positions.
 """
@@ -38,18 +38,20 @@ class Oracle(MaskedModel):
     """No masked model that draws the positions of a step independently can know more than this one.
 
     `p(x_i | shown tokens)` minimises the expected cross-entropy of each step, so no factorised denoiser has a smaller
-    KL(p || q) for declared paths. The other way round, E_q[-log p], there is no such law: a model that gives up diversity
-    can score less, which is what the metric `diversity` is for. Nothing is trained.
+    KL(p || q) for declared paths on the same schedule: for that it is the floor. Another schedule loses less (the sampler
+    `best_grid`), and E_q[-log p] has no such law: a model that gives up diversity can score less, which is what the metric
+    `diversity` is for. Nothing is trained.
     """
 
     Options = OracleOptions
-    title = "Oracle (floor)"
+    title = "Oracle"
     role = "floor"
 
     def __init__(self, problem: Problem, options: OracleOptions) -> None:
         super().__init__(problem, options)
         self.task = require_task(problem.truth, "method=oracle")
         self.network = ExactDenoiser(self.task)
+        self.title = f"Oracle, {options.schedule} schedule"
 
     def stages(self) -> tuple[Stage, ...]:
         return ()

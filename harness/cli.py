@@ -43,12 +43,15 @@ def main(
 ) -> int:
     """Run a command: `run` returns how it ended, or a text to print; `usage` is the text of --help with these folders.
 
+    Without a word it starts nothing, and prints that text.
+
     Exit codes: 0 done, 1 something failed, 2 bad input (one line on standard error), 130 interrupted.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     try:
         given = split(sys.argv[1:] if words is None else words)
+        given.show_help |= not given.words
         return _show(_help(given, usage) if given.show_help else run(given))
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,11 +1,13 @@
 """Files of a study: atomic writers, append-only JSON lines and the table of results.
 
-Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lines but the one that was being written.
+Whatever is read after a crash is either a whole file or, in a `.jsonl`, all lines but the one that was being written. JSON
+carries a hash of what it holds: one that was altered since is named (`Damaged`) and never read as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -20,8 +22,20 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The last key of each JSON file and each line of ours: a hash of the rest.
+_HASH = "seal"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+class Damaged(UserError):
+    """A file of ours that does not hold what was written into it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({reason}); delete this file and run the same command again to have it made again"
+        )
+        self.path, self.reason = Path(path), reason
 
 
 @contextmanager
@@ -79,25 +93,48 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by indented JSON in one step; not-a-number and infinities as Python's `json` writes them."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n")
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as JSON reads it back, with a hash of it as its last entry."""
+    plain = json.loads(json.dumps(record, ensure_ascii=False, default=_plain))
+    return plain | {_HASH: _hash_of(plain)}
 
 
-def read_json(path: Path) -> Any:
-    """The value in `path`; raises `UserError` if it is missing or not JSON."""
+def _hash_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The record of `sealed` in a JSON text, without its hash; `ValueError` where it is something else, or was altered."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    if not isinstance(record, dict) or _HASH not in record:
+        raise ValueError("its hash is not there")
+    if record.pop(_HASH) != _hash_of(record):
+        raise ValueError("its content has another hash")
+    return record
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace `path` by indented JSON with its hash, in one step; not-a-number as Python's `json` writes it."""
+    write_text(path, json.dumps(sealed(record), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; raises `UserError` if it is missing and `Damaged` if it is anything else."""
+    try:
+        return unsealed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it to have it made again") from None
+        raise Damaged(path, str(error)) from None
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one record as a line, in one write; a torn line that a crash left at the end is cut off first."""
+    """Add one record and its hash as a line, in one write; a torn line that a crash left at the end is cut off first."""
     path = Path(path)
-    line = (json.dumps(record, ensure_ascii=False, default=_plain) + "\n").encode("utf-8")
+    line = (json.dumps(sealed(record), ensure_ascii=False) + "\n").encode("utf-8")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as handle:
@@ -130,7 +167,7 @@ def _end_of_whole_lines(handle: Any, end: int, block: int = 65536) -> int:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All whole lines of `path` (none if it does not exist). A last line without its newline was torn and is left out.
 
-    Raises `UserError` for a line that is not JSON anywhere else, which no crash of ours leaves behind.
+    Raises `Damaged` for any other line that is not as it was written, which no crash of ours leaves behind.
     """
     try:
         content = Path(path).read_bytes()
@@ -141,9 +178,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            records.append(unsealed(line.decode("utf-8")))
         except ValueError as error:
-            raise UserError(f"{path}, line {number}, is not JSON ({error}); delete that line or the file") from None
+            raise Damaged(path, f"line {number}: {error}") from None
     return records
 
 
@@ -174,8 +211,11 @@ SCHEMA: dict[str, str] = {
     "judge": _TEXT,
     "protocol": _TEXT,
     "git_sha": _TEXT,
+    "git_sha_train": _TEXT,
+    "git_sha_score": _TEXT,
     "device": _TEXT,
     "dtype": _TEXT,
+    "torch": _TEXT,
     "mlflow_run_id": _TEXT,
     "cell": _TEXT,
     "time_ms": _REAL,

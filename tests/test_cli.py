@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
+import harness.__main__ as overview
 from harness import cli
 from harness.errors import UserError
 from harness.study.outcome import Outcome
@@ -39,14 +41,28 @@ def test_exit_codes_and_what_is_printed(capsys):
     def refused(given: cli.Arguments) -> str:
         raise UserError("x=1: is\nwrong")
 
-    assert _main(lambda given: "text\n", []) == 0
-    assert _main(lambda given: Outcome("table", ["place"]), []) == 0
+    assert _main(lambda given: "text\n", ["x=1"]) == 0
+    assert _main(lambda given: Outcome("table", ["place"]), ["x=1"]) == 0
     assert _main(interrupted, ["--help", "--config-dir", "a"]) == 0, "help asks the command nothing"
     assert capsys.readouterr().out == f"text\ntable\nplace\nusage {[Path('a')]}\n"
-    assert _main(lambda given: Outcome("", [], {"mdlm": "it broke"}), []) == 1
-    assert _main(refused, []) == 2
-    assert _main(interrupted, []) == 130
+    assert _main(lambda given: Outcome("", [], {"mdlm": "it broke"}), ["x=1"]) == 1
+    assert _main(refused, ["x=1"]) == 2
+    assert _main(interrupted, ["x=1"]) == 130
     said = capsys.readouterr()
     assert said.out == "" and said.err == (
         "failed: mdlm: it broke\nerror: x=1: is wrong\nstopped; the same command continues where it was\n"
     )
+
+
+def test_a_command_without_a_word_starts_nothing(capsys):
+    def never(given: cli.Arguments) -> str:
+        raise AssertionError("it was started")
+
+    assert _main(never, []) == 0 and capsys.readouterr().out.startswith("usage")
+
+
+def test_the_package_says_what_there_is_to_run(capsys):
+    assert overview.main() == 0
+    said = capsys.readouterr().out
+    modules = [line.split()[2] for line in said.splitlines() if line.startswith("python -m")]
+    assert len(modules) == 4 and all(importlib.util.find_spec(name) for name in modules)

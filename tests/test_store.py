@@ -79,7 +79,7 @@ def test_other_errors_are_not_dressed_up(tmp_path, monkeypatch):
 
 def test_unreadable_json_is_one_line(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="damaged .it is not JSON"):
         store.read_json(tmp_path / "a.json")
     with pytest.raises(UserError, match="does not exist"):
         store.read_json(tmp_path / "b.json")
@@ -91,7 +91,7 @@ def test_jsonl_survives_a_torn_last_line(tmp_path):
     for step in range(3):
         store.append_jsonl(path, {"step": step, "value": float("nan") if step == 1 else step})
     whole = path.read_bytes()
-    for cut in range(1, len(b'{"step": 2, "value": 2}\n') + 1):
+    for cut in range(1, len(whole.splitlines(keepends=True)[-1]) + 1):
         path.write_bytes(whole[:-cut])
         assert [r["step"] for r in store.read_jsonl(path)] == [0, 1]
         store.append_jsonl(path, {"step": 7})
@@ -102,16 +102,21 @@ def test_jsonl_survives_a_torn_last_line(tmp_path):
 
 def test_jsonl_torn_line_longer_than_a_block(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 200_000)
+    store.append_jsonl(path, {"a": 1})
+    path.write_bytes(path.read_bytes() + b'{"b": "' + b"x" * 200_000)
     store.append_jsonl(path, {"a": 2})
     assert store.read_jsonl(path) == [{"a": 1}, {"a": 2}]
 
 
 def test_jsonl_damage_elsewhere_is_reported(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
-    with pytest.raises(UserError, match="line 2"):
-        store.read_jsonl(path)
+    for value in range(3):
+        store.append_jsonl(path, {"a": value})
+    whole = path.read_text()
+    for damaged in ("nonsense", "null", "{}", "[]", whole.splitlines()[1].replace("1", "5", 1)):
+        path.write_text("\n".join([whole.splitlines()[0], damaged, *whole.splitlines()[2:]]) + "\n")
+        with pytest.raises(store.Damaged, match="line 2"):
+            store.read_jsonl(path)
 
 
 METRICS = ["none", "none_se", "mauve", "gen_ppl"]
@@ -195,4 +200,25 @@ def test_lock_names_the_process_that_holds_it_and_dies_with_it(tmp_path):
 
 def test_json_written_is_json(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": [1, None]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, None]}
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written.pop("seal") and written == {"x": [1, None]}
+
+
+def test_altered_json_is_damaged_whatever_was_altered(tmp_path):
+    path = tmp_path / "a.json"
+    store.write_json(path, {"value": 1.5, "names": ["a", "é"], "nan": math.nan, 7: {"deep": None}})
+    read, whole = store.read_json(path), path.read_bytes()
+    assert read["7"] == {"deep": None} and math.isnan(read["nan"])
+    silent = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            silent.append(store.read_json(path))
+        except store.Damaged as error:
+            assert error.path == path and "\n" not in str(error)
+    # A flipped space between two words of JSON changes no value.
+    assert all({**known, "nan": 0} == {**read, "nan": 0} for known in silent)
+    for text in ("null", "{}", "[]", "", '{"value": 1.5}'):
+        path.write_text(text)
+        with pytest.raises(store.Damaged):
+            store.read_json(path)

@@ -121,6 +121,8 @@ class RunConfig:
     runs_dir: str = "runs"
     cache_dir: str = "cache"
     plan: bool = False  # say what would run, and stop
+    stale: str = chosen("refuse", ("refuse", "keep"))  # finished results of other code: stop, or go on with them
+    redo: list[str] = field(default_factory=list)  # methods, method/sampler or all: make those results again
     tune: TuneConfig = field(default_factory=TuneConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     wait: bool = True  # for the jobs of harness.submit, until all is done and published
@@ -155,8 +157,7 @@ def check(cfg: RunConfig) -> None:
     check_tasks(cfg.study.name, list(cfg.study.tasks), list(cfg.only_tasks))
     rows_of(cfg.methods, cfg.only)
     check_budgets(cfg.study.nfe_of, cfg.methods)
-    for section in ("study", "scale", "train", "compute", "slurm", "tune"):
-        check_fields(getattr(cfg, section), section)
+    check_fields(cfg)
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
     check_slurm(cfg.slurm)

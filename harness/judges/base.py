@@ -30,6 +30,8 @@ class Judge(ABC):
     Options: type
     #: Whether `prepare` is done.
     ready = False
+    #: Whether it says how likely a text is, and whether it names classes.
+    has_likelihood, classifies = True, False
 
     def __init__(self, options) -> None:
         self.options = options
@@ -39,6 +41,9 @@ class Judge(ABC):
         if not self.ready:
             raise RuntimeError("call prepare() before the judge is asked anything")
         return self
+
+    def check(self, data: TokenData) -> None:  # noqa: B027 - most judges can be had for any data
+        """Raise `UserError` for what `prepare` would refuse, as far as that is known without its work."""
 
     @abstractmethod
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
@@ -61,3 +66,7 @@ class Judge(ABC):
     @abstractmethod
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """(N, F) float32 features, pooled from the last hidden state as the identity says."""
+
+    def class_probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, C) probabilities of classes, of a judge that names them."""
+        raise NotImplementedError(f"{type(self).__name__} names no classes")

@@ -81,14 +81,19 @@ class DigitsJudge(Judge):
     """See the head of this file; cached as `cache/judges/digits-<hash of data and options>.safetensors`."""
 
     Options = DigitsJudgeOptions
+    has_likelihood, classifies = False, True
+
+    def check(self, data: TokenData) -> None:
+        """Raise `UserError` where the data have no labels."""
+        if not data.labels:
+            raise UserError(f"judge=digits learns from labels and data {data.name} has none; use data=digits")
 
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load the classifier of these data and options, training it first (seconds) where the cache lacks it.
 
         Raises `UserError` where the data have no labels, training diverges, or the cached file is damaged.
         """
-        if not data.labels:
-            raise UserError(f"judge=digits learns from labels and data {data.name} has none; use data=digits")
+        self.check(data)
         key = digest([JUDGE_VERSION, data.fingerprint, dataclasses.asdict(self.options)])[:24]
         path = Path(cache) / "judges" / f"digits-{key}.safetensors"
         if not path.is_file():

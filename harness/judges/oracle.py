@@ -56,6 +56,11 @@ class OracleJudge(Judge):
 
     Options = NoOptions
 
+    def check(self, data: TokenData) -> None:
+        """Raise `UserError` where the data's law is not known, or their texts cannot be read back."""
+        require_task(data.task, "judge=oracle")
+        SymbolReader(data)
+
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Take the law from the data; `UserError` where they have none, or their texts cannot be read back."""
         self._task = require_task(data.task, "judge=oracle")

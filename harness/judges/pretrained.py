@@ -47,6 +47,10 @@ class PretrainedJudge(CausalJudge):
         if not options.model:
             raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
 
+    def check(self, data: TokenData) -> None:
+        """Raise `UserError` for a model that is neither on this disk nor on a hub that answers."""
+        locate(self.options.model, self.options.revision, KEY, _INSTEAD)
+
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load model and tokenizer; `UserError` where they are absent, incomplete, or no causal language model."""
         o = self.options

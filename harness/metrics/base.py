@@ -89,9 +89,12 @@ class Metric(ABC):
     def __init__(self, options) -> None:
         self.options = options
 
+    def check(self, data: TokenData, judge: Judge) -> None:  # noqa: B027 - most metrics fit all data and judges
+        """Raise `UserError` where the metric means nothing on these data or with this judge, which need not be prepared."""
+
     @abstractmethod
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
-        """Score one set of samples."""
+        """Score one set of samples; `check` was called."""
 
     def identity(self) -> str:
         """What the numbers mean, as JSON with sorted keys: they are comparable only where these strings are equal."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.config.fields import ranged
+from harness.data.base import TokenData
 from harness.errors import UserError
+from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import bootstrap, mean_and_error
 
@@ -47,12 +49,14 @@ class ClassEntropy(Metric):
         Column("class_confidence", "Class confidence", "0 to 1", "data"),
     )
 
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` for a judge that names no classes."""
+        if not judge.classifies:
+            raise UserError("class_entropy needs a judge that names classes; use judge=digits or leave it out")
+
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Both values; `per_sequence` keeps each sample's confidence and most likely class."""
-        classify = getattr(context.judge, "class_probabilities", None)
-        if classify is None:
-            raise UserError("class_entropy needs a judge that names classes; use judge=digits or leave it out")
-        p_NC = np.asarray(classify(samples.texts), dtype=np.float64)
+        p_NC = np.asarray(context.judge.class_probabilities(samples.texts), dtype=np.float64)
         entropy = bootstrap(p_NC, entropy_of_sums, self.options.resamples, context.seed)
         top_N = p_NC.max(axis=1)
         return Scores(

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from harness.config.fields import ranged
+from harness.data.base import TokenData
 from harness.data.files import digest
 from harness.errors import UserError
+from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.store import read_json, write_json
 from harness.tasks.base import ExactTask, require_task
@@ -194,6 +196,10 @@ class Diversity(Metric):
         Column("stat_mmd", "MMD of statistics (distance kernel)", "sqrt of standard deviations", "lower", False),
         Column("stat_max_z", "Largest difference of mean statistics", "standard errors", "lower", False),
     )
+
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` where the data's law is not known."""
+        require_task(data.task, "metric=diversity")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The four columns; of the reference sets as many sequences are drawn as there are samples."""

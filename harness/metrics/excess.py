@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from harness.config.fields import NoOptions
+from harness.data.base import TokenData
+from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.metrics.bootstrap import mean_and_error
 from harness.tasks.base import require_task
@@ -31,6 +33,10 @@ class Excess(Metric):
         Column("validity", "Validity", "share with p(x) > 0", "higher"),
         Column("excess_valid_nats", "Excess of valid samples", "nats", "lower", headline=False),
     )
+
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` where the data's law is not known."""
+        require_task(data.task, "metric=excess")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """The three columns; `per_sequence` keeps -log p(x) in nats, infinity where p(x) = 0."""

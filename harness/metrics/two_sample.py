@@ -14,7 +14,9 @@ import math
 import numpy as np
 
 from harness.config.fields import NoOptions
+from harness.data.base import TokenData
 from harness.errors import UserError
+from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores, need_same_shape
 
 
@@ -92,12 +94,15 @@ class TwoSample(Metric):
         Column("two_sample_data", "1-NN accuracy on data", "", "data", headline=False),
     )
 
-    def score(self, samples: Samples, context: ScoreContext) -> Scores:
-        """See `two_sample_accuracy`; raises `UserError` where ids have no order, so that distances mean nothing."""
-        if context.data.render is None and context.data.vocab_size > 2:
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` where ids have no order, so that distances mean nothing."""
+        if data.render is None and data.vocab_size > 2:
             raise UserError(
-                f"two_sample measures distances between grey levels and ids of data {context.data.name} have no order; "
+                f"two_sample measures distances between grey levels and ids of data {data.name} have no order; "
                 "leave metrics.two_sample out or use data=digits"
             )
+
+    def score(self, samples: Samples, context: ScoreContext) -> Scores:
+        """See `two_sample_accuracy`."""
         need_same_shape("two_sample", samples, context)
         return Scores(two_sample_accuracy(samples.x_NL, context.reference.x_NL))

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from harness.config.fields import ranged
+from harness.data.base import TokenData
+from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Samples, ScoreContext, Scores
 from harness.tasks.base import require_task
 
@@ -53,6 +55,10 @@ class Variation(Metric):
         Column("total_variation", "Total variation", "0 to 1", "data", headline=False),
         Column("total_variation_data", "Total variation of as many true draws", "0 to 1", "data", headline=False),
     )
+
+    def check(self, data: TokenData, judge: Judge) -> None:
+        """Raise `UserError` where the data's law is not known."""
+        require_task(data.task, "metric=variation")
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Both columns; NaN where the support is too large to be listed."""

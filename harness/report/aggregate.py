@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,18 +107,43 @@ def combine(values: Sequence[float], errors: Sequence[float]) -> tuple[float, fl
     return mean, max(spread, sampled)
 
 
+def is_below(one: dict[str, tuple[float, float]], other: dict[str, tuple[float, float]]) -> bool:
+    """Whether one method's losses, (value, error) by training seed, are below another's beyond doubt, at 95 %.
+
+    With the same seeds the differences seed by seed are compared with 0, since equal seeds share batches and noise; else
+    the two intervals must lie apart. Student's t with the number of seeds less one; of one seed, the normal law.
+    """
+    if len(one) > 1 and one.keys() == other.keys():
+        pairs = [(one[seed], other[seed]) for seed in one]
+        mean, error = combine([a - b for (a, _), (b, _) in pairs], [math.hypot(e, f) for (_, e), (_, f) in pairs])
+        return mean + interval(error, len(pairs)) < 0
+    sides = []
+    for losses, sign in ((one, 1.0), (other, -1.0)):
+        mean, error = combine([v for v, _ in losses.values()], [e for _, e in losses.values()])
+        sides.append(mean + sign * interval(error, len(losses)))
+    return sides[0] < sides[1]
+
+
+def interval(error: float, seeds: int) -> float:
+    """Half of the 95 % interval of a mean over training seeds with this standard error."""
+    from scipy.stats import t  # start-up time: not for --help
+
+    return error * (float(t.ppf(0.975, seeds - 1)) if seeds > 1 else 1.959964)
+
+
 def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """One row per role, label, NFE and temperature, in order of first appearance and rising NFE.
 
-    For each of `names` (absent columns are unknown) the value and, as `<name>_error`, its error; `seeds` counts
-    training seeds, `n` is the fewest sequences behind a row, `nfe_latent` and `nfe_token` the split of the budget.
+    For each of `names` (absent columns are unknown) the value, as `<name>_error` its error and as `<name>_of_seeds` a dict
+    of (value, error) by training seed; `seeds` counts these, `n` is the fewest sequences behind a row, `nfe_latent` and
+    `nfe_token` the split of the budget.
     """
     rows = []
     for key, group in frame.groupby(list(KEYS), sort=False, dropna=False):
         codes, seeds = pd.factorize(group["seed"], use_na_sentinel=False)
         # Several rows of one seed are repeats of its sampling: they are averaged before seeds are compared.
         of_seeds = [np.flatnonzero(codes == code) for code in range(len(seeds))]
-        row = dict(zip(KEYS, key, strict=True))
+        row: dict[Any, Any] = dict(zip(KEYS, key, strict=True))
         row["seeds"] = int(max(1, group["seed"].nunique()))
         row["n"] = group["n"].min()
         for name in ("nfe_latent", "nfe_token"):
@@ -129,8 +155,9 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
             )
             by_seed = [combine(values[rows_S].tolist(), errors[rows_S].tolist()) for rows_S in of_seeds]
             row[name], row[f"{name}_error"] = combine([v for v, _ in by_seed], [e for _, e in by_seed])
+            row[f"{name}_of_seeds"] = dict(zip(map(str, seeds), by_seed, strict=True))
         rows.append(row)
-    shown = [part for name in names for part in (name, f"{name}_error")]
+    shown = [part for name in names for part in (name, f"{name}_error", f"{name}_of_seeds")]
     made = pd.DataFrame(rows, columns=[*KEYS, "seeds", "n", "nfe_latent", "nfe_token", *shown])
     places = made["label"].map({label: place for place, label in enumerate(dict.fromkeys(made["label"]))})
     ordered = made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable")

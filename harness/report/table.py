@@ -17,6 +17,7 @@ from harness.report.aggregate import (
     columns_with_bound,
     data_value,
     headline,
+    is_below,
     labelled,
     tradeoff,
 )
@@ -24,7 +25,6 @@ from harness.report.frontier import at_data_diversity
 
 UNKNOWN = "—"
 _ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
-_INTERVAL = 1.96
 _BETTER = {"lower": "Lower is better", "higher": "Higher is better", "data": "The data's own value is the aim"}
 _BUDGETS = (
     "- **NFE**: calls of a network while sampling one sequence, all of them, counted at the call itself. "
@@ -74,21 +74,29 @@ def measured(value: float, error: float) -> str:
 def best_rows(table: pd.DataFrame, column: Column, aim: float = math.nan) -> set[int]:
     """Index labels of rows that are best among the methods at their NFE, beyond doubt.
 
-    That is: every other method's 95 % interval (1.96 errors to each side) lies apart from theirs. Nothing is best
-    alone, or without an error. `aim` is the data's value; where that is what counts, distances from it are compared.
+    That is: below every other method by `is_below`. Nothing is best alone, or without an error. `aim` is the data's value;
+    where that is what counts, distances from it are compared.
     """
+    losses = {
+        "lower": lambda value: value,
+        "higher": lambda value: -value,
+        "data": lambda value: abs(value - aim),
+    }
+    loss = losses[column.better]
     best: set[int] = set()
     methods = table[(table["role"] == "method") & table[column.name].notna()]
     for _, group in methods.groupby("nfe"):
         if len(group) < 2 or group[f"{column.name}_error"].isna().any():
             continue
-        loss = {"lower": group[column.name], "higher": -group[column.name], "data": (group[column.name] - aim).abs()}
-        order = loss[column.better].dropna().sort_values(kind="stable")
+        order = loss(group[column.name]).dropna().sort_values(kind="stable")
         if len(order) < len(group):
             continue
-        half = _INTERVAL * group[f"{column.name}_error"]
+        own = {
+            place: {seed: (loss(value), error) for seed, (value, error) in seeds.items()}
+            for place, seeds in group[f"{column.name}_of_seeds"].items()
+        }
         first = order.index[0]
-        if all(order[first] + half[first] < order[other] - half[other] for other in order.index[1:]):
+        if all(is_below(own[first], own[other]) for other in order.index[1:]):
             best.add(first)
     return best
 
@@ -168,7 +176,12 @@ def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
             f"Means over {count} training seeds: ± is the standard error over seeds, never below that of resampling "
             "the sequences; for a row with one seed it is the latter."
         )
-    parts.append("Bold: best method at that NFE, where its 95 % interval is apart from every other method's.")
+    how = (
+        "its 95 % interval is apart from every other method's"
+        if seeds == [1]
+        else ("the differences from every other method, seed by seed, are apart from 0 (Student's t, 95 %)")
+    )
+    parts.append(f"Bold: best method at that NFE, where {how}.")
     if any(column.better == "data" for column in shown):
         parts.append("→ means that the data's own value is the aim.")
     if np.isinf(table[[column.name for column in shown]].to_numpy(dtype=float)).any():

@@ -21,16 +21,18 @@ from harness.config.rows import rows_of
 from harness.config.schema import is_plain, need
 from harness.config.trees import plain
 from harness.errors import UserError, nearest
-from harness.search.loaded import LoadedTune
+from harness.search.loaded import ELSEWHERE, LoadedTune
 from harness.search.schema import DimensionConfig, JudgedConfig, TuneConfig, literal, overrides_of, suggest_one, token
 from harness.search.storage import checked_url
 from harness.search.trial import COSTS, FACTS, TRUTH, known_columns
+from harness.study.cells import data_cell, make_cells
+from harness.study.check import check_study
 from harness.study.session import Session
 from harness.tracking.uri import redact
-from harness.training.loop import step_generator
+from harness.training.seeds import step_generator
 
 #: Sections and keys that a trial sets itself, or that change how it is judged and not what it is.
-_FIXED = ("only", "only_tasks", "plan", "runs_dir", "cache_dir", "tracking", "judge", "metrics", "study")
+_FIXED = (*ELSEWHERE, "only_tasks", "judge", "metrics", "study")
 _FREE = ("study.temperatures", "study.sampling_seed")
 
 
@@ -233,8 +235,8 @@ def check_possible(loaded: LoadedTune) -> None:
     for e in cfg.judged:
         if e.column in TRUTH and session.data.task is None:
             raise UserError(f"{e.column} needs data whose law is known; {session.data.name} has none")
-    _ = session.reference  # refuses too many samples
     _check_row(loaded, session)
+    check_study(session, make_cells(session), data_cell(session))
     for key, d in cfg.space.items():
         for value in d.choices or map(int if d.kind == "int" else float, d.ends):
             try:

@@ -19,7 +19,7 @@ from harness.study.session import Session
 #: Keys of a search that do not change what a trial is or how it is judged: it goes on when they change.
 _FREE = ("name", "candidates", "sampler", "startup", "pruner", "trials", "workers", "retries", "confirm")
 #: Parts of a configuration that do not change what a trial measures.
-_ELSEWHERE = ("tracking", "runs_dir", "cache_dir", "plan", "only")
+ELSEWHERE = ("tracking", "runs_dir", "cache_dir", "plan", "only", "redo", "stale")
 
 
 def judged_at(study: Mapping[str, Any]) -> float:
@@ -132,7 +132,7 @@ class LoadedTune:
     def identity_parts(self) -> dict[str, Any]:
         """What a trial and its judgement depend on, by name: searches of one name that differ here do not mix."""
         method, sampler = self.cfg.row
-        tree = {k: v for k, v in self._default.items() if k not in _ELSEWHERE}
+        tree = {k: v for k, v in self._default.items() if k not in ELSEWHERE}
         node = tree["methods"][method]
         tree["methods"] = {method: node | {"samplers": {sampler: node["samplers"][sampler]}}}
         tree["study"] = {k: v for k, v in tree["study"].items() if k not in ("name", "question", "tasks")}

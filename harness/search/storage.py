@@ -26,7 +26,7 @@ from harness.config.compose import flatten
 from harness.errors import UserError, nearest
 from harness.jobs.locks import waiting_for
 from harness.search.loaded import LoadedTune
-from harness.store import cut_torn_line, read_jsonl
+from harness.store import cut_torn_line
 from harness.tracking.uri import redact, scrub
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _open_journal(loaded: LoadedTune) -> Store:
     asking = path.with_name("ask.lock")
     try:
         with waiting_for(asking):
-            read_jsonl(path)  # names the line that is no record
+            _check_lines(path)
             lock: Any = WholeLines(path)  # it has the methods of Optuna's
             storage = JournalStorage(JournalFileBackend(str(path), lock))
             others = [s.study_name for s in storage.get_all_studies() if s.study_name != loaded.name]
@@ -192,6 +192,16 @@ def _open_journal(loaded: LoadedTune) -> Store:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path} is not the journal of a study ({why}); move it away to begin anew") from None
     return Store(study, storage, lambda: waiting_for(asking))
+
+
+def _check_lines(path: Path) -> None:
+    """Raise `UserError` for the first line that is no record; the last one may be torn."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}, line {number}, is not JSON; move the file away to begin anew") from None
 
 
 # ---- the database -----------------------------------------------------------------------------------------------------

@@ -25,10 +25,12 @@ from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfi
 from harness.store import read_json, write_json
 from harness.study import match, steps
 from harness.study.cells import Cell, data_cell, make_cells
+from harness.study.made import made_by
 from harness.study.rows import make_rows
 from harness.study.session import Session
 from harness.study.steps import OnTrained, Progress
-from harness.training.loop import Diverged, step_generator
+from harness.training.loop import Diverged
+from harness.training.seeds import step_generator
 
 #: Told a training step and the value there; answers whether the trial should be ended.
 Report = Callable[[int, float], bool]
@@ -134,7 +136,7 @@ class TrialRunner:
         try:
             return steps.train_weights(session, weights, progress, told)
         except Diverged as error:
-            write_json(weights.failure, {"reason": str(error)})
+            write_json(weights.failure, {"reason": str(error), "made": made_by(session, "train", weights)})
             raise
         except Pruned:
             # Its curves stay: trained again, it says the same.

@@ -15,7 +15,8 @@ from harness.config.slurm import SlurmConfig
 from harness.errors import UserError
 from harness.search.load import load_tune
 from harness.slurm.jobs import PRIVATE_VARIABLE, Job, load_any, parts_of
-from harness.study.cells import make_cells
+from harness.study.cells import data_cell, make_cells
+from harness.study.check import check_study
 from harness.study.session import Session
 from harness.study.tasks import by_weights
 from harness.tracking.uri import redact
@@ -97,7 +98,7 @@ def _jobs_of(whole: Job, task: str, part: Loaded) -> list[Job]:
     tree["compute"] |= {"device": "cpu", "precision": "float32", "compile": "false"}
     session = Session(tree)
     cells = make_cells(session)
-    _ = session.reference, session.metrics, session.judge
+    check_study(session, cells, data_cell(session))
     models = ["", *(weights.name for weights in by_weights(cells) if weights.trained)]
     place = f"{task}/" if task else ""
     return [

@@ -6,9 +6,11 @@ Nothing here trusts what a method says: a call is a forward call of one of `Meth
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from harness.diffusion.schedules import stratified_times
 from harness.errors import BudgetError
 from harness.interface import Method, Problem, Sampler
 from harness.nn.networks import TokenNetwork
-from harness.training.loop import step_generator
+from harness.training.seeds import step_generator
 
 
 @contextmanager
@@ -41,9 +43,27 @@ def counted_calls(sampler: Sampler) -> Iterator[Counter[str]]:
             handle.remove()
 
 
+def _product(a_shape: Sequence[int], b_shape: Sequence[int]) -> int:
+    """2 I J K for (..., I, J) times (..., J, K) or (..., J)."""
+    return 2 * math.prod(a_shape) * (b_shape[-1] if len(b_shape) > 1 else 1)
+
+
+#: Products that torch's counter passes over: in place, and of vectors.
+_UNCOUNTED: dict[Any, Any] = {
+    torch.ops.aten.addmm_: lambda _, a, b, **__: _product(a, b),
+    torch.ops.aten.baddbmm_: lambda _, a, b, **__: _product(a, b),
+    torch.ops.aten.mv: lambda a, b, **_: _product(a, b),
+    torch.ops.aten.addmv: lambda _, a, b, **__: _product(a, b),
+    torch.ops.aten.addmv_: lambda _, a, b, **__: _product(a, b),
+    torch.ops.aten.dot: lambda a, b, **_: _product(a, b),
+    torch.ops.aten.addr: lambda _, a, b, **__: 2 * math.prod(a) * math.prod(b),
+    torch.ops.aten.addr_: lambda _, a, b, **__: 2 * math.prod(a) * math.prod(b),
+}
+
+
 def count_flops(run: Callable[[], object]) -> int:
-    """Floating point operations of the matrix products in `run()`, as torch's flop counter sees them."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating point operations of all matrix products and convolutions in `run()`, in torch; numpy's are not seen."""
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
         run()
     return counter.get_total_flops()
 

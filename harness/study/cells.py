@@ -17,7 +17,7 @@ from harness.study.session import Session
 
 DATA_ROW = "data"
 #: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ def config_key(session: Session, cells: list[Cell]) -> str:
             "layout": LAYOUT,
             "cells": parts,
             "study": study,
+            "drawn_at_a_time": min(session.cfg.compute.sample_batch, session.cfg.study.samples),
             "judge": session.tree["judge"],
             # With versions: a metric whose definition changed must be scored again.
             "metrics": [metric.identity() for metric in session.metrics],

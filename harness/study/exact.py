@@ -20,7 +20,7 @@ from harness.diffusion.ancestral import importance_nll
 from harness.interface import Sampler
 from harness.study.cells import Cell
 from harness.study.session import Session
-from harness.training import loop
+from harness.training.seeds import step_generator
 
 #: At most so many sequences and paths for each budget.
 SEQUENCES, PATHS = 512, 16
@@ -83,7 +83,7 @@ def _by_paths(session: Session, cell: Cell, sampler: Sampler, test_NL: np.ndarra
     for start, x_BL in _chunks(test_NL[:sequences], session.numerics.device):
         nll_MB = []
         for path in range(paths):
-            generator = loop.step_generator(session.numerics.device, cell.seed, 6, nfe, path, start)
+            generator = step_generator(session.numerics.device, cell.seed, 6, nfe, path, start)
             with session.numerics.autocast():
                 nll_B = sampler.path_nll(x_BL, nfe, generator)
             if nll_B is None:

@@ -37,6 +37,7 @@ def fit(
         "seed": weights.seed,
         "key": weights.key,
         "config": session.tree["methods"][weights.method],
+        "made": plan.made,
     }
     done["train_seconds"] += plan.fit_seconds
     checkpoint.save_tensors(weights.model, dict(method.state_dict()), meta | done)

@@ -35,7 +35,7 @@ def claim(session: Session, cells: list[Cell]) -> str:
     with waiting_for(session.folder / ".state.lock"):
         state = read_json(path) if path.exists() else None
         if state is not None and state["config"] != config:
-            _put_aside(session, state["key"])
+            _put_aside(session, state["key"], "another configuration ran here before; its results are in")
             state = None
         if state is None:
             state = {"key": f"{session.cfg.study.name}-{uuid.uuid4().hex[:12]}", "config": config}
@@ -43,13 +43,28 @@ def claim(session: Session, cells: list[Cell]) -> str:
     return state["key"]
 
 
-def _put_aside(session: Session, key: str) -> None:
+def is_current(session: Session, cells: list[Cell]) -> bool:
+    """Whether the results in the folder are of this configuration."""
+    path = session.folder / "state.json"
+    return path.exists() and read_json(path)["config"] == config_key(session, cells)
+
+
+def put_aside(session: Session) -> None:
+    """Move the results that are there to `earlier/`: what comes next gets a key of its own, in tracking too."""
+    path = session.folder / "state.json"
+    with waiting_for(session.folder / ".state.lock"):
+        if path.exists():
+            _put_aside(session, read_json(path)["key"], "the results until now are kept in")
+            path.unlink()
+
+
+def _put_aside(session: Session, key: str, words: str) -> None:
     aside = session.folder / "earlier" / key
     aside.mkdir(parents=True, exist_ok=True)
     for name in _RESULTS:
         if (session.folder / name).exists():
             os.replace(session.folder / name, aside / name)
-    print(f"another configuration ran here before; its results are in {aside}", file=sys.stderr)
+    print(f"{words} {aside}", file=sys.stderr)
 
 
 def known_protocol(session: Session) -> str | None:

@@ -13,7 +13,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from harness.interface import Method
 from harness.store import read_json, write_json
 from harness.study.budget import count_flops, reference_step_flops, stage_flops
 from harness.study.cells import Weights
+from harness.study.made import made_by
 from harness.study.session import Session
 from harness.training import loop
 from harness.training.distributed import Group
@@ -38,7 +40,7 @@ class TrainPlan:
     """`steps` of training after a fit of `fit_flops` FLOPs that took `fit_seconds`.
 
     Where the steps follow from their cost: FLOPs of a step in each stage, their mean by the stages' shares, and the FLOPs
-    that all of training may cost.
+    that all of training may cost. `made` says by which code (see `harness.study.made`).
     """
 
     steps: int
@@ -47,6 +49,7 @@ class TrainPlan:
     step_flops: float | None = None
     budget_flops: int | None = None
     fit_seconds: float = 0.0
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 def begin(
@@ -69,7 +72,8 @@ def begin(
             rows = loop.budget_rows(len(train_NL), session.cfg.scale, weights.seed)
             fit_flops = count_flops(lambda: method.fit(np.asarray(train_NL[rows])))
         fit_seconds = time.monotonic() - began
-        plan = dataclasses.replace(settle(session, weights.method, method, fit_flops), fit_seconds=fit_seconds)
+        plan = settle(session, weights.method, method, fit_flops)
+        plan = dataclasses.replace(plan, fit_seconds=fit_seconds, made=made_by(session, "train", weights))
         if group.leads:
             write_json(weights.plan, dataclasses.asdict(plan))
     steps = torch.tensor([plan.steps if group.leads else 0], device=device)

@@ -8,10 +8,12 @@ import torch
 
 from harness.progress import clock
 from harness.study import match
-from harness.study.cells import Cell, Weights, left_out, make_cells
+from harness.study.cells import Cell, Weights, data_cell, left_out, make_cells
+from harness.study.check import check_study
 from harness.study.runner import worker_count
 from harness.study.session import Session
-from harness.training import loop
+from harness.study.standing import refuse_stale
+from harness.training.seeds import step_generator
 
 
 def describe(session: Session) -> str:
@@ -27,6 +29,9 @@ def estimate(session: Session) -> tuple[str, float, int]:
     """
     torch.set_num_threads(session.cfg.compute.threads)
     cells = make_cells(session)
+    standing = check_study(session, cells, data_cell(session))
+    damaged = list(standing.damaged(aside=False))
+    refuse_stale(session, standing)
     s, c = session.cfg.study, session.cfg.scale
     lines = [
         f"study {s.name}: {session.data.name}, {len(session.data.splits['train'])} training sequences of {c.length} tokens, "
@@ -58,7 +63,7 @@ def estimate(session: Session) -> tuple[str, float, int]:
         )
     workers = worker_count(session)
     skipped = left_out(session)
-    lines += ["", *skipped] if skipped else []
+    lines += ["", *skipped, *damaged] if skipped or damaged else []
     if c.match == "flops":
         what = f"steps that cost as much as {c.steps} of the plain masked denoiser"
         lines += ["", f"scale.match=flops: {what}; what a method fits before them is not taken off here"]
@@ -85,7 +90,7 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
         method.set_stage(method.stages()[-1].name)
         began = time.perf_counter()
         with session.numerics.autocast():
-            loss = method.loss(x_BL, loop.step_generator(session.numerics.device, repeat))
+            loss = method.loss(x_BL, step_generator(session.numerics.device, repeat))
         loss.total.backward()
         took.append(time.perf_counter() - began)
     budget = min((p.nfe for p in cell.parts), key=lambda k: abs(k - 4))
@@ -93,7 +98,5 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
     method.eval()
     with torch.inference_mode(), session.numerics.autocast():
         began = time.perf_counter()
-        session.sampler(method, cell.method, cell.sampler).draw(
-            few, budget, loop.step_generator(session.numerics.device, 0)
-        )
+        session.sampler(method, cell.method, cell.sampler).draw(few, budget, step_generator(session.numerics.device, 0))
     return params, steps, min(took), (time.perf_counter() - began) / few / budget

@@ -24,7 +24,7 @@ from harness.store import ResultsTable, read_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.folder import claim
 from harness.study.outcome import Outcome
-from harness.study.rows import StudyRows, first_samples, samples_of
+from harness.study.rows import StudyRows, commits_of, first_samples, samples_of
 from harness.study.runs import StudyRuns
 from harness.study.session import Session
 from harness.study.steps import samples_file
@@ -42,7 +42,6 @@ class Publisher:
 
     def __init__(self, session: Session, cells: list[Cell], data: Cell, command: str) -> None:
         self.session, self.cells, self.data, self.command = session, cells, data, command
-        self.git = git_state()
         self.facts = provenance(session.numerics.device)
         self.metrics = [part for c in session.columns for part in (c.name, error_name(c.name))]
         self.runs = StudyRuns(session, self.metrics)
@@ -57,7 +56,8 @@ class Publisher:
             key = claim(self.session, self.cells)
             self._read_protocol()
             write_text(self.session.folder / "config.yaml", yaml.safe_dump(self.session.tree, sort_keys=False))
-            self.runs.open(key, self._tags())
+            fresh = not (self.session.folder / "results.parquet").exists()
+            self.runs.open(key, self._tags() | ({"git_sha": git_state().label} if fresh else {}))
         except BaseException:
             self.runs.tracker.close()
             raise
@@ -70,10 +70,8 @@ class Publisher:
 
     def _tags(self) -> dict[str, str]:
         s = self.session
-        tags = {k: str(v) for k, v in self.facts.items() if not isinstance(v, dict)}
+        tags = {k: str(v) for k, v in self.facts.items() if not isinstance(v, dict) and not k.startswith("git_")}
         return tags | {
-            "git_sha": self.git.sha,
-            "git_dirty": str(self.git.dirty),
             "study": s.cfg.study.name,
             "data": s.data.name,
             "data_fingerprint": s.data.fingerprint,
@@ -117,16 +115,11 @@ class Publisher:
     def refresh(self) -> pd.DataFrame:
         """Write all rows that are known to `results.parquet`; returns them."""
         self._is_stale, self._table_at = False, time.monotonic()
-        common = {
-            "git_sha": self.git.label,
-            "device": self.session.numerics.device.split(":")[0],
-            "dtype": self.session.numerics.precision,
-        }
         rows: list[dict[str, Any]] = []
         for cell in (*self.cells, self.data):
             known = self._rows_of(cell)
             run = {"mlflow_run_id": self.runs.tracker.resolve(self.runs.of(cell))} if known else {}
-            rows += [row | common | run for row in known]
+            rows += [row | run for row in known]
         frame = ResultsTable(rows, self.metrics).frame()
         if rows:
             write_parquet(self.session.folder / "results.parquet", frame)
@@ -149,17 +142,17 @@ class Publisher:
             self.runs.finish("FAILED")
             return Outcome("no result", [], failures)
         shown = [column for column in s.columns if column.headline]
-        report = write_report(s.folder, frame, shown, self._context(failures))
+        report = write_report(s.folder, frame, shown, self._context(frame, failures))
         files = [s.folder / name for name in ("report.md", "results.parquet", "config.yaml", "protocol.json")]
         figures = sorted((s.folder / "figures").glob("*.png"))
-        self.runs.finish("FAILED" if failures else "FINISHED", (*figures, *files))
+        self.runs.finish("FAILED" if failures else "FINISHED", (*figures, *files), git_sha=commits_of(frame))
         places = [f"report   {report}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
         if s.cfg.tracking.enabled:
             hint = "" if s.cfg.tracking.uri else f"  (or: python -m harness.tracking.ui {Path(s.cfg.runs_dir)})"
             places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}{hint}")
         return Outcome(results_table(frame, shown), places, failures)
 
-    def _context(self, failures: dict[str, str]) -> dict[str, Any]:
+    def _context(self, frame: pd.DataFrame, failures: dict[str, str]) -> dict[str, Any]:
         s = self.session
         labels = labels_of((cell.title, cell.method, cell.sampler) for cell in (self.data, *self.cells))
         first: dict[tuple[str, str], Cell] = {}  # of the seeds that have results
@@ -183,9 +176,9 @@ class Publisher:
             "device": f"{self.facts.get('device', s.numerics.device)}, {s.numerics.precision}",
             "protocol": self.protocol(),
             "command": self.command,
-            "git_sha": self.git.label,
+            "git_sha": commits_of(frame),
             "data": dict(s.data.facts) | {"fingerprint": s.data.fingerprint},
-            "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict)},
+            "provenance": {k: v for k, v in self.facts.items() if not isinstance(v, dict) and not k.startswith("git_")},
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
             "pictures": self._pictures(named),

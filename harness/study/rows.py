@@ -9,12 +9,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from harness.interface import Problem
 from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.session import Session
 from harness.study.steps import samples_file
+
+_COMMITS = ("git_sha", "git_sha_train", "git_sha_score")
 
 
 @lru_cache(maxsize=8)
@@ -40,8 +44,8 @@ class StudyRows:
             record = self._read(cell.scores(self.session, part, self.protocol))
             if record is None:
                 return None
-            facts = [self._read(path) for path in (cell.weights.cost, cell.facts(self.session))]
-            row = self._made(cell, part, {key: v for each in facts for key, v in (each or {}).items()}, record)
+            facts = [self._read(path) for path in (cell.facts(self.session), cell.weights.cost)]
+            row = self._row_of(cell, part, {key: v for each in facts for key, v in (each or {}).items()}, record)
             if None not in facts or cell.method == DATA_ROW:  # else the row is not whole yet
                 self._rows[cell.name, part] = row
         return row
@@ -56,7 +60,7 @@ class StudyRows:
     def _judge(self) -> str:
         return read_json(self.session.folder / "protocol.json")["judge"]
 
-    def _made(self, cell: Cell, part: Part, facts: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    def _row_of(self, cell: Cell, part: Part, facts: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         cost, bound = record["cost"], facts.get("nelbo_nats_per_token")
         flops = cost.get("flops_per_seq")
         return {
@@ -85,12 +89,32 @@ class StudyRows:
             "train_tokens": facts.get("train_tokens"),
             "train_flops": facts.get("train_flops"),
             "judge": self._judge,
+            # Where nothing was drawn (held-out data), what scored it stands for all.
+            **_made(facts.get("made"), cost.get("made") or record["made"], record["made"]),
             "protocol": self.protocol,
             "cell": cell.key,
             "time_ms": record["time_ms"],
             **_against_truth(self.session, facts, part),
             **record["values"],
         }
+
+
+def _made(train: dict[str, Any] | None, sample: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
+    """By which code and in which arithmetic the steps of a row were made."""
+    return {
+        "git_sha": sample["commit"],
+        "git_sha_train": train and train["commit"],
+        "git_sha_score": score["commit"],
+        "device": sample["device"],
+        "dtype": sample["dtype"],
+        "torch": sample["torch"],
+    }
+
+
+def commits_of(frame: pd.DataFrame) -> str:
+    """The commits that made the rows, each once."""
+    found = {commit for column in _COMMITS for commit in frame[column].dropna()}
+    return ", ".join(sorted(found))
 
 
 def make_rows(session: Session, cell: Cell, protocol: str) -> list[dict[str, Any]]:

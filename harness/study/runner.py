@@ -19,10 +19,13 @@ from harness.progress import clock
 from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.check import check_study
 from harness.study.folder import make_folder
+from harness.study.made import made_by
 from harness.study.outcome import Outcome
 from harness.study.publish import Publisher
 from harness.study.session import Session
+from harness.study.standing import settle
 from harness.study.tasks import begin, cells_by_task, make_tasks, mark
 from harness.training.distributed import gpu_groups
 
@@ -44,14 +47,15 @@ def run_study(session: Session, command: str) -> Outcome:
     cells, data = make_cells(session), data_cell(session)
     for line in left_out(session):
         print(line, file=sys.stderr, flush=True)
-    # Refuses too few held-out sequences, bad options and a folder that cannot be made, before any work.
-    _ = session.reference, session.metrics, session.judge
+    standing = check_study(session, cells, data)
     make_folder(session)
-    with folder_lock(session.folder), Publisher(session, cells, data, command) as publisher:
-        tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
-        mark(session, tasks, by_name)
-        failures = work_on(session, _PublishedWork(publisher, tasks, by_name))
-        outcome = publisher.finish(failures)
+    with folder_lock(session.folder):
+        settle(session, standing)
+        with Publisher(session, cells, data, command) as publisher:
+            tasks, by_name = make_tasks(session, cells, data), cells_by_task(cells, data)
+            mark(session, tasks, by_name)
+            failures = work_on(session, _PublishedWork(publisher, tasks, by_name))
+            outcome = publisher.finish(failures)
     print(f"study {session.cfg.study.name}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return outcome
 
@@ -88,7 +92,8 @@ class StudyWork(Work):
     def failed(self, task: Task, message: Message) -> None:
         kind, name = task.key
         if message.kind == "failed":
-            write_json(self.by_name[name].weights.failure, {"reason": message.text})
+            weights = self.by_name[name].weights
+            write_json(weights.failure, {"reason": message.text, "made": made_by(self.session, "train", weights)})
         elif message.kind == "broke":
             write_text(self.session.folder / "errors" / f"{kind}-{name.replace('/', '-')}.txt", message.text)
         spread_failure(self.tasks)

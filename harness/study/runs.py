@@ -9,6 +9,7 @@ from harness.config.compose import flatten
 from harness.report.aggregate import error_name
 from harness.report.truth import TRUTH
 from harness.store import read_jsonl
+from harness.study import match
 from harness.study.cells import Cell
 from harness.study.rows import samples_of
 from harness.study.session import Session
@@ -51,12 +52,13 @@ class StudyRuns:
             own = {key: str(value) for key, value in flatten({"method": method, "sampler": sampler}).items()}
             kind = {"method": cell.method, "sampler": cell.sampler}
             params = {key: value for key, value in self._config.items() if not key.startswith(_NOT_OF_A_CELL)}
+            own_tags = {key: value for key, value in self.tags.items() if key != "git_sha"} | _commit(cell)
             self._runs[cell.name] = self.tracker.open_cell(
                 self.parent,
                 f"{self.session.cfg.study.name}/{cell.name}",
                 f"{cell.name}-{cell.key}",
                 params | own | kind | {"seed": str(cell.seed)},
-                self.tags | kind | {"role": cell.role, "cell": cell.key},
+                own_tags | kind | {"role": cell.role, "cell": cell.key},
             )
             self._log_data(self._runs[cell.name], self.session.data.name)
         return self._runs[cell.name]
@@ -93,6 +95,7 @@ class StudyRuns:
         if not rows or (cell.name in self._scored and not again):
             return
         run, temperature = self.of(cell), cell.headline_temperature
+        self.tracker.set_tags(run, {"git_sha": rows[0]["git_sha"]})
         for row in rows:
             if row["temperature"] == temperature:
                 self.tracker.log_scores(run, logged_scores(row, self.metrics), row["nfe"] or 0, row["time_ms"])
@@ -100,8 +103,9 @@ class StudyRuns:
         self.tracker.finish(run, "FINISHED", max(row["time_ms"] for row in rows))
         self._scored.add(cell.name)
 
-    def finish(self, status: Status, paths: tuple[Path, ...] = ()) -> None:
-        """Put figures and files into the study's run and close it."""
+    def finish(self, status: Status, paths: tuple[Path, ...] = (), **tags: str) -> None:
+        """Put tags, figures and files into the study's run and close it."""
+        self.tracker.set_tags(self.parent, tags)
         for path in paths:
             self.tracker.log_file(self.parent, path, "figures" if path.suffix == ".png" else None)
         self.tracker.finish(self.parent, status)
@@ -117,3 +121,8 @@ def logged_scores(row: dict[str, Any], metrics: list[str]) -> dict[str, float | 
     """What tracking shows of a row: scores, costs and the distances from the truth; None where they are not known."""
     truth = [part for name in TRUTH for part in (name, error_name(name))]
     return {name: row.get(name) for name in (*metrics, *_COSTS, *truth)}
+
+
+def _commit(cell: Cell) -> dict[str, str]:
+    """The commit that trains the cell's model, from the moment on that it is written down."""
+    return {"git_sha": match.read_plan(cell.weights).made["commit"]} if cell.weights.plan.exists() else {}

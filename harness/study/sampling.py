@@ -17,8 +17,8 @@ from harness.interface import Draw, Sampler
 from harness.nn.transformer import Trunk
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
-from harness.training.loop import step_generator
 from harness.training.precision import Numerics
+from harness.training.seeds import step_generator
 
 _FLOP_SEQUENCES = 16
 

@@ -109,6 +109,11 @@ class Session:
         cls, options = build_options(self.tree["methods"][name]["samplers"][label], f"methods.{name}.samplers.{label}")
         return cls(method, options)
 
+    def modules(self, name: str, label: str = "") -> list[str]:
+        """Names of the modules that define a method and, with a label, its sampler."""
+        nodes = [self.tree["methods"][name], *([self.tree["methods"][name]["samplers"][label]] if label else [])]
+        return [node["_target_"].rpartition(".")[0] for node in nodes]
+
     @cached_property
     def metrics(self) -> list[Metric]:
         built = [build_options(node, f"metrics.{name}") for name, node in self.tree["metrics"].items()]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,10 +23,11 @@ from harness.metrics.base import Samples
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
 from harness.study import match, ranks
+from harness.study.bound import measure_bound
 from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Part, Weights
-from harness.study.exact import against_truth
 from harness.study.fit import fit
+from harness.study.made import made_by
 from harness.study.sampling import draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
@@ -108,13 +108,14 @@ def load_sampler(session: Session, cell: Cell) -> Sampler:
     return session.sampler(load_method(session, cell.weights), cell.method, cell.sampler)
 
 
-def _cost(session: Session, weights: Weights, method: Method) -> dict[str, float | int | None]:
+def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
     """Parameters, tokens and FLOPs of training: its fit, and one step of each stage counted, times its number of steps."""
     scale = session.cfg.scale
     params = sum(p.numel() for p in method.parameters()) + method.fitted_numbers()
     train_NL = session.data.splits["train"]
     if not method.stages():
-        return {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
+        known = {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
+        return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
     counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(weights.seed, 4)])
@@ -126,75 +127,41 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, float
         "train_tokens": max(plan.steps * scale.batch, fitted) * scale.length,
         "train_flops": plan.fit_flops + sum(n * flops for n, flops in zip(steps, counted, strict=True)),
         "train_seconds": meta.get("train_seconds"),
-    }
-
-
-@torch.no_grad()
-def _bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, Any]:
-    """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences.
-
-    Where the data's law is known, also how far from it the model is.
-    """
-    s, numerics = session.cfg.study, session.numerics
-    test_NL = session.data.splits["test"][: s.bound_sequences]
-    total_N, estimator, exact = np.zeros(len(test_NL)), None, False
-    parts: dict[str, float] = {}
-    for draw in range(s.bound_draws):
-        for start in range(0, len(test_NL), 256):
-            x_BL = torch.from_numpy(np.asarray(test_NL[start : start + 256], dtype=np.int64)).to(numerics.device)
-            generator = loop.step_generator(numerics.device, cell.seed, 5, draw, start)
-            with numerics.autocast():
-                bound = sampler.bound(x_BL, generator)
-            if bound is None:
-                none = {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
-                return none | against_truth(session, cell, sampler, test_NL, None, exact=False)
-            estimator, exact = bound.estimator, bound.exact
-            total_N[start : start + 256] += bound.total_B.double().cpu().numpy() / s.bound_draws
-            for name, value in bound.parts_B.items():
-                parts[name] = parts.get(name, 0.0) + float(value.double().sum()) / total_N.size / s.bound_draws
-        if exact:
-            total_N *= s.bound_draws
-            break
-    tokens = session.data.length
-    return {
-        "nelbo_nats_per_token": float(total_N.mean()) / tokens,
-        "nelbo_se": float(total_N.std(ddof=1)) / math.sqrt(len(total_N)) / tokens if len(total_N) > 1 else None,
-        "bound_exact": exact,
-        "bound_estimator": f"{estimator}; {1 if exact else s.bound_draws} draw(s), {len(total_N)} test sequences",
-        **{f"bound_{k}_nats": v for k, v in parts.items()},
-        **against_truth(session, cell, sampler, test_NL, total_N, exact),
+        "made": plan.made,
     }
 
 
 def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Draw every part that is not there yet, then measure the bound."""
-    draw_cell(session, cell, progress)
-    measure_cell(session, cell, progress)
+    sampler = draw_cell(session, cell, progress)
+    # A compiled network rounds otherwise: the bound is that of the plain one.
+    measure_cell(session, cell, progress, None if session.numerics.compile_sampling else sampler)
 
 
-def draw_cell(session: Session, cell: Cell, progress: Progress) -> None:
-    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`."""
+def draw_cell(session: Session, cell: Cell, progress: Progress) -> Sampler | None:
+    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`. Returns what has drawn."""
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
     for part in cell.parts:
         # Put aside with the results of another configuration, while the ids stayed with the cell.
         if part not in todo and not samples_file(session, cell, part).exists():
             tensors, _ = checkpoint.load_tensors(cell.samples(session, part))
             write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
-    if todo:
-        _draw(session, cell, todo, progress)
+    return _draw(session, cell, todo, progress) if todo else None
 
 
-def measure_cell(session: Session, cell: Cell, progress: Progress) -> None:
+def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Sampler | None = None) -> None:
     """Measure the bound of what the cell draws from, and its distance from the data's law where that is known."""
     facts = cell.facts(session)
     if not facts.exists():
         progress("bound", 0, 0)
-        write_json(facts, _bound(session, cell, load_sampler(session, cell)))
+        made = made_by(session, "sample", cell, checkpoint.hash_in(cell.weights.model))
+        write_json(facts, measure_bound(session, cell, sampler or load_sampler(session, cell)) | {"made": made})
 
 
-def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) -> None:
+def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) -> Sampler:
     s, c = session.cfg.study, session.cfg.compute
     sampler = _ready_sampler(session, cell, min(todo, key=lambda part: part.nfe))
+    made = made_by(session, "sample", cell, checkpoint.hash_in(cell.weights.model))
     for part in todo:
         drawn = draw_samples(
             sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
@@ -206,9 +173,11 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
             "draw_dtype": drawn.draw_dtype,
             "seconds_per_seq": drawn.seconds_per_seq,
             "flops_per_seq": drawn.flops_per_seq,
+            "made": made,
         }
         write_text(samples_file(session, cell, part), _as_jsonl(session, drawn.x_NL))
         checkpoint.save_tensors(cell.samples(session, part), {"x_NL": torch.from_numpy(drawn.x_NL)}, meta)
+    return sampler
 
 
 def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
@@ -259,7 +228,14 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
             for name, (value, error) in scores.values.items():
                 values[name], values[f"{name}_se"] = value, error
             sequences |= {k: np.asarray(v).tolist() for k, v in scores.per_sequence.items()}
-        record = {"time_ms": int(time.time() * 1000), "protocol": protocol, "values": values, "cost": meta}
+        made = made_by(session, "score", cell, checkpoint.hash_in(cell.samples(session, part)))
+        record = {
+            "time_ms": int(time.time() * 1000),
+            "protocol": protocol,
+            "values": values,
+            "cost": meta,
+            "made": made,
+        }
         write_json(path, record | {"per_sequence": sequences})
     progress("score", len(cell.parts), len(cell.parts))
 

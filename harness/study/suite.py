@@ -15,10 +15,13 @@ from harness.errors import UserError
 from harness.progress import clock
 from harness.provenance import device_name, git_state
 from harness.report.suite import TaskResults, write_suite_report
-from harness.store import ResultsTable, read_json
-from harness.study.cells import Cell, config_key, left_out, make_cells
+from harness.store import ResultsTable
+from harness.study.cells import Cell, data_cell, left_out, make_cells
+from harness.study.check import check_study
+from harness.study.folder import is_current
 from harness.study.outcome import Outcome
 from harness.study.plan import estimate
+from harness.study.rows import commits_of
 from harness.study.runner import run_study
 from harness.study.session import Session
 from harness.tracking.base import Status, Tracker
@@ -54,7 +57,7 @@ class Suite:
             print(f"task {task}: checking", file=sys.stderr, flush=True)
             try:
                 self.cells[task] = make_cells(session)
-                _ = session.reference, session.metrics, session.judge
+                check_study(session, self.cells[task], data_cell(session))
             except UserError as error:
                 raise UserError(f"task {task}: {error}") from error
 
@@ -111,7 +114,7 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
         if task in suite.parts:
             raise
         return TaskResults(task, None, 0)  # of a task that was not chosen, and may lack its data
-    current = read_json(session.folder / "state.json")["config"] == config_key(session, cells)
+    current = is_current(session, cells)
     path = session.folder / "results.parquet"
     own = f"{task}/"
     return TaskResults(
@@ -140,7 +143,7 @@ def _write(suite: Suite, command: str, failures: dict[str, str]) -> list[Path]:
         "seeds": " or ".join(dict.fromkeys(", ".join(map(str, s.seeds)) for s in studies)),
         "device": f"{device_name(numerics.device)}, {numerics.precision}",
         "command": command,
-        "git_sha": git_state().label,
+        "git_sha": ", ".join(dict.fromkeys(commits_of(task.frame) for task in tasks if task.frame is not None)),
     }
     report = write_suite_report(suite.folder, tasks, context)
     return [report, suite.folder / "results.parquet", *sorted((suite.folder / "figures").glob("*.png"))]

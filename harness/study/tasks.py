@@ -18,6 +18,7 @@ from harness.store import read_json
 from harness.study import steps
 from harness.study.cells import Cell, Weights, data_cell, make_cells
 from harness.study.folder import known_protocol
+from harness.study.made import changed
 from harness.study.session import Session
 
 JUDGE: TaskKey = ("judge", "judge")
@@ -45,13 +46,18 @@ def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[TaskKey,
 
 
 def mark(session: Session, tasks: dict[TaskKey, Task], by_name: dict[str, Cell]) -> None:
-    """Mark tasks as failed whose training diverged before (it would again, with the same seeds), and as done what is in files.
+    """Mark tasks as failed whose training diverged before (it would again, with the same code and seeds), and as done what
+    is in files.
 
     The judge is asked for only while something is left to be scored.
     """
     for (kind, name), task in tasks.items():
         if kind == "train" and (failure := by_name[name].weights.failure).exists():
-            task.fail(read_json(failure)["reason"])
+            known = read_json(failure)
+            if changed(session, "train", by_name[name].weights, known["made"]):
+                failure.unlink()  # the code has been mended since, perhaps
+            else:
+                task.fail(known["reason"])
     spread_failure(tasks)
     protocol = known_protocol(session)
     for (kind, name), task in tasks.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,26 +14,56 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.store import write_bytes
+from harness.store import Damaged, sealed, unsealed, write_bytes
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and JSON-able `meta`. Raises `UserError` on a full disk; the old file then stays."""
+    """Write `tensors` with their hash, and JSON-able `meta` with its own.
+
+    Raises `UserError` on a full disk; the old file then stays.
+    """
     plain = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-    write_bytes(path, save(plain, metadata={"harness": json.dumps(meta)}))
+    header = {"harness": json.dumps(sealed(meta)), "sha256": _hash_of(plain)}
+    write_bytes(path, save(plain, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a checkpoint; `UserError` names a file that is cut short or not a checkpoint."""
+    """Tensors and meta of a checkpoint; `Damaged` names a file that is cut short, altered or not a checkpoint."""
+    tensors, meta, _ = load_hashed(path)
+    return tensors, meta
+
+
+def load_hashed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """As `load_tensors`, with the hash of the tensors."""
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            meta = json.loads((file.metadata() or {})["harness"])
-            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"checkpoint {path} cannot be read ({reason}); delete this file and run the same command again to rebuild it"
-        ) from error
+            written = file.metadata() or {}
+            if not written.keys() >= {"harness", "sha256"}:
+                raise ValueError("it is no checkpoint of ours")
+            meta, digest = unsealed(written["harness"]), written["sha256"]
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        if _hash_of(tensors) != digest:
+            raise ValueError("its content has another hash")
+        return tensors, meta, digest
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def hash_in(path: Path) -> str:
+    """The hash of the tensors as the file states it; they are not read. "" where there is no such file."""
+    if not Path(path).exists():
+        return ""
+    with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+        return (file.metadata() or {}).get("sha256", "")
+
+
+def _hash_of(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
 
 
 def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

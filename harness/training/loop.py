@@ -30,6 +30,7 @@ from harness.training.ema import EMA
 from harness.training.log import TrainingLog
 from harness.training.optimizer import adamw, learning_rate, set_rate
 from harness.training.precision import Numerics
+from harness.training.seeds import step_generator
 
 
 class Diverged(JobError):
@@ -52,12 +53,6 @@ class Job:
     on_validation: Callable[[int, dict[str, float]], None] | None = None
     #: The processes that train this model together; by itself, one.
     group: Group = field(default_factory=Group)
-
-
-def step_generator(device: str, *key: int) -> torch.Generator:
-    """A generator whose state depends on the whole key and on nothing else."""
-    seed = int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator(device=device).manual_seed(seed)
 
 
 def batch_rows(rows: int, batch: int, step: int, seed: int) -> np.ndarray:

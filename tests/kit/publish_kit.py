@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from harness.config.load import load
-from harness.store import write_json, write_text
+from harness.store import append_jsonl, write_json, write_text
 from harness.study.cells import Cell, data_cell, make_cells
 from harness.study.session import Session
 from harness.study.steps import samples_file
 from tests.kit.study_kit import command, write_corpus
 
 PROTOCOL = "madeup"
+MADE = {"commit": "0123456", "code": {}, "of": "", "device": "cpu", "dtype": "float32", "python": "3", "torch": "2"}
 
 
 def made_up_session(folder: Path, count: int, *more: str) -> Session:
@@ -32,23 +33,24 @@ def cells_of(session: Session) -> tuple[list[Cell], Cell]:
 
 def write_training(cell: Cell, points: int = 10) -> None:
     """Curves and a model."""
-    lines = [
-        json.dumps({"step": step, "time_ms": 1000 + step, "values": {"valid/bound_nats_per_token": 3.0 - step / 10}})
-        for step in range(points)
-    ]
-    write_text(cell.weights.curves, "\n".join(lines) + "\n")
+    cell.weights.curves.unlink(missing_ok=True)
+    for step in range(points):
+        values = {"valid/bound_nats_per_token": 3.0 - step / 10}
+        append_jsonl(cell.weights.curves, {"step": step, "time_ms": 1000 + step, "values": values})
     write_text(cell.weights.model, "")
 
 
 def write_scores(session: Session, cell: Cell) -> None:
     """Facts, and for each part scores of every column of the study's metrics, and samples."""
-    write_json(cell.weights.cost, {"params": 1000, "train_tokens": 5000, "train_flops": 1e9})
-    write_json(cell.facts(session), {"nelbo_nats_per_token": 2.5, "nelbo_se": 0.1})
+    write_json(cell.weights.cost, {"params": 1000, "train_tokens": 5000, "train_flops": 1e9, "made": MADE})
+    write_json(cell.facts(session), {"nelbo_nats_per_token": 2.5, "nelbo_se": 0.1, "made": MADE})
     for part in cell.parts:
         rng = np.random.default_rng([cell.seed, part.nfe])
         values = {f"{c.name}{end}": float(rng.uniform(1, 2)) for c in session.columns for end in ("", "_se")}
         cost = {"nfe_latent": 0, "nfe_token": part.nfe, "flops_per_seq": 1e6 * part.nfe, "seconds_per_seq": 0.1}
+        cost["made"] = MADE
         record = {"time_ms": 5000 + cell.seed, "protocol": PROTOCOL, "values": values, "cost": cost}
+        record["made"] = MADE
         sequences = {"a": rng.uniform(size=100).tolist()}  # as long as those of a real score
         write_json(cell.scores(session, part, PROTOCOL), record | {"per_sequence": sequences})
         lines = [json.dumps({"text": f"sample {i}", "ids": [1, 2, 3]}) for i in range(10)]

@@ -49,7 +49,6 @@ def test_errors():
 
 
 def test_a_judge_without_classes_is_refused_in_one_line():
-    context = ScoreContext(None, None, types.SimpleNamespace(), None, 0)
     with pytest.raises(UserError, match="use judge=digits") as caught:
-        ClassEntropy(ClassEntropyOptions()).score(Samples(np.zeros((1, 1)), [""]), context)
+        ClassEntropy(ClassEntropyOptions()).check(None, types.SimpleNamespace(classifies=False))
     assert "\n" not in str(caught.value)

@@ -92,7 +92,8 @@ def test_the_metric_needs_ids_with_an_order_and_equal_sizes():
     assert set(scores.values) == {c.name for c in metric.columns} and scores.values["two_sample"][0] == 1.0
     assert [c.name for c in metric.columns if c.headline] == ["two_sample"]
     with pytest.raises(UserError, match="have no order"):
-        metric.score(Samples(points, []), context(points, render=None))
+        metric.check(context(points, render=None).data, None)
+    metric.check(context(points, render=None, vocab=2).data, None)
     metric.score(Samples(points, []), context(points, render=None, vocab=2))  # Hamming distance
     with pytest.raises(UserError, match="use 3 samples of 1 tokens"):
         metric.score(Samples(points[:2], []), context(points, render=len))

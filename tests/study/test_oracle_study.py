@@ -76,7 +76,11 @@ def frame(folder) -> pd.DataFrame:
 
 def test_the_floor_runs_at_every_budget_and_is_no_method(frame):
     rows = frame.loc["oracle"]
-    assert tuple(rows.index) == BUDGETS and set(rows["role"]) == {"floor"} and set(rows["title"]) == {"Oracle (floor)"}
+    assert (
+        tuple(rows.index) == BUDGETS
+        and set(rows["role"]) == {"floor"}
+        and set(rows["title"]) == {"Oracle, linear schedule"}
+    )
     assert rows["equivalent_nfe"].isna().all() and frame.loc[("mdlm", 4), "equivalent_nfe"] > 1
     assert (rows["params"] == 0).all() and set(rows["nfe_token"]) == set(BUDGETS)
 

@@ -126,7 +126,7 @@ def test_two_samplers_of_one_model_have_places_of_their_own_and_one_curve(sessio
     with Publisher(session, [*first, *second], data, "test") as publisher:
         for cell in (*first, *second):
             publisher.job_done(("train", cell.name), cell)
-        context = publisher._context({})
+        context = publisher._context(publisher.refresh(), {})
         frame = publisher.refresh()
     assert dict(frame["sampler"].value_counts()) == {"first": 8, "second": 8}
     (curves,) = context["curves"].values()

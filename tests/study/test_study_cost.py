@@ -14,8 +14,9 @@ from harness.store import ResultsTable, read_json
 from harness.study.budget import count_flops, counted_calls, full_call_flops, parse_budgets
 from harness.study.cells import Part
 from harness.study.sampling import SamplerError, checked_draw, draw_samples
-from harness.training.loop import step_generator
 from harness.training.precision import Numerics
+from harness.training.seeds import step_generator
+from lddm.mixture import ProductMixture
 from lddm.seq import SEQ, SEQOptions
 from tests.kit.study_plugins import Independent, IndependentOptions, Liar, Positions, PositionsOptions
 from tests.kit.toys import sampler_of
@@ -126,3 +127,29 @@ def test_training_cost_is_three_passes_for_each_token(finished):
     assert read_json(next(finished.folder.glob("weights/mdlm-*/cost.json")))["train_seconds"] > 0
     facts = read_json(next(finished.folder.glob("cells/mdlm-*/facts-*")))
     assert "24 test sequences" in facts["bound_estimator"]
+
+
+def test_flops_of_a_fit_are_those_of_its_products():
+    """EM: two products of (rows, components, entries) a step, the marginal law and the total log p(x)."""
+    mixture, x_NC = ProductMixture(16, 4, 9), np.random.default_rng(0).integers(9, size=(500, 4))
+    rows, entries = len(np.unique(x_NC, axis=0)), 4 * 9
+    counted = count_flops(lambda: mixture.fit(x_NC, 3, 1.0))
+    assert counted == 3 * (2 * 2 * rows * 16 * entries + 2 * rows) + 2 * rows * entries
+
+
+def test_no_product_goes_uncounted():
+    """In place or not, of matrices or of vectors: as many FLOPs as the plain product has."""
+    a, b, v = torch.ones(3, 4), torch.ones(4, 5), torch.ones(4)
+    c, d, e = torch.zeros(3, 5), torch.zeros(2, 3, 5), torch.zeros(3)
+    for run, expected in (
+        (lambda: c.addmm_(a, b), 120),
+        (lambda: torch.addmm(c, a, b), 120),
+        (lambda: d.baddbmm_(a.expand(2, 3, 4), b.expand(2, 4, 5)), 240),
+        (lambda: a @ v, 24),
+        (lambda: e.addmv_(a, v), 24),
+        (lambda: torch.addmv(e, a, v), 24),
+        (lambda: v @ v, 8),
+        (lambda: torch.einsum("ij,jk->ik", a, b), 120),
+        (lambda: torch.zeros(3, 4).addr_(torch.ones(3), v), 24),
+    ):
+        assert count_flops(run) == expected

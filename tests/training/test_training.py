@@ -13,8 +13,9 @@ from harness.config.schema import TrainConfig
 from harness.interface import Bound, Loss, Method, Stage
 from harness.store import read_jsonl
 from harness.training.ema import EMA
-from harness.training.loop import Diverged, batch_rows, stage_steps, step_generator, train
+from harness.training.loop import Diverged, batch_rows, stage_steps, train
 from harness.training.optimizer import learning_rate
+from harness.training.seeds import step_generator
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.seq import SEQ, SEQOptions
 from tests.kit.toys import generator_of, job_of, one_thread, scramble, tiny_problem, token_data  # noqa: F401

@@ -1,0 +1,24 @@
+"""`python -m harness`: what there is to run."""
+
+from __future__ import annotations
+
+import sys
+
+_COMMANDS = """\
+python -m harness.run study=smoke        run a study: train, sample, score, report
+python -m harness.tune tune=latent       search for better values with Optuna
+python -m harness.submit study=few_step  run a study or a search as SLURM jobs
+python -m harness.tracking.ui runs       look at the runs in MLflow
+
+Each prints its arguments with --help, and starts nothing without any. A study that was stopped goes on with the same command.
+"""
+
+
+def main() -> int:
+    """Print the commands; 0."""
+    print(_COMMANDS, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
