@@ -31,13 +31,16 @@ def start(module: str, arguments: list[str], log: Path) -> subprocess.Popen:
         )
 
 
-def wait_for(happened: Callable[[], Any], process: subprocess.Popen, log: Path) -> Any:
-    """What `happened` says once that is something; a failure where the command ends before, or after two minutes."""
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen, log: Path, every: float = 0.03) -> Any:
+    """What `happened` says once that is something, asked `every` so many seconds; a failure after two minutes.
+
+    Or where the command ends before.
+    """
     until = time.monotonic() + 120
     while not (found := happened()):
         assert process.poll() is None, f"it ended before\n{log.read_text()}"
         assert time.monotonic() < until, f"it never came so far\n{log.read_text()}"
-        time.sleep(0.005)
+        time.sleep(every)
     return found
 
 

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
 from tests.kit.study_kit import invoke
-from tests.kit.tune_toys import arguments, keep_drafts, write_files
+from tests.kit.tune_toys import arguments, keep_composed, write_files
 
 TUNED = "methods.tunable.samplers.tuned"
 _STUDIES = {
@@ -36,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    keep_drafts(monkeypatch)
+    keep_composed(monkeypatch)
 
 
 def _load(root: Path, *more: str, tune: str = "toy", check: bool = True) -> LoadedTune:
@@ -174,6 +174,9 @@ _ARGUMENTS = {
     "tune.pruner.kid=median": ["tune.pruner.kid", "tune.pruner.kind"],
     "tune.pruner.kind=medium": ["tune.pruner.kind=medium", "'median'"],
     "tune.trials=0": ["tune.trials=0", "1 or more"],
+    "tune.workers=-1": ["tune.workers=-1", "0 or more"],
+    "tune.retries=-2": ["tune.retries=-2", "0 or more"],
+    "tune.storage=sqlite:///trials.db": ["sqlite:... is no storage"],
     "tune.trials=many": ["tune.trials", "many", "Integer"],
     "tune.sampler=tep": ["tune.sampler=tep", "'tpe'"],
     "tune.method=tunible": ["tune.method=tunible", "'tunable'"],
@@ -235,6 +238,7 @@ _SPACES = {
         {"{method}.spread": {"low": 1, "high": 2, "when": {"{sampler}.bend": [1]}}},
         ["methods.tunable.spread.when", "put it before"],
     ),
+    "unknown": ({"{method}.spread": {"low": 1, "high": 2, "when": {"nothing": [1]}}}, ["spread.when", "nothing"]),
     "twice": ({"methods.tunable.spread": {"low": 1, "high": 2}}, ["methods.tunable.spread", "keep one"]),
     "field": ({"{sampler}.heat": {"lo": 1, "high": 2}}, ["lo", "'low'"]),
     "type": ({"{sampler}.heat": {"low": "hot", "high": 2}}, ["hot", "Float"]),

@@ -18,6 +18,12 @@ from harness.search.trials import candidates, order, trials_frame, write_trials
 from tests.kit.tune_kit import TrialState, add, fill, make_config, make_loaded, make_study
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Two dimensions in pairs: of four there are sixteen panels, which take most of the time."""
+    monkeypatch.setattr(figures, "_PAIRED", 2)
+
+
 @pytest.fixture
 def blank(monkeypatch):
     """Figures are composed and not drawn, which saves most of the time."""

@@ -47,7 +47,7 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
     )
     for under_way, latest in moments:
         process = start("harness.run", arguments, log)
-        wait_for(under_way, process, log)
+        wait_for(under_way, process, log, every=0.005)
         time.sleep(rng.uniform(0, latest))
         workers = workers_of(process)
         process.send_signal(signal.SIGKILL)
