@@ -63,7 +63,9 @@ class TrainConfig:
     warmup: float = ranged(0.05, 0, 1)  # share of a stage's steps
     decay: str = chosen("cosine", ("cosine", "linear", "constant"))  # of the learning rate after the warm-up
     final_lr: float = ranged(0.05, 0, 1)  # of the peak, where it decays
-    weight_decay: float = ranged(0.01, 0)  # of AdamW
+    optimizer: str = chosen("adamw", ("adamw", "muon"))  # muon: on the matrices of the blocks, AdamW on all else
+    muon_lr: float = ranged(0.02, 0, above=True)  # the peak of Muon's rate; scale.lr is AdamW's
+    weight_decay: float = ranged(0.01, 0)  # of matrices
     beta1: float = ranged(0.9, 0, 1, below=True)  # of AdamW
     beta2: float = ranged(0.98, 0, 1, below=True)  # of AdamW
     clip: float = ranged(1.0, 0, above=True, also=(math.inf,))  # largest norm of a gradient

@@ -22,7 +22,7 @@ from harness.errors import UserError
 from harness.progress import counted
 from harness.training import checkpoint
 from harness.training.log import TrainingLog
-from harness.training.optimizer import adamw, rate_at, set_rate
+from harness.training.optimizer import Optimizer, adamw, rate_at
 
 _BETAS = (0.9, 0.95)
 _FINAL_LR = 0.1  # of the peak
@@ -80,14 +80,14 @@ def fit(
     model.train()
     losses: list[float] = []
     for step in range(first, recipe.steps):
-        rate = rate_at(step, recipe.steps, recipe.lr, recipe.warmup, _FINAL_LR)
-        set_rate(optimizer, rate)
+        rate = rate_at(step, recipe.steps, recipe.warmup, _FINAL_LR)
+        optimizer.set_rate(rate)
         values = _step(model, optimizer, windows(stream_T, recipe, step), recipe)
         losses.append(values["loss"].item())
         at = step + 1
         if not math.isfinite(losses[-1]) or (at == recipe.steps and checkpoint.not_finite(trunk)):
             raise UserError(f"judge lr={recipe.lr} makes training diverge at step {at}; use {recipe.lr / 3:.2g}")
-        log.add(values, rate)
+        log.add(values, rate * recipe.lr)
         if at % _LOG_EVERY == 0 or at == recipe.steps:
             log.write(at)
             progress(f"judge: {counted(f'train{log.words(at)}', at, recipe.steps)}")
@@ -98,7 +98,7 @@ def fit(
     return float(np.mean(losses[-max(1, recipe.steps // 10) :]))
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, window_BC: np.ndarray, recipe: Recipe) -> dict[str, Tensor]:
+def _step(model: Any, optimizer: Optimizer, window_BC: np.ndarray, recipe: Recipe) -> dict[str, Tensor]:
     ids_BC = torch.from_numpy(window_BC).to(model.device)
     with torch.autocast(ids_BC.device.type, torch.bfloat16, enabled=recipe.bfloat16):
         logits_BCV = model(input_ids=ids_BC, use_cache=False).logits
@@ -106,13 +106,11 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, window_BC: np.ndarray, r
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     return {"loss": loss.detach(), "gradient_norm": norm}
 
 
-def _restore(
-    trunk: nn.Module, optimizer: torch.optim.Optimizer, path: Path, label: str
-) -> tuple[int, dict[str, Tensor]]:
+def _restore(trunk: nn.Module, optimizer: Optimizer, path: Path, label: str) -> tuple[int, dict[str, Tensor]]:
     """The step to go on from and the checkpoint; 0 where there is none, or one that is damaged or of another label."""
     if not path.is_file():
         return 0, {}

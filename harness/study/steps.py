@@ -117,7 +117,9 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, float
         return {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
-    counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(weights.seed, 4)])
+    counted = plan.stage_flops or stage_flops(
+        method, session.cfg.train, match.first_batch(session), [(weights.seed, 4)]
+    )
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
     fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0

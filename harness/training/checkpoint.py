@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.store import write_bytes
+from harness.training.optimizer import Optimizer
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -35,7 +36,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
     """All tensors of a training run under prefixed names: model (with buffers), average, optimizer moments."""
     out = {f"model/{k}": v for k, v in model.state_dict().items()}
     out |= {f"ema/{k}": v for k, v in shadow.items()}
@@ -49,7 +50,7 @@ def restore_training_state(
     tensors: dict[str, Tensor],
     model: nn.Module,
     shadow: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     path: Path,
 ) -> None:
     """Inverse of `training_state`; `UserError` where the checkpoint is of another model."""

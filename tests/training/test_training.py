@@ -209,22 +209,22 @@ def test_final_weights_are_the_average_of_the_last_stage(tmp_path):
 # ---- rates, stages, batches -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_rate_rises_to_the_peak_and_falls_to_its_end(decay):
-    recipe, steps, peak = TrainConfig(warmup=0.1, decay=decay, final_lr=0.05), 200, 2.0
-    rates = [learning_rate(recipe, peak, step, steps) for step in range(steps + 1)]
-    assert rates[0] == pytest.approx(peak / 20)
-    assert rates[:20] == pytest.approx([peak * (k + 1) / 20 for k in range(20)])
-    assert rates[20] == peak == max(rates)
-    assert rates[steps] == pytest.approx(0.05 * peak)
+    recipe, steps = TrainConfig(warmup=0.1, decay=decay, final_lr=0.05), 200
+    rates = [learning_rate(recipe, step, steps) for step in range(steps + 1)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert rates[:20] == pytest.approx([(k + 1) / 20 for k in range(20)])
+    assert rates[20] == 1.0 == max(rates)
+    assert rates[steps] == pytest.approx(0.05)
     assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
-    middle = learning_rate(recipe, peak, 110, steps)
-    assert middle == pytest.approx(peak * (0.05 + 0.95 / 2)), "half-way, cosine and line meet"
+    middle = learning_rate(recipe, 110, steps)
+    assert middle == pytest.approx(0.05 + 0.95 / 2), "half-way, cosine and line meet"
 
 
 def test_constant_rate_and_the_shortest_runs():
     constant = TrainConfig(warmup=0.0, decay="constant")
-    assert [learning_rate(constant, 1.0, k, 10) for k in range(11)] == [1.0] * 11
-    assert learning_rate(TrainConfig(), 1.0, 0, 1) == 1.0
-    assert 0 < learning_rate(TrainConfig(warmup=1.0), 1.0, 4, 5) <= 1.0
+    assert [learning_rate(constant, k, 10) for k in range(11)] == [1.0] * 11
+    assert learning_rate(TrainConfig(), 0, 1) == 1.0
+    assert 0 < learning_rate(TrainConfig(warmup=1.0), 4, 5) <= 1.0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1001])
