@@ -86,7 +86,7 @@ class ComputeConfig:
     workers: int = ranged(0, 0)  # cells at a time; 0: one for each core (CPU) or each GPU
     threads: int = ranged(1, 1)  # CPU threads of a worker; results are the same to the bit only at the same number
     processes: int = ranged(1, 1)  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
-    compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU
+    compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU, and where it pays
     sample_batch: int = ranged(250, 1)  # sequences that are drawn at a time
 
 

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from harness.interface import Method
 from harness.study import match
 from harness.study.cells import Weights
-from harness.study.sampling import compile_trunks
 from harness.study.session import Session
-from harness.training import checkpoint, loop
+from harness.training import checkpoint, compiled, loop
 from harness.training.distributed import Group
 
 
@@ -20,16 +19,14 @@ def fit(
 ) -> None:  # fmt: skip
     """Train `method` to the end and write its averaged weights; as one process of `group`, if given."""
     cfg, group = session.cfg, group or Group()
-    plan = match.begin(session, weights, method, progress, group)  # before compiling: a graph hides its FLOPs
+    plan = match.begin(session, weights, method, progress, group)
     scale = dataclasses.replace(cfg.scale, steps=plan.steps)
-    if session.numerics.compile_training:
-        compile_trunks([method])
     job = loop.Job(
         method, session.data, scale, cfg.train, session.numerics, weights.seed, weights.folder, progress, on_validation,
         group,
     )  # fmt: skip
     weights.folder.mkdir(parents=True, exist_ok=True)
-    done = loop.train(job)
+    done = compiled.train(job, session.cache) if session.numerics.compile_training else loop.train(job)
     if not group.leads:
         return
     meta = {

@@ -6,17 +6,17 @@ Shapes: N sequences, L tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness.interface import Draw, Sampler
-from harness.nn.transformer import Trunk
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
+from harness.training.compiled import compile_trunks
 from harness.training.loop import step_generator
 from harness.training.precision import Numerics
 
@@ -39,14 +39,6 @@ class SamplerError(RuntimeError):
     """A sampler broke its contract: calls, mask tokens or dtype. A defect of its code, never of the user."""
 
 
-def compile_trunks(networks: Iterable[nn.Module]) -> None:
-    """Compile the bidirectional trunks of the networks, in place; shapes are fixed by the size of a batch or chunk."""
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, Trunk) and not module.causal:
-                module.compile(dynamic=False)
-
-
 def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:
     """`sampler.draw` with its contract checked: calls by hook, ids below V, float64 draws."""
     with counted_calls(sampler) as calls:
@@ -62,9 +54,9 @@ def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generato
     return draw
 
 
-def warm_up(sampler: Sampler, part: Part, chunk: int, numerics: Numerics) -> None:
+def warm_up(sampler: Sampler, part: Part, chunk: int, numerics: Numerics, cache: Path) -> None:
     """Compile the trunks and run them once at the chunk size, outside the timed calls."""
-    compile_trunks(sampler.networks().values())
+    compile_trunks(sampler.networks().values(), cache)
     generator = step_generator(numerics.device, 0)
     with torch.inference_mode(), numerics.autocast():
         sampler.draw(chunk, part.nfe, generator, part.temperature)

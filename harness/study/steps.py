@@ -219,7 +219,7 @@ def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
     if session.numerics.compile_sampling and cell.role == "method":
         chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
         try:
-            warm_up(sampler, part, chunk, session.numerics)
+            warm_up(sampler, part, chunk, session.numerics, session.cache)
         except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(

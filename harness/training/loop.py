@@ -166,7 +166,8 @@ class _Run:
             job.method.eval()
             # They cost as much as many steps, and only show: half-way and at the end is enough.
             instruments = self.at in (self.validations[(len(self.validations) - 1) // 2], job.scale.steps)
-            with torch.no_grad(), self.ema.applied():
+            # Another batch and no gradient would be compiled anew.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.ema.applied():
                 values = self.log.write(self.at, lambda: _held_out(job, instruments))
                 if job.on_validation is not None:
                     job.on_validation(self.at, values)
@@ -244,7 +245,7 @@ def _calibrate(job: Job) -> None:
     train_NL = job.data.splits["train"]
     rows = np.sort(batch_rows(len(train_NL), min(2048, len(train_NL)), 0, job.seed + 7919))
     x_NL = torch.from_numpy(np.asarray(train_NL[rows], dtype=np.int64)).to(job.numerics.device)
-    with torch.no_grad(), job.numerics.autocast():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), job.numerics.autocast():
         job.method.calibrate(x_NL)
 
 

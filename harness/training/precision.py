@@ -28,11 +28,17 @@ class Numerics:
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
 
 
-def resolve(device: str, precision: str, compile_mode: str = "false") -> Numerics:
+#: What compiling saves on a CPU, seconds for each FLOP of a training, and seconds that it takes once for a model's trunks.
+#: Measured on one core (docs/log.md, 2026-11-27). It takes less where the cache has them.
+_SAVED, _TAKEN = 6e-12, 30.0
+
+
+def resolve(device: str, precision: str, compile_mode: str = "false", training_flops: float = 0.0) -> Numerics:
     """Turn `auto` into what this machine has; raises `UserError` for a device that is not there.
 
-    Compilation pays on a GPU for both training and sampling. On a CPU it takes half a minute for a training step, which a
-    short run does not win back, and a few seconds for a sampler's trunk, which then runs 1.8 times as fast.
+    Compilation pays on a GPU for both training and sampling. On a CPU it pays for a training of `training_flops` where it
+    saves more time than it takes, by an estimate that is the same in each run: a training that goes on after a kill must
+    round as before. A sampler's trunk takes a few seconds, and then runs 1.8 times as fast.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +60,8 @@ def resolve(device: str, precision: str, compile_mode: str = "false") -> Numeric
     if mode == "true" and not can:
         raise UserError("compute.compile=true: no C++ compiler found, which torch.compile needs on a CPU; use auto")
     sampling = can and mode != "false"
-    return Numerics(device, precision, mode == "true" or (mode == "auto" and kind == "cuda"), sampling)
+    pays = kind == "cuda" or (kind == "cpu" and can and training_flops * _SAVED > _TAKEN)
+    return Numerics(device, precision, mode == "true" or (mode == "auto" and pays), sampling)
 
 
 @contextmanager
@@ -70,10 +77,13 @@ def threads(count: int) -> Iterator[None]:
 
 def cpu_has_bfloat16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware; elsewhere autocast is slower than float32."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_flags() -> set[str]:
+    """What the CPU can do, in Linux's words; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as handle:
-            flags = next((line for line in handle if line.startswith(("flags", "Features"))), "")
+            return set(next((line for line in handle if line.startswith(("flags", "Features"))), "").split())
     except OSError:
-        return False
-    words = set(flags.split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+        return set()

@@ -1,0 +1,48 @@
+"""Compiled training: where it is chosen, that it goes on to the same bits, and what happens where there is no toolchain."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.config.load import load
+from harness.study.session import Session
+
+
+def numerics(*words: str):
+    return Session(load(["compute.device=cpu", *words]).tree).numerics
+
+
+@pytest.mark.parametrize(
+    ("words", "compiles"),
+    [
+        (["study=few_step"], True),
+        (["study=few_step", "scale.steps=90"], False),
+        (["study=few_step", "scale.steps=90", "compute.compile=true"], True),
+        (["study=few_step", "compute.compile='false'"], False),
+        (["study=smoke", "compute.compile=auto"], False),
+    ],
+)
+def test_a_training_is_compiled_where_that_saves_more_than_it_takes(words, compiles, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert numerics(*words).compile_training == compiles
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    if "compute.compile=true" not in words:
+        assert not numerics(*words).compile_training
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
+def test_compiled_training_goes_on_to_the_same_bits_and_does_without_a_toolchain(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    words = [sys.executable, "-m", "tests.kit.compiled_kit", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["resumed"] and said["eager"] and said["kept"] == [".so"]
+    assert 0 < said["apart"] < 1e-2, "compiled products round otherwise, and that is all"
+    (line,) = [line for line in done.stderr.splitlines() if "torch.compile failed" in line]
+    assert line.startswith("MDLM: torch.compile failed (") and line.endswith("); training runs uncompiled")
