@@ -42,6 +42,7 @@ class Recipe:
     clip: float
     seed: int
     bfloat16: bool
+    muon_lr: float = 0.0
 
 
 def windows(stream_T: np.ndarray, recipe: Recipe, step: int) -> np.ndarray:
@@ -68,7 +69,7 @@ def fit(
     Raises `UserError` where training diverges.
     """
     trunk: nn.Module = model.model  # it has all parameters: the head is the embedding
-    optimizer = adamw(trunk, recipe.lr, _BETAS, recipe.weight_decay, lambda _, p: p.ndim > 1)
+    optimizer = adamw(trunk, recipe.lr, _BETAS, recipe.weight_decay, lambda _, p: p.ndim > 1, recipe.muon_lr)
     first, kept = _restore(trunk, optimizer, path, label)
     curve = path.with_name("curves.jsonl")
     if first:

@@ -46,15 +46,14 @@ class Session:
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
-        alike = self.cfg.compute == other.cfg.compute
-        kept = ["numerics"] if alike and self.cfg.scale == other.cfg.scale else []
+        kept: list[str] = []
         same = all(self.tree[key] == other.tree[key] for key in ("data", "tokenizer"))
         if same and (self.cfg.scale.length, self.cfg.cache_dir) == (other.cfg.scale.length, other.cfg.cache_dir):
             kept.append("data")
             if self.cfg.study.samples == other.cfg.study.samples:
                 kept += ["_held_out", "_held_out_hash", "reference", "held_out"]
             # A prepared judge knows the data and the device.
-            if self.tree["judge"] == other.tree["judge"] and alike:
+            if self.tree["judge"] == other.tree["judge"] and self.cfg.compute == other.cfg.compute:
                 kept.append("judge")
         kept += ["metrics"] if self.tree["metrics"] == other.tree["metrics"] else []
         self.__dict__ |= {name: other.__dict__[name] for name in kept if name in other.__dict__}
@@ -75,9 +74,10 @@ class Session:
     # ---- parts ----------------------------------------------------------------------------------------------------
     @cached_property
     def numerics(self) -> Numerics:
-        c, s = self.cfg.compute, self.cfg.scale
-        products = s.depth * (4 + 2 * s.mlp_ratio) * s.width**2  # of a token in the blocks' matrices
-        numerics = resolve(c.device, c.precision, c.compile, 6 * products * s.steps * s.batch * s.length)
+        c, s, study = self.cfg.compute, self.cfg.scale, self.cfg.study
+        call = 2 * s.depth * (4 + 2 * s.mlp_ratio) * s.width**2 * s.length  # FLOPs for a sequence, in the blocks' matrices
+        sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
+        numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
         return numerics
 

@@ -28,17 +28,18 @@ class Numerics:
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
 
 
-#: What compiling saves on a CPU, seconds for each FLOP of a training, and seconds that it takes once for a model's trunks.
-#: Measured on one core (docs/log.md, 2026-11-27). It takes less where the cache has them.
-_SAVED, _TAKEN = 6e-12, 30.0
+#: What compiling saves on a CPU, seconds for each FLOP, and what it takes once, seconds for a model's trunks in training
+#: and for a sampler's. Measured on one core (docs/log.md, 2026-11-27); it takes less where the cache has them.
+_SAVED, _TAKEN_TRAINING, _TAKEN_SAMPLING = 5e-12, 30.0, 10.0
 
 
-def resolve(device: str, precision: str, compile_mode: str = "false", training_flops: float = 0.0) -> Numerics:
+def resolve(
+    device: str, precision: str, compile_mode: str = "false", training_flops: float = 0, sampling_flops: float = 0
+) -> Numerics:
     """Turn `auto` into what this machine has; raises `UserError` for a device that is not there.
 
-    Compilation pays on a GPU for both training and sampling. On a CPU it pays for a training of `training_flops` where it
-    saves more time than it takes, by an estimate that is the same in each run: a training that goes on after a kill must
-    round as before. A sampler's trunk takes a few seconds, and then runs 1.8 times as fast.
+    Compilation pays on a GPU. On a CPU it pays for a model that takes so many FLOPs to train, or to draw from, that more
+    time is saved than taken, by an estimate that is the same in each run: what goes on after a kill must round as before.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,9 +60,12 @@ def resolve(device: str, precision: str, compile_mode: str = "false", training_f
     can = kind == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "c++", "clang++"))
     if mode == "true" and not can:
         raise UserError("compute.compile=true: no C++ compiler found, which torch.compile needs on a CPU; use auto")
-    sampling = can and mode != "false"
-    pays = kind == "cuda" or (kind == "cpu" and can and training_flops * _SAVED > _TAKEN)
-    return Numerics(device, precision, mode == "true" or (mode == "auto" and pays), sampling)
+
+    def compiles(flops: float, taken: float) -> bool:
+        return mode == "true" or (mode == "auto" and can and (kind == "cuda" or flops * _SAVED > taken))
+
+    training, sampling = compiles(training_flops, _TAKEN_TRAINING), compiles(sampling_flops, _TAKEN_SAMPLING)
+    return Numerics(device, precision, training, sampling)
 
 
 @contextmanager

@@ -19,21 +19,22 @@ def numerics(*words: str):
 
 
 @pytest.mark.parametrize(
-    ("words", "compiles"),
+    ("words", "training", "sampling"),
     [
-        (["study=few_step"], True),
-        (["study=few_step", "scale.steps=90"], False),
-        (["study=few_step", "scale.steps=90", "compute.compile=true"], True),
-        (["study=few_step", "compute.compile='false'"], False),
-        (["study=smoke", "compute.compile=auto"], False),
+        (["study=few_step"], True, True),
+        (["study=few_step", "scale.steps=90"], False, True),
+        (["study=few_step", "study.samples=200", "study.nfe=[2,4]"], True, False),
+        (["study=few_step", "compute.compile='false'"], False, False),
+        (["study=smoke"], False, False),
+        (["study=smoke", "compute.compile=true"], True, True),
     ],
 )
-def test_a_training_is_compiled_where_that_saves_more_than_it_takes(words, compiles, monkeypatch):
+def test_networks_are_compiled_where_that_saves_more_than_it_takes(words, training, sampling, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert numerics(*words).compile_training == compiles
+    assert (numerics(*words).compile_training, numerics(*words).compile_sampling) == (training, sampling)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     if "compute.compile=true" not in words:
-        assert not numerics(*words).compile_training
+        assert not numerics(*words).compile_training and not numerics(*words).compile_sampling
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
