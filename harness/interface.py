@@ -100,6 +100,9 @@ class Method(nn.Module, ABC):
     #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature);
     #: "floor" for what a perfect network would score at each budget.
     role: str = "method"
+    #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
+    #: by `bound`, so that a bound is one at any step.
+    largest_time: float = 1.0
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class TrainConfig:
     weight_decay: float = ranged(0.01, 0)  # of matrices
     beta1: float = ranged(0.9, 0, 1, below=True)  # of AdamW
     beta2: float = ranged(0.98, 0, 1, below=True)  # of AdamW
+    mask_growth: float = ranged(0.0, 0, 1)  # share of a stage's steps in which the masked share grows from 0.3 to all
     clip: float = ranged(1.0, 0, above=True, also=(math.inf,))  # largest norm of a gradient
     ema: float = ranged(0.995, 0, 1, below=True)  # decay of the averaged weights; 0 keeps no average
     accumulate: int = ranged(1, 1)  # parts that a batch is cut into; their losses and gradients, means, are averaged

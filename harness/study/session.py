@@ -75,7 +75,9 @@ class Session:
     @cached_property
     def numerics(self) -> Numerics:
         c, s, study = self.cfg.compute, self.cfg.scale, self.cfg.study
-        call = 2 * s.depth * (4 + 2 * s.mlp_ratio) * s.width**2 * s.length  # FLOPs for a sequence, in the blocks' matrices
+        call = (
+            2 * s.depth * (4 + 2 * s.mlp_ratio) * s.width**2 * s.length
+        )  # FLOPs for a sequence, in the blocks' matrices
         sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
         numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)

@@ -145,6 +145,7 @@ class _Run:
             for step in range(self.at, first + count):
                 rate = learning_rate(job.train, step - first, count)
                 self.optimizer.set_rate(rate)
+                job.method.largest_time = largest_time(job.train, step - first, count)
                 values = _step(job, loss, self.optimizer, step)
                 self.ema.update()
                 self.at = step + 1
@@ -184,6 +185,15 @@ class _Run:
             tensors = checkpoint.training_state(self.job.method, self.ema.shadow, self.optimizer)
             meta = {"step": self.at, "ema_updates": self.ema.updates, "seconds": self.seconds()}
             checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
+
+
+def largest_time(train: TrainConfig, step: int, steps: int) -> float:
+    """The largest time of the tokens in step `step` of a stage of `steps`: from 0.3 to 1 in the share `train.mask_growth`.
+
+    With few masks the neighbours of a masked token are shown, and what can be learnt from them is learnt first.
+    """
+    growing = train.mask_growth * steps
+    return min(1.0, 0.3 + 0.7 * step / growing) if growing else 1.0
 
 
 def validation_steps(steps: int, count: int) -> list[int]:
