@@ -70,7 +70,7 @@ class TrainConfig:
     beta2: float = ranged(0.98, 0, 1, below=True)  # of AdamW
     mask_growth: float = ranged(0.0, 0, 1)  # share of a stage's steps in which the masked share grows from 0.3 to all
     clip: float = ranged(1.0, 0, above=True, also=(math.inf,))  # largest norm of a gradient
-    ema: float = ranged(0.995, 0, 1, below=True)  # decay of the averaged weights; 0 keeps no average
+    ema: float = ranged(0.1, 0, 1)  # share of a stage's steps that the averaged weights look back; 0 keeps no average
     accumulate: int = ranged(1, 1)  # parts that a batch is cut into; their losses and gradients, means, are averaged
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation

@@ -114,9 +114,9 @@ def test_budgets_are_those_that_a_sampler_can_meet():
 
 
 def _iterations(rows: int, columns: int) -> int:
-    """Five Newton-Schulz iterations, a m x n matrix with m <= n: X X', its square, and the product with X."""
+    """Three Newton-Schulz iterations, a m x n matrix with m <= n: X X', its square, and the product with X."""
     m, n = sorted((rows, columns))
-    return 5 * 2 * (m * m * n + m**3 + m * m * n)
+    return 3 * 2 * (m * m * n + m**3 + m * m * n)
 
 
 @pytest.mark.parametrize("seq", [False, True])

@@ -158,19 +158,19 @@ def test_a_stage_starts_with_no_momentum_of_the_one_before(tmp_path):
 
 # ---- averages -------------------------------------------------------------------------------------------------------
 def test_average_by_hand():
-    """Decay min(d, (1 + k) / (10 + k)): 1/10, 2/11 and then d = 0.25 is reached at k = 2 (3/12)."""
+    """A share of a quarter: the new value has the weights 1 / (1 + k / 4), 4/5, 4/6, 4/7, 4/8."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
-    ema = EMA(module, decay=0.24)
+    ema = EMA(module, share=0.25)
     shadow = 1.0
-    for value, decay in ((2.0, 0.1), (-1.0, 2 / 11), (5.0, 0.24), (0.0, 0.24)):
+    for value, decay in ((2.0, 1 / 5), (-1.0, 2 / 6), (5.0, 3 / 7), (0.0, 4 / 8)):
         nn.init.constant_(module.weight, value)
         ema.update()
         shadow = decay * shadow + (1 - decay) * value
-        assert ema.shadow["weight"].item() == pytest.approx(shadow, rel=1e-6)
+        assert ema.shadow["weight"].item() == pytest.approx(shadow, rel=1e-5)
         assert module.weight.item() == value
     with ema.applied():
-        assert module.weight.item() == pytest.approx(shadow, rel=1e-6)
+        assert module.weight.item() == pytest.approx(shadow, rel=1e-5)
     assert module.weight.item() == 0.0
     ema.restart()
     assert (ema.shadow["weight"].item(), ema.updates) == (0.0, 0)
@@ -206,6 +206,21 @@ def test_final_weights_are_the_average_of_the_last_stage(tmp_path):
     assert all(torch.equal(w, joint[0]) for w in joint)
     assert torch.equal(method.encoder.body.out.weight, joint[0])
     assert not torch.equal(seen[0][1], joint[0])
+
+
+@pytest.mark.parametrize("steps", [200, 4000])
+def test_an_average_looks_back_a_share_of_the_steps(steps):
+    """Of weights that are the number of the step it is late by the share, in runs of any length."""
+    module = nn.Linear(1, 1, bias=False)
+    ema = EMA(module, share=0.1)
+    for step in range(steps):
+        nn.init.constant_(module.weight, step)
+        ema.update()
+    assert (steps - ema.shadow["weight"].item()) / steps == pytest.approx(1 / 11, rel=0.06)
+    nothing = EMA(module, share=0.0)
+    nn.init.constant_(module.weight, 5.0)
+    nothing.update()
+    assert nothing.shadow["weight"].item() == 5.0
 
 
 # ---- rates, stages, batches -----------------------------------------------------------------------------------------

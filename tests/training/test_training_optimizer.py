@@ -56,17 +56,17 @@ def test_a_module_without_blocks_is_adamws_alone():
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)])
 def test_a_step_of_muon_turns_all_directions_alike(shape):
-    """The five iterations leave singular values between 0.6 and 1.3; AdamW's are as uneven as the signs of the gradient."""
+    """Three iterations bring singular values that are up to twenty times apart close to 1."""
     module = nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])
     before = module[0].weight.detach().clone()
-    gradient = torch.randn(shape) @ torch.diag(torch.logspace(0, -2, shape[1]))
+    gradient = torch.randn(shape) @ torch.diag(torch.logspace(0, -1, shape[1]))
     optimizer = adamw(module, 0.1, (0.9, 0.9), 0.0, lambda n, p: True, muon_lr=0.5)
     optimizer.set_rate(0.2)
     module[0].weight.grad = gradient
     optimizer.step()
     step = (before - module[0].weight.detach()) / (0.2 * 0.5 * max(1, shape[0] / shape[1]) ** 0.5)
     values = torch.linalg.svdvals(step)
-    assert values.min() > 0.5 and values.max() < 1.35
+    assert values.min() > 0.3 and values.max() < 1.35
     # Along the gradient: the inner product is the sum of its singular values, up to the iterations' error.
     assert (step * gradient).sum() == pytest.approx(torch.linalg.svdvals(gradient).sum().item(), rel=0.3)
 
