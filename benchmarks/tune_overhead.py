@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.search.ask import Search
 from harness.search.load import load_tune
 from harness.search.publish import SearchLog
 from harness.search.queue import Queue
-from harness.search.storage import open_store, study_name
+from harness.search.runner import Search
+from harness.search.storage import open_store
 from harness.search.trial import TrialResult
 
 _LAST = 20
@@ -69,10 +69,10 @@ def measure(folder: Path, trials: int, storage: str, tracking: bool) -> None:
             took.append(time.perf_counter() - began)
             if number % 50 == 0:
                 print(f"trial {number}: {took[-1]:.3f} s", file=sys.stderr)
-    table, settle = _seconds(search.write), _seconds(lambda: (log.settle(), log.close()))
+    table, settle = _seconds(search.write), _seconds(lambda: (log.settle(), log.tracker.close()))
     last = took[-_LAST:]
     print(
-        f"{study_name(loaded)} in {'PostgreSQL' if storage else 'a journal'}, MLflow {'on' if tracking else 'off'}: "
+        f"{loaded.name} in {'PostgreSQL' if storage else 'a journal'}, MLflow {'on' if tracking else 'off'}: "
         f"at trial {trials} {statistics.median(last):.3f} s a trial (mean {statistics.mean(last):.3f}), "
         f"over all {statistics.mean(took):.3f}; a table of all {table:.3f} s, MLflow brought in line {settle:.3f} s"
     )

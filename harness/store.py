@@ -138,12 +138,17 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as handle:
-            end = handle.seek(0, os.SEEK_END)
-            whole = _end_of_whole_lines(handle, end)
-            if whole < end:
-                handle.truncate(whole)
+            cut_torn_line(handle)
             if handle.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def cut_torn_line(handle: Any) -> None:
+    """Take off a last line without its newline, as a killed writer leaves it: the next one would be glued to it."""
+    end = handle.seek(0, os.SEEK_END)
+    whole = _end_of_whole_lines(handle, end)
+    if whole < end:
+        handle.truncate(whole)
 
 
 def _end_of_whole_lines(handle: Any, end: int, block: int = 65536) -> int:

@@ -55,11 +55,10 @@ def _run(given: cli.Arguments) -> Outcome | str:
 def describe(loaded: LoadedTune) -> str:
     """What would be searched, in lines; the storage is not opened."""
     from harness.search.runner import workers_of  # start-up time: torch, not for --help and bad input
-    from harness.search.storage import study_name
     from harness.tracking.uri import redact
 
     cfg = loaded.cfg
-    lines = [f"tune {study_name(loaded)}: {cfg.trials} trials of {cfg.method}, {workers_of(loaded)} at a time"]
+    lines = [f"tune {loaded.name}: {cfg.trials} trials of {cfg.method}, {workers_of(loaded)} at a time"]
     for (name, objective), direction in zip(cfg.objectives.items(), loaded.directions, strict=True):
         lines.append(f"  {direction} {name}: {objective.column or 'the headline column'} at NFE {objective.nfe}")
     lines += [f"  subject to {name}: {c.column} at NFE {c.nfe}" for name, c in cfg.constraints.items()]

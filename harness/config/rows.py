@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError, nearest
@@ -63,6 +63,34 @@ def budgets_of(nfe_of: Mapping[str, Any], nfe: Sequence[int], method: str, label
     if isinstance(own, Mapping):
         own = own.get(label)
     return list(nfe if own is None else own)
+
+
+def cut_budgets(study: dict[str, Any], running: Collection[str], typed: Collection[str]) -> list[str]:
+    """Where the user has typed `study.nfe`, take larger budgets of the methods `running` out of `study.nfe_of`, in place.
+
+    `typed` are the keys of the command line: what was typed of `nfe_of` itself stays. Returns a line for each row that
+    loses some; one that loses all runs at `study.nfe`.
+    """
+    lines: list[str] = []
+
+    def left(key: str, own: Any) -> Any:
+        if key in typed:
+            return own
+        if isinstance(own, Mapping):
+            return {label: kept for label, inner in own.items() if (kept := left(f"{key}.{label}", inner))}
+        gone = ", ".join(str(nfe) for nfe in own if nfe > max(study["nfe"]))
+        if gone:
+            lines.append(
+                f"{key}: {gone} left out, as study.nfe={study['nfe']} was typed; type {key}=[...] to have more"
+            )
+        return [nfe for nfe in own if nfe <= max(study["nfe"])]
+
+    if "study.nfe" in typed and "study.nfe_of" not in typed:
+        kept = {
+            name: left(f"study.nfe_of.{name}", own) if name in running else own for name, own in study["nfe_of"].items()
+        }
+        study["nfe_of"] = {name: own for name, own in kept.items() if own}
+    return lines
 
 
 def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> None:

@@ -1,11 +1,17 @@
-"""The re-evaluation: the best configurations and the default once more, as the study would run them, with fresh seeds.
+"""The re-evaluation: is a configuration better than the default? Both once more, as the study would run them, with fresh seeds.
 
-Each is an ordinary study in `confirm/<label>`, so that a kill costs what was being written and nothing else. They share a
-folder of weights: configurations that differ only in how they sample are trained once for each seed.
+The best of many trials is partly the luckiest one: its own value is too good on average. So the question is put to runs with
+seeds that the search did not use: their differences are paired by seed, and, where several configurations are asked about, the
+intervals hold for all of them together (Bonferroni's bound: each at confidence 1 - 0.05 / comparisons).
+
+Each is an ordinary study in `confirm/<label>`, so that a kill costs what was being written and nothing else, and who asks
+again finds what is there. They share a folder of weights: configurations that differ only in how they sample are trained
+once for each seed.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,29 +22,36 @@ import optuna
 import pandas as pd
 
 from harness.errors import UserError
-from harness.provenance import short_hash
-from harness.search.best import Candidate, order
-from harness.search.loaded import LoadedTune
-from harness.search.objective import evaluate
-from harness.search.paired import Paired, compare, in_words
-from harness.search.trials import signs
-from harness.store import ResultsTable, read_json, write_json, write_parquet
+from harness.search.loaded import LoadedTune, judged_at
+from harness.search.trial import evaluate
+from harness.search.trials import Candidate, order, signs
+from harness.store import ResultsTable, write_parquet
 from harness.study.runner import run_study
 from harness.study.session import Session
 
 DEFAULT = "default"
 FILE = "confirm.parquet"
-_STATE = "confirm.json"
+#: One configuration and one seed, as a row of the table: `label`, `seed`, `value.<objective>`, `constraint.<name>`, `feasible`.
+Run = dict[str, Any]
+#: Chance that any of the intervals misses its true difference.
+ALPHA = 0.05
+BEATS, NONE, WORSE, UNKNOWN = "beats the default", "no difference shown", "worse than the default", "cannot be told"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One configuration and one seed: its objectives and constraints, as the search defines them."""
+class Paired:
+    """A configuration against the default in one objective; differences are its value minus the default's."""
 
-    label: str
-    seed: int
-    values: list[float]
-    constraints: list[float]
+    objective: str
+    seeds: int  # that both finished
+    mean: float
+    default: float
+    difference: float
+    se: float  # standard error of the mean difference
+    low: float
+    high: float
+    level: float  # confidence of this interval
+    verdict: str
 
 
 @dataclass
@@ -49,13 +62,13 @@ class Confirmation:
     seeds: list[int]
     winner: str = ""
     paired: dict[str, list[Paired]] = field(default_factory=dict)  # by label, one for each objective
-    sentences: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # on failed seeds and broken constraints
     failures: dict[str, str] = field(default_factory=dict)  # "<label> seed<k>" and why
     screened: list[Run] = field(default_factory=list)  # the first round, which chose who is compared
 
     def of(self, label: str) -> list[Run]:
-        """The finished runs of one configuration, by seed."""
-        return sorted((r for r in self.runs if r.label == label), key=lambda r: r.seed)
+        """The finished runs of one configuration."""
+        return [run for run in self.runs if run["label"] == label]
 
 
 def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]) -> Confirmation:
@@ -64,137 +77,107 @@ def confirm(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate]
     With seeds to screen by, `chosen` run these first, and only the best of them is compared, with the other seeds: that
     costs two configurations in the place of many, and its interval needs no allowance for having been chosen.
 
-    Raises `UserError` as `harness.study.runner.run_study` does. Called again with the same candidates it reads what it
-    wrote; a configuration with a failed seed is looked at again.
+    Raises `UserError` as `harness.study.runner.run_study` does.
     """
-    seeds, screen = list(loaded.cfg.confirm.seeds), list(loaded.cfg.confirm.screen)
-    parts = {DEFAULT: (), **{c.label: c.overrides for c in chosen}}
-    trees = {label: study_tree(loaded, overrides, label, seeds) for label, overrides in parts.items()}
-    several = bool(screen) and len(chosen) > 1
-    identity = _identity(loaded, trees, screen if several else [])
-    known = _known(loaded, identity)
-    if known is None:
-        known = Confirmation([], seeds)
-        if several:
-            _screen(loaded, study, chosen, known)
-            kept = {DEFAULT, _winner(known.screened, screen, [c.label for c in chosen], signs(study.directions))}
-            trees = {label: tree for label, tree in trees.items() if label in kept}
-        for i, (label, tree) in enumerate(trees.items()):
-            _say(f"confirmation {i + 1}/{len(trees)}", label, seeds)
-            known.runs += _run(loaded, label, tree, seeds, known.failures)
-        frame_of(loaded, known).pipe(lambda frame: write_parquet(loaded.folder / FILE, frame))
-        rows = {key: [[r.label, r.seed, r.values, r.constraints] for r in made]
-                for key, made in (("runs", known.runs), ("screened", known.screened))}  # fmt: skip
-        # A failure may have been the machine's: with one, the next command looks again.
-        write_json(loaded.folder / _STATE, {"identity": "" if known.failures else identity, **rows})
-    compared = {r.label for r in known.runs} if known.screened else set(parts)
-    return _judge(loaded, study, known, [label for label in parts if label in compared])
+    cfg, sign_K = loaded.cfg.confirm, signs(study.directions)
+    done = Confirmation([], list(cfg.seeds))
+    parts = {c.label: c.overrides for c in chosen}
+    if cfg.screen and len(parts) > 1:
+        for label, overrides in parts.items():
+            done.screened += _run(loaded, label, overrides, list(cfg.screen), done.failures, "-screen")
+        best = _winner(done.screened, len(cfg.screen), list(parts), sign_K)
+        parts = {label: overrides for label, overrides in parts.items() if label == best}
+    for label, overrides in ({DEFAULT: ()} | parts).items():
+        done.runs += _run(loaded, label, overrides, done.seeds, done.failures)
+    write_parquet(loaded.folder / FILE, pd.DataFrame(done.runs))
+    _judge(loaded, done, list(parts), sign_K)
+    return done
 
 
-def _screen(loaded: LoadedTune, study: optuna.Study, chosen: Sequence[Candidate], known: Confirmation) -> None:
-    """The first round: all of `chosen`, with the seeds that only choose."""
-    seeds = list(loaded.cfg.confirm.screen)
-    for i, c in enumerate(chosen):
-        _say(f"screening {i + 1}/{len(chosen)}", c.label, seeds)
-        tree = study_tree(loaded, c.overrides, f"{c.label}-screen", seeds)
-        known.screened += _run(loaded, c.label, tree, seeds, known.failures)
-
-
-def _say(stage: str, label: str, seeds: Sequence[int]) -> None:
-    print(f"{stage}: {label}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
-
-
-def study_tree(loaded: LoadedTune, overrides: Sequence[str], label: str, seeds: Sequence[int]) -> dict[str, Any]:
+def study_tree(loaded: LoadedTune, overrides: Sequence[str], place: str, seeds: Sequence[int]) -> dict[str, Any]:
     """The configuration of one of its studies: the study's own with these overrides, one method, the fresh seeds."""
     cfg, base = loaded.cfg, loaded.base.cfg
     tree = loaded.draft.loaded(list(overrides)).tree
     study = tree["study"]
-    study |= {"name": f"{loaded.place}/confirm/{label}", "question": f"{label} of {cfg.name} with fresh seeds"}
+    study |= {"name": f"{loaded.place}/confirm/{place}", "question": f"{place} of {cfg.name} with fresh seeds"}
     study |= {"seeds": list(seeds), "samples": cfg.confirm.samples or base.study.samples}
-    study |= {"nfe": loaded.budgets, "temperatures": loaded.temperatures(study)}
+    study |= {"nfe": cfg.budgets, "temperatures": [judged_at(study)]}
     study.pop("nfe_of", None)
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or base.study.name
     return tree | {"only": [cfg.method], "plan": False}
 
 
-def _identity(loaded: LoadedTune, trees: Mapping[str, dict[str, Any]], screen: Sequence[int]) -> str:
-    """What the comparison depends on; where it runs and is logged is no part of it."""
-    cfg = loaded.cfg
-    content = {label: {k: v for k, v in tree.items() if k != "tracking"} for label, tree in trees.items()}
-    return short_hash([content, cfg.objectives, cfg.constraints, list(screen)], 12)
-
-
-def _known(loaded: LoadedTune, identity: str) -> Confirmation | None:
-    path = loaded.folder / _STATE
-    state = read_json(path) if path.exists() else {}
-    if state.get("identity") != identity:
-        return None
-    runs, screened = ([Run(*row) for row in state[key]] for key in ("runs", "screened"))
-    return Confirmation(runs, list(loaded.cfg.confirm.seeds), screened=screened)
-
-
 def _run(
-    loaded: LoadedTune, label: str, tree: dict[str, Any], seeds: Sequence[int], failures: dict[str, str]
+    loaded: LoadedTune, label: str, overrides: Sequence[str], seeds: list[int], failures: dict[str, str], end: str = ""
 ) -> list[Run]:
     """Run one configuration as a study; its finished seeds, and the failed ones into `failures`."""
-    session = Session(tree, loaded.folder / "confirm" / "weights", server=loaded.base.cfg.tracking.uri)
+    print(f"confirmation of {label}{end}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
+    tree = study_tree(loaded, overrides, label + end, seeds)
+    session = Session(tree, weights=loaded.folder / "confirm" / "weights", server=loaded.base.cfg.tracking.uri)
     outcome = run_study(session, loaded.command)
     failures |= {f"{label} {name.rsplit('/', 1)[-1]}": reason for name, reason in outcome.failures.items()}
     path = session.folder / "results.parquet"
     if not path.exists():
         return []
-    frame = ResultsTable.read(path)
-    runs, (method, sampler) = [], loaded.cfg.row
+    frame, runs, cfg = ResultsTable.read(path), list[Run](), loaded.cfg
     for seed in seeds:
-        rows = _rows(frame[(frame["seed"] == seed) & (frame["method"] == method) & (frame["sampler"] == sampler)])
-        if not rows or f"{label} seed{seed}" in failures:
+        name = f"{label} seed{seed}"
+        rows = [{str(k): v for k, v in row.items()} for row in frame[frame["seed"] == seed].to_dict("records")]
+        if not rows or name in failures:
             continue
         try:
             values, constraints, _ = evaluate(loaded.context, rows)
         except UserError as error:  # an objective that is not a number
-            failures[f"{label} seed{seed}"] = str(error)
-        else:
-            runs.append(Run(label, int(seed), [float(v) for v in values], [float(c) for c in constraints]))
+            failures[name] = str(error)
+            continue
+        run = {"label": label, "seed": seed} | {f"value.{n}": v for n, v in zip(cfg.objectives, values, strict=True)}
+        run |= {f"constraint.{n}": v for n, v in zip(cfg.constraints, constraints, strict=True)}
+        runs.append(run | {"feasible": all(c <= 0 for c in constraints)})
     return runs
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as `harness.study.rows` makes them: plain numbers and words, None for what is not known."""
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
-
-
-def frame_of(loaded: LoadedTune, done: Confirmation) -> pd.DataFrame:
-    """One row for each configuration and seed: `label`, `seed`, `value.<objective>`, `constraint.<name>`, `feasible`."""
-    rows = [
-        {"label": r.label, "seed": r.seed}
-        | {f"value.{n}": v for n, v in zip(loaded.cfg.objectives, r.values, strict=True)}
-        | {f"constraint.{n}": v for n, v in zip(loaded.cfg.constraints, r.constraints, strict=True)}
-        | {"feasible": all(c <= 0 for c in r.constraints)}
-        for r in done.runs
-    ]
-    return pd.DataFrame(rows)
-
-
 # ---- the comparison ---------------------------------------------------------------------------------------------------
-def _judge(loaded: LoadedTune, study: optuna.Study, done: Confirmation, labels: list[str]) -> Confirmation:
-    names, sign_K = list(loaded.cfg.objectives), signs(study.directions)
-    others = [label for label in labels if label != DEFAULT]
-    for label in others:
-        done.paired[label] = [
-            compare(
-                name,
-                {r.seed: r.values[k] for r in done.of(label)},
-                {r.seed: r.values[k] for r in done.of(DEFAULT)},
-                sign_K[k] > 0,
-                len(others) * len(names),
-            )
-            for k, name in enumerate(names)
-        ]
-        done.sentences += [in_words(label, p) for p in done.paired[label]]
-    done.sentences += [line for label in labels if (line := _remark(loaded, done, label))]
-    done.winner = _winner(done.runs, done.seeds, others, sign_K)
-    return done
+def t_interval(values_S: np.ndarray, level: float) -> tuple[float, float, float]:
+    """(standard error, low, high) of the mean of S numbers by Student's t with S - 1 degrees of freedom.
+
+    With fewer than two numbers nothing is known of their spread: the error is NaN and the interval is the whole line.
+    """
+    if len(values_S) < 2:
+        return math.nan, -math.inf, math.inf
+    from scipy.stats import sem, t
+
+    mean, se = float(values_S.mean()), float(sem(values_S))
+    half = float(t.ppf(0.5 + level / 2, len(values_S) - 1)) * se
+    return se, mean - half, mean + half
+
+
+def compare(
+    objective: str, values: Mapping[int, float], default: Mapping[int, float], lower: bool, comparisons: int = 1
+) -> Paired:
+    """Compare two configurations by their values by seed; seeds that only one of them finished are left out.
+
+    `lower` says that lower values are better; `comparisons` is how many intervals shall hold together.
+    """
+    both = sorted(values.keys() & default.keys())
+    level = 1 - ALPHA / max(1, comparisons)
+    ours_S, theirs_S = (np.array([each[seed] for seed in both], dtype=float) for each in (values, default))
+    se, low, high = t_interval(ours_S - theirs_S, level)
+    better, worse = (high < 0, low > 0) if lower else (low > 0, high < 0)
+    verdict = BEATS if better else WORSE if worse else NONE if len(both) > 1 else UNKNOWN
+    mean, other = (float(v_S.mean()) if both else math.nan for v_S in (ours_S, theirs_S))
+    return Paired(objective, len(both), mean, other, mean - other, se, low, high, level, verdict)
+
+
+def _judge(loaded: LoadedTune, done: Confirmation, labels: list[str], sign_K: np.ndarray) -> None:
+    """Compare each label with the default, and say who is the best."""
+    names = list(loaded.cfg.objectives)
+    for label in labels:
+        for k, name in enumerate(names):
+            ours, theirs = ({run["seed"]: run[f"value.{name}"] for run in done.of(each)} for each in (label, DEFAULT))
+            p = compare(name, ours, theirs, sign_K[k] > 0, len(labels) * len(names))
+            done.paired.setdefault(label, []).append(p)
+    done.remarks += filter(None, (_remark(loaded, done, label) for label in (DEFAULT, *labels)))
+    done.winner = _winner(done.runs, len(done.seeds), labels, sign_K)
 
 
 def _remark(loaded: LoadedTune, done: Confirmation, label: str) -> str:
@@ -202,28 +185,22 @@ def _remark(loaded: LoadedTune, done: Confirmation, label: str) -> str:
     runs, parts = done.of(label), []
     if len(runs) < len(done.seeds):
         parts.append(f"only {len(runs)} of {len(done.seeds)} seeds finished")
-    for k, name in enumerate(loaded.cfg.constraints):
-        broken = sum(not r.constraints[k] <= 0 for r in runs)  # not a number is not kept
+    for name in loaded.cfg.constraints:
+        broken = sum(not run[f"constraint.{name}"] <= 0 for run in runs)  # not a number is not kept
         if broken:
             parts.append(f"breaks the constraint {name} on {broken} of {len(runs)} seeds")
     return f"{label}: {'; '.join(parts)}" if parts else ""
 
 
-def _winner(made: Sequence[Run], seeds: Sequence[int], labels: list[str], sign_K: np.ndarray) -> str:
-    """The best mean on the seeds among those that finished all and keep the constraints on average.
+def _winner(runs: Sequence[Run], seeds: int, labels: list[str], sign_K: np.ndarray) -> str:
+    """The best mean among those that finished all seeds and keep the constraints on average.
 
     Where none keeps them, among those that finished all; where none did, among those that finished any.
     """
-    runs = {label: [r for r in made if r.label == label] for label in labels}
-    finished = [label for label in labels if runs[label]]
-    complete = [label for label in finished if len(runs[label]) == len(seeds)]
-    able = [label for label in complete if _keeps(runs[label])]
+    made = {label: pd.DataFrame([run for run in runs if run["label"] == label]) for label in labels}
+    finished = [label for label in labels if len(made[label])]
+    complete = [label for label in finished if len(made[label]) == seeds]
+    able = [label for label in complete if (made[label].filter(like="constraint.").mean() <= 0).all()]
     pool = able or complete or finished
-    if not pool:
-        return ""
-    cost_TK = np.array([np.mean([r.values for r in runs[label]], axis=0) for label in pool]) * sign_K
-    return pool[order(cost_TK)[0]]
-
-
-def _keeps(runs: list[Run]) -> bool:
-    return all(float(np.mean(column)) <= 0 for column in zip(*(r.constraints for r in runs), strict=True))
+    means = [made[label].filter(like="value.").mean().to_numpy() for label in pool]
+    return pool[order(np.array(means) * sign_K)[0]] if pool else ""

@@ -7,21 +7,19 @@ right.
 
 from __future__ import annotations
 
-import datetime
 import math
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from harness.config.compose import flatten
 from harness.errors import UserError
 from harness.provenance import git_state
 from harness.search.loaded import LoadedTune
-from harness.search.storage import CREATED, study_name
-from harness.search.trials import CONSTRAINTS, all_trials, reason, status
+from harness.search.storage import CREATED
+from harness.search.trials import all_trials, reason, status
 from harness.store import read_jsonl
 from harness.study.cells import make_cells
 from harness.study.session import Session
@@ -30,11 +28,14 @@ from harness.tracking.mlflow_tracker import open_tracker
 from harness.tracking.uri import redact, without_logins
 
 #: Tags of a child run.
-STATE, NUMBER, REASON, BEGAN = "trial.state", "trial.number", "trial.reason", "trial.began_ms"
-_STATE_OF = {"complete": "complete", "pruned": "pruned", "failed": "failed", "lost": "killed"}
-_STATUS: dict[str, Status] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "killed": "KILLED"}
-#: Points of one training curve in a trial's run; all of them are in the files of its weights.
-_POINTS = 40
+STATE, NUMBER, REASON = "trial.state", "trial.number", "trial.reason"
+#: What a trial that ended is marked with, and how its run ended.
+_ENDS: dict[str, tuple[str, Status]] = {
+    "complete": ("complete", "FINISHED"),
+    "pruned": ("pruned", "KILLED"),
+    "failed": ("failed", "FAILED"),
+    "lost": ("killed", "KILLED"),
+}
 
 
 class SearchLog:
@@ -45,7 +46,7 @@ class SearchLog:
         cfg = loaded.base.cfg
         self.tracker = open_tracker(cfg.tracking, cfg.runs_dir, cfg.study.name, system_metrics=False)
         self.run = ""
-        self._open: dict[int, tuple[str, int]] = {}  # runs of trials that are at work, and when they began
+        self._open: dict[int, str] = {}  # runs of trials that are at work
 
     def open(self) -> str:
         """Open the run or find it again; its id, or "" where nothing is tracked.
@@ -54,9 +55,9 @@ class SearchLog:
         service is not there.
         """
         loaded, git = self.loaded, git_state()
-        params = {k: _shown(k, v) for k, v in flatten({"tune": loaded.tree, **loaded.base.tree}).items()}
+        params = {k: redact(str(v)) for k, v in flatten({"tune": loaded.tree, **loaded.base.tree}).items()}
         tags = {
-            "study": study_name(loaded),
+            "study": loaded.name,
             "kind": "tune",
             "tune.identity": loaded.identity,
             "tune.folder": str(loaded.folder),
@@ -65,8 +66,8 @@ class SearchLog:
             "git_dirty": str(git.dirty),
         }
         # The identity says what is searched; when it was made tells two searches of the same on one server apart.
-        key = f"tune:{study_name(loaded)}:{loaded.identity}:{self.study.user_attrs.get(CREATED, '')}"
-        self.run = self.tracker.open_study(study_name(loaded), params, tags, key=key)
+        key = f"tune:{loaded.name}:{loaded.identity}:{self.study.user_attrs.get(CREATED, '')}"
+        self.run = self.tracker.open_study(loaded.name, params, tags, key=key)
         return self.run
 
     # ---- trials ---------------------------------------------------------------------------------------------------
@@ -75,14 +76,13 @@ class SearchLog:
         if not self.run:
             return ""
         if number not in self._open:
-            began = int(time.time() * 1000)
-            self._open[number] = self._open_child(number, params, began), began
-        return self.tracker.resolve(self._open[number][0]) or ""
+            self._open[number] = self._child(number, params)
+        return self.tracker.resolve(self._open[number]) or ""
 
     def end(self, trial: FrozenTrial) -> None:
         """Close the run of a trial that ended, with all that the storage knows of it."""
         if trial.number in self._open:
-            self._close(trial, *self._open.pop(trial.number))
+            self._close(trial, self._open.pop(trial.number))
 
     def settle(self) -> dict[int, str]:
         """Bring the children in line with the storage; the run id of each trial that has one, by number.
@@ -94,102 +94,71 @@ class SearchLog:
         children = self.tracker.children(self.run)
         runs = {int(tags[NUMBER]): run for run, tags in children.items() if NUMBER in tags}
         for trial in all_trials(self.study):
-            state, run = _STATE_OF.get(status(trial)), runs.get(trial.number, "")
-            if state is None or (trial.datetime_start is None and not run):
+            run, ended = runs.get(trial.number), _ENDS.get(status(trial))
+            known = children.get(run or "", {})
+            if ended is None or trial.datetime_start is None or (known.get(STATE), known.get("status")) == ended:
                 continue
-            known = children.get(run, {})
-            if known.get(STATE) == state and known.get("status") == _STATUS[state]:
-                continue
-            # With the time that is in the run, so that points which arrived are known to be the same.
-            began = int(known.get(BEGAN, _ms(trial.datetime_start or trial.datetime_complete)))
-            if not run:
-                run = self._open_child(trial.number, trial.params, began)
-                runs[trial.number] = self.tracker.resolve(run) or ""
-            self._close(trial, run, began)
+            run = run or self._child(trial.number, trial.params)
+            self._close(trial, run)
+            runs[trial.number] = self.tracker.resolve(run) or ""
         return {number: run for number, run in runs.items() if run}
 
-    def _open_child(self, number: int, params: Mapping[str, Any], began_ms: int) -> str:
-        name = study_name(self.loaded)
-        tags = {NUMBER: str(number), BEGAN: str(began_ms), "study": name, "method": self.loaded.cfg.method}
-        every = {"trial": number, **params}
-        return self.tracker.open_cell(self.run, f"{name}/{number}", f"trial-{number}", every, tags)
+    def _child(self, number: int, params: Mapping[str, Any]) -> str:
+        name = self.loaded.name
+        tags = {NUMBER: str(number), "study": name, "method": self.loaded.cfg.method}
+        return self.tracker.open_cell(
+            self.run, f"{name}/{number}", f"trial-{number}", {"trial": number, **params}, tags
+        )
 
-    def _close(self, trial: FrozenTrial, run: str, began_ms: int) -> None:
+    def _close(self, trial: FrozenTrial, run: str) -> None:
         """All of this may be done again; the state, which says that nothing is missing, comes last.
 
         Few calls, since each is a transaction: a store on a disk takes some 20 ms for one.
         """
-        state = _STATE_OF[status(trial)]
+        state, ended = _ENDS[status(trial)]
         curves = points(curves_of(self.loaded, trial.params)) if state != "killed" else []
-        lines = [*curves, *score_points(self.loaded, trial, began_ms)]
+        lines = [*curves, *score_points(self.loaded, trial)]
         if lines:
             self.tracker.log_curves(run, lines)
-        self.tracker.finish(run, _STATUS[state], _ms(trial.datetime_complete))
+        assert trial.datetime_complete is not None, "a trial that ended knows when"
+        self.tracker.finish(run, ended, int(1000 * trial.datetime_complete.timestamp()))
         self.tracker.set_tags(run, {STATE: state, REASON: reason(trial)})
-
-    def finish(self, state: Status) -> None:
-        """Close the parent run."""
-        self.tracker.finish(self.run, state)
-
-    def close(self) -> None:
-        """Send what waits; may be called more than once."""
-        self.tracker.close()
-
-
-def _ms(when: datetime.datetime | None) -> int:
-    assert when is not None, "a trial that ended knows when"
-    return int(1000 * when.timestamp())
-
-
-def _shown(key: str, value: Any) -> str:
-    return redact(str(value)) if key.endswith(("storage", "uri")) else str(value)
 
 
 # ---- what the run of a trial shows ------------------------------------------------------------------------------------
 def curves_of(loaded: LoadedTune, params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines of the training curves of a trial's weights; none where nothing was trained or the values are refused."""
     try:
-        session = Session(loaded.job(0, dict(params)).tree, loaded.context.weights)
-        session.adopt(loaded.session)
+        session = Session(loaded.job(dict(params)), loaded.context.weights)
+        session.adopt(loaded.context.session)
         return read_jsonl(make_cells(session)[0].weights.curves)
     except UserError:
         return []
 
 
 def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Lines of `curves.jsonl` as points, each curve thinned evenly to at most 40 with its last kept."""
-    curves: dict[str, list[Point]] = {}
-    for line in lines:
-        for name, value in line["values"].items():
-            point: Point = {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
-            curves.setdefault(name, []).append(point)
-    kept: list[Point] = []
-    for curve in curves.values():
-        every = -(-len(curve) // _POINTS)
-        kept += curve[::-1][::every][::-1]
-    return kept
+    """Lines of `curves.jsonl` as points."""
+    return [
+        {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
+        for line in lines
+        for name, value in line["values"].items()
+    ]
 
 
-def score_points(loaded: LoadedTune, trial: FrozenTrial, time_ms: int) -> list[Point]:
-    """Scores, objectives, constraints and times as points at `time_ms`, NFE on the step axis (0: at no one budget).
-
-    Scores are called `<column>@<NFE>` or `<column>@<NFE>T<temperature>`; the temperature stays in the name.
-    """
-    cfg, attrs = loaded.cfg, trial.user_attrs
-    found: list[tuple[str, int, float]] = []
-    for key, value in (attrs.get("scores") or {}).items():
-        column, _, rest = key.partition("@")
-        nfe, _, heat = rest.partition("T")
-        found.append((f"{column}_T{heat}" if heat else column, int(nfe or 0), value))
-    # Optuna gives a pruned trial the last value that it reported, which is no objective.
-    values = trial.values if trial.state == TrialState.COMPLETE else []
-    objectives = zip(cfg.objectives.items(), values, strict=False)
+def score_points(loaded: LoadedTune, trial: FrozenTrial) -> list[Point]:
+    """Scores, objectives, constraints and times as points of when the trial began, NFE on the step axis (0: at no one)."""
+    attrs, found = trial.user_attrs, list[tuple[str, int, float]]()
+    for key, value in attrs.get("score", {}).items():
+        column, _, nfe = key.partition("@")
+        found.append((column, int(nfe), value))
+    objectives = zip(loaded.cfg.objectives.items(), trial.values or [], strict=False)
     found += [(f"objective.{name}", o.nfe, value) for (name, o), value in objectives]
-    constraints = zip(cfg.constraints, attrs.get(CONSTRAINTS) or [], strict=False)
-    found += [(f"constraint.{name}", 0, value) for name, value in constraints]
-    found += [(f"seconds.{name}", 0, value) for name, value in (attrs.get("seconds") or {}).items()]
+    found += [(f"constraint.{name}", 0, value) for name, value in trial.constraints.items()]
+    found += [(f"seconds.{name}", 0, value) for name, value in attrs.get("seconds", {}).items()]
+    assert trial.datetime_start is not None, "it was at work"
+    time_ms = int(1000 * trial.datetime_start.timestamp())
     return [
         {"name": name, "value": float(value), "step": step, "time_ms": time_ms}
         for name, step, value in found
-        if value is not None and math.isfinite(value)
+        if math.isfinite(value)
     ]

@@ -1,33 +1,199 @@
-"""A search from the command's side: opens the study, runs its trials in the worker pool, and hands over what was found.
+"""A search from the command's side: its trials as work for the worker pool, and a command from its beginning to its end.
 
-Any number of such commands, on any hosts, may work on one study at the same time; one of them writes the results.
+All of it runs in the command's own process, which alone talks to the storage and to tracking. Any number of such commands,
+on any hosts, may work on one study at the same time; one of them writes the results.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import optuna
+from optuna.trial import TrialState
+
+from harness.errors import UserError
 from harness.jobs.locks import if_free
-from harness.jobs.loop import work_off
-from harness.jobs.pool import Pool
+from harness.jobs.loop import Work, work_off
+from harness.jobs.pool import Message, Pool
 from harness.jobs.progress import Display, clock
-from harness.search.ask import Search
+from harness.jobs.schedule import Task, TaskKey
 from harness.search.loaded import LoadedTune
 from harness.search.publish import SearchLog
-from harness.search.queue import Queue
+from harness.search.queue import Queue, make_pruner
 from harness.search.results import finish
-from harness.search.storage import Store, open_store, study_name
-from harness.search.trial import begin
-from harness.search.trials import all_trials, tally
-from harness.store import write_json
+from harness.search.storage import Store, open_store, patient
+from harness.search.trial import TrialResult, begin
+from harness.search.trials import FAILURE, LOST, PRUNED, RUN_ID, TRIES, all_trials, counts, so_far, tally, write_trials
+from harness.store import write_text
 from harness.study.folder import sweep_parts
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
 
+#: What all trials need (the judge, the data's own scores) is made by one worker before the first trial is asked for.
+PREPARE: TaskKey = ("prepare", "judge")
+#: Seconds between two tables of the trials while the search goes on.
+_TABLE_SECONDS = 20.0
 
+
+def _key(number: int) -> TaskKey:
+    return "trial", str(number)
+
+
+class Search(Work):
+    """The trials of one search. `tasks` are those that this command has handed out, and all that are counted.
+
+    `words` are for the progress line.
+    """
+
+    def __init__(self, loaded: LoadedTune, store: Store, queue: Queue, log: SearchLog) -> None:
+        self.loaded, self.store, self.queue, self.log = loaded, store, queue, log
+        self.tasks: dict[TaskKey, Task] = {PREPARE: Task(PREPARE)}
+        self.failures: dict[str, str] = {}
+        store.study.pruner = make_pruner(loaded.cfg, loaded.context.session.cfg.scale.steps)
+        self._written = time.monotonic()
+        self._look()
+        self._before = self._now
+
+    @patient
+    def _look(self) -> None:
+        """What the storage says now, of other commands' trials too."""
+        trials = all_trials(self.store.study)
+        self._now, self.words = tally(trials), so_far(trials, self.store.study.directions)
+        for trial in trials:
+            if counts(trial):
+                key = _key(trial.number)
+                self.tasks.setdefault(key, Task(key, state="done"))
+
+    # ---- what there is to do --------------------------------------------------------------------------------------
+    def unfinished(self) -> bool:
+        return not self.failures and self._now["counted"] < self.loaded.cfg.trials
+
+    def hopeless(self) -> bool:
+        """Whether no trial does anything but fail: then it makes no sense to go on."""
+        now = self._now
+        failed, fine = now["failed"] - self._before["failed"], now["complete"] + now["pruned"]
+        if not fine and failed >= 5 + (self.loaded.cfg.workers or 8):
+            self.failures["trials"] = f"the first {failed} all failed; `trials.csv` says why"
+        return bool(self.failures)
+
+    def ready(self, free: int) -> list[Task]:
+        missing = free - len(self._waiting())
+        if PREPARE not in self.tasks and missing > 0:
+            self.queue.ask(missing)
+            for number, trial in sorted(self.queue.asked.items()):
+                if _key(number) not in self.tasks:
+                    self._hand_out(trial)
+        return self._waiting()
+
+    def _waiting(self) -> list[Task]:
+        return [t for t in self.tasks.values() if t.state == "waiting"]
+
+    def _hand_out(self, trial: optuna.Trial) -> None:
+        """Make a task of a trial that was asked for."""
+        self._open_run(trial)
+        try:
+            job = self.loaded.job(trial.params)
+        except UserError as error:  # values that do not go together: this trial alone
+            self._end(trial.number, {FAILURE: " ".join(str(error).split())})
+            return
+        # One that has been lost too often is not asked for again: another takes its place.
+        tries = 2 if trial.user_attrs.get(TRIES, 0) < self.loaded.cfg.retries else 1
+        self.tasks[_key(trial.number)] = Task(_key(trial.number), job=job, tries=tries)
+
+    @patient
+    def _open_run(self, trial: optuna.Trial) -> None:
+        run = self.log.begin(trial.number, trial.params)
+        if run:
+            trial.set_user_attr(RUN_ID, run)
+
+    # ---- what came of it ------------------------------------------------------------------------------------------
+    @patient
+    def answer(self, task: Task, question: Any) -> bool:
+        """Whether a trial that has come to this value at this step had better be given up."""
+        step, value = question
+        trial = self.queue.asked[int(task.key[1])]
+        try:
+            trial.report(value, step)
+            return trial.should_prune()
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False  # taken for dead, and begun again by another command: what comes of it will not be used
+
+    def done(self, task: Task, value: TrialResult | None) -> None:
+        if value is None:
+            del self.tasks[PREPARE]
+            return
+        number = int(task.key[1])
+        if value.pruned:
+            self._end(number, {PRUNED: value.pruned}, TrialState.PRUNED)
+        elif not all(map(math.isfinite, value.values)):
+            self._end(number, {FAILURE: f"its objective is not a number ({', '.join(map(str, value.values))})"})
+        else:
+            self._complete(number, value)
+            self._ended(number)
+
+    @patient
+    def _complete(self, number: int, result: TrialResult) -> None:
+        """Keep all that is known of a finished trial with it, then finish it."""
+        trial = self.queue.asked[number]
+        facts = {"score": result.scores, "seconds": result.seconds, "trained": result.trained}
+        try:
+            for name, value in facts.items():
+                trial.set_user_attr(name, value)
+            for name, broken in zip(self.loaded.cfg.constraints, result.constraints, strict=True):
+                # Optuna takes no NaN here; a constraint on what could not be measured is not met.
+                trial.set_constraint(name, broken if math.isfinite(broken) else sys.float_info.max)
+            self.store.study.tell(trial, list(result.values))
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            # Told at an earlier attempt, of which the answer was lost; or taken for dead, and begun again elsewhere.
+            if self.store.trial(number).state == TrialState.RUNNING:
+                raise
+        del self.queue.asked[number]
+
+    def failed(self, task: Task, message: Message) -> None:
+        line = " ".join(message.text.strip().splitlines()[-1].split())
+        if message.kind == "broke":
+            write_text(self.loaded.folder / "errors" / f"{'-'.join(task.key)}.txt", message.text)
+        if task.key == PREPARE:
+            self.failures["workers"] = f"could not begin ({line}); see {self.loaded.folder / 'errors'}"
+        else:
+            # With its worker it is lost, and `Queue.ask` asks for it again; else it failed for good, and is counted.
+            self._end(int(task.key[1]), {LOST if message.kind == "died" else FAILURE: line})
+
+    def again(self, task: Task) -> None:
+        if task.key != PREPARE:
+            self._end(int(task.key[1]), {LOST: "its worker died"})
+
+    def _end(self, number: int, why: dict[str, str], state: TrialState = TrialState.FAIL) -> None:
+        """A trial ended without values."""
+        self.queue.end(number, why, state)
+        self.tasks.pop(_key(number), None)  # `_look` puts it back where it counts
+        self._ended(number)
+
+    @patient
+    def _ended(self, number: int) -> None:
+        self.log.end(self.store.trial(number))
+        self._look()
+
+    def tick(self) -> None:
+        self._look()
+        if time.monotonic() - self._written > _TABLE_SECONDS:
+            self._written = time.monotonic()
+            self.write()
+
+    @patient
+    def write(self) -> None:
+        """The table of the trials as it is now."""
+        write_trials(self.loaded, self.store.study)
+
+
+# ---- the command --------------------------------------------------------------------------------------------------------
 def run_search(loaded: LoadedTune) -> Outcome:
     """Search until `tune.trials` trials are there, then write what was found.
 
@@ -35,59 +201,58 @@ def run_search(loaded: LoadedTune) -> Outcome:
     """
     began = time.monotonic()
     for note in loaded.notes:
-        print(note, file=sys.stderr, flush=True)
-    sweep_parts(loaded.folder.parents[1], loaded.session.cache)  # of the study, whose weights trials share
+        _say(note)
+    sweep_parts(
+        loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve()
+    )  # of the study, whose weights trials share
     store = open_store(loaded)
-    what = {
-        "study": study_name(loaded),
-        "identity": loaded.identity,
-        "command": loaded.command,
-        "tune": loaded.tree,
-    }
-    write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
     log = SearchLog(loaded, store.study)
     try:
         with store.alone():
             log.open()
         failures = _search(loaded, store, log)
         if failures:
-            log.finish("FAILED")
+            log.tracker.finish(log.run, "FAILED")
             return Outcome("", [], failures)
         with if_free(loaded.folder / "finish.lock") as mine:
             if not mine:
                 return Outcome("", [f"another command writes the results in {loaded.folder}"])
             found = finish(loaded, store.study, log)
     except KeyboardInterrupt:
-        log.settle()  # trials that were put back
-        log.finish("KILLED")
+        log.tracker.finish(log.run, "KILLED")
         raise
     finally:
-        log.close()
-    print(f"tune {study_name(loaded)}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
+        log.tracker.close()
+    _say(f"tune {loaded.name}: done in {clock(time.monotonic() - began)}")
     return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def workers_of(loaded: LoadedTune) -> int:
     """Trials at a time: as told, or one for each GPU, or one for each core."""
-    return loaded.cfg.workers or worker_count(loaded.session)
+    return loaded.cfg.workers or worker_count(loaded.context.session)
 
 
 def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
     """Run trials until the wanted number is there; what made it end before that, by name."""
-    counted, wanted = tally(all_trials(store.study)).counted, loaded.cfg.trials
+    counted, wanted = tally(all_trials(store.study))["counted"], loaded.cfg.trials
     there = f", {counted} of them there" if counted else ""
-    print(f"tune {study_name(loaded)}: {wanted} trials{there} in {loaded.folder}", file=sys.stderr, flush=True)
+    _say(f"tune {loaded.name}: {wanted} trials{there} in {loaded.folder}")
     if counted >= wanted:
         return {}
     queue = Queue(store, loaded.cfg, loaded.folder / "commands")
     search = Search(loaded, store, queue, log)
-    display = Display(search.tasks, planned=wanted, note=search.note, what="trials")
+    display = Display(search.tasks, planned=wanted, note=lambda: search.words, what="trials")
     try:
         with queue.present(), contextlib.ExitStack() as stack:
             compute = loaded.base.cfg.compute
-            gpus = gpu_groups(compute.processes) if loaded.session.numerics.device == "cuda" else None
+            gpus = gpu_groups(compute.processes) if loaded.context.session.numerics.device == "cuda" else None
             count = min(workers_of(loaded), wanted - counted)
-            pool = Pool(begin, loaded.context.shared(), count, gpus, compute.threads)
+            # A copy is without the session that was built from it.
+            pool = Pool(begin, replace(loaded.context), count, gpus, compute.threads)
             stack.callback(pool.stop)
             work_off(search, pool, display, stop=search.hopeless)
     finally:

@@ -151,8 +151,9 @@ class Publisher:
         status: Status = "FAILED" if failures else "FINISHED"
         self.runs.finish(status, (*figures, *files), note=markdown_table(frame, shown), git_sha=commits_of(frame))
         places = [f"report   {page}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
-        if self.runs.tracker.where:
-            places += [f"MLflow   {self.runs.tracker.where}", f"         {self.runs.tracker.link()}"]
+        tracker = self.runs.tracker
+        if tracker.where:
+            places += [f"MLflow   {tracker.where}", f"         {tracker.link()}"]
         return Outcome(terminal_table(frame, shown), places, failures)
 
     def _context(self, frame: pd.DataFrame, failures: dict[str, str]) -> dict[str, Any]:

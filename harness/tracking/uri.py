@@ -51,11 +51,13 @@ def without_logins(text: str) -> str:
 
 
 def scrub(text: str, uri: str) -> str:
-    """One short line of an error's text, without the login of `uri` in any form in which it may be quoted."""
+    """One short line of an error's text, without logins and secrets of `uri` in any form in which they may be quoted."""
+    secrets = {match[0].removeprefix(match[1]) for match in _SECRET.finditer(uri)}
     for login in re.findall(r"://(.*)@", uri, flags=re.DOTALL):
-        for part in sorted({login, *login.split(":", 1)}, key=len, reverse=True):
-            for form in {part, quote(part, safe=""), unquote(part)} - {""}:
-                text = text.replace(form, "***")
+        secrets |= {login, *login.split(":", 1)}
+    for part in sorted(secrets, key=len, reverse=True):
+        for form in {part, quote(part, safe=""), unquote(part)} - {""}:
+            text = text.replace(form, "***")
     line = " ".join(without_logins(text).split())
     return line if len(line) <= 200 else line[:197] + "..."
 

@@ -1,14 +1,8 @@
-"""Searches for tests: a configuration with trials put into a storage by hand, and a command that is watched and killed."""
+"""Searches for tests: a configuration, with trials put into a storage by hand, and what must be true of trials after kills."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from harness.config.schema import RunConfig
 from harness.search.schema import ConfirmConfig, ConstraintConfig, DimensionConfig, ObjectiveConfig, TuneConfig
 from harness.search.storage import CREATED
-from harness.search.trials import CONSTRAINTS, RETRY_OF, status, tally
+from harness.search.trials import RETRY_OF, status, tally
 
 SPACE: dict[str, BaseDistribution] = {
     "methods.seq.slots": IntDistribution(1, 8),
@@ -49,7 +42,6 @@ def make_config(objectives: int = 1, constrained: bool = False) -> TuneConfig:
         space=dimensions,
         objectives=dict(list(goals.items())[:objectives]),
         constraints={"entropy": ConstraintConfig("entropy", 4, min=1.0)} if constrained else {},
-        nfe=[4],
         confirm=ConfirmConfig(top=2, seeds=[101, 102, 103]),
     )
 
@@ -65,6 +57,7 @@ def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False
     tree = {"study": {"name": "toy", "temperatures": [1.0]}, "tracking": {"experiment": None, "uri": None}}
     return SimpleNamespace(
         cfg=cfg,
+        name=f"{base.study.name}/{cfg.name}",
         notes=[],
         directions=["minimize"] * len(cfg.objectives),
         identity_parts={"space": "toy", "given": identity},
@@ -83,6 +76,7 @@ def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
     """An empty study in memory, marked as `harness.search.storage` marks it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(directions), study_name="toy/latent")
+    study.set_metric_names(["excess", "seconds"][: len(directions)])
     study.set_user_attr(CREATED, "2026-01-02T03:04:05+0000")
     return study
 
@@ -90,7 +84,7 @@ def make_study(directions: tuple[str, ...] = ("minimize",)) -> optuna.Study:
 def add(study: optuna.Study, params: dict[str, Any], values: list[float] | None = None, **more: Any) -> int:
     """Put a trial with these parameters into the study; without values it is pruned, or as `state=` says.
 
-    Further arguments are user attributes, as workers set them. Returns its number.
+    `entropy` is its constraint; further arguments are user attributes, as a search sets them. Returns its number.
     """
     state = more.pop("state", TrialState.COMPLETE if values is not None else TrialState.PRUNED)
     number = len(study.get_trials(deepcopy=False))
@@ -99,6 +93,7 @@ def add(study: optuna.Study, params: dict[str, Any], values: list[float] | None 
         values=values,
         params=params,
         distributions={key: SPACE[key] for key in params},
+        system_attrs={"constraints:entropy": more.pop("entropy")} if "entropy" in more else {},
         user_attrs={"asked_by": "host-1", **more},
     )
     trial.datetime_start = BEGAN + datetime.timedelta(seconds=10 * number)
@@ -117,50 +112,14 @@ def fill(
         if i % 3 == 2:
             params["methods.seq.split"] = (i % 7) / 7
         found = values(params)
-        facts = {"scores": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
-        add(
-            study, params, found, **facts, **({CONSTRAINTS: [params["methods.seq.noise"] - 0.2]} if constrained else {})
-        )
-
-
-# ---- a command that is watched ----------------------------------------------------------------------------------------
-_ROOT = Path(__file__).parents[2]
-
-
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """The command `harness.tune` in a process of its own; what it prints is added to `log`."""
-    with open(log, "ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness.tune", *arguments],
-            cwd=_ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
-            stdout=out,
-            stderr=out,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-
-def wait_for(happened: Callable[[], Any], process: subprocess.Popen, log: Path) -> Any:
-    """What `happened` says once that is something; a failure where the command ends before, or after two minutes."""
-    until = time.monotonic() + 120
-    while not (found := happened()):
-        assert process.poll() is None and time.monotonic() < until, log.read_text()
-        time.sleep(0.02)
-    return found
-
-
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The worker processes of a command; none where it has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
-    return []
+        facts = {"score": {"excess@4": found[0], "entropy@4": 1.5}, "seconds": {"train": 2.0}, "trained": True}
+        add(study, params, found, **facts, **({"entropy": params["methods.seq.noise"] - 0.2} if constrained else {}))
 
 
 def check_nothing_lost(trials: list[optuna.trial.FrozenTrial], wanted: int) -> None:
     """The wanted number, each configuration once, and what was lost asked for again exactly once with its values."""
     now = tally(trials)
-    assert now.counted == wanted and not now.running and not now.waiting, now
+    assert now["counted"] == wanted and not now["running"] and not now["waiting"], now
     counted = [str(t.params) for t in trials if status(t) != "lost"]
     assert len(set(counted)) == len(counted) == wanted, "a configuration is counted twice"
     again = Counter(t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs)

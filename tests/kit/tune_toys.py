@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
-from harness.config.load import Draft, load_draft
+from harness.config import compose as composing
+from harness.config import registry
 from harness.errors import BudgetError, UserError
 from harness.interface import Draw
 from tests.kit.study_plugins import YAML, Independent, Positions, PositionsOptions
@@ -105,7 +109,7 @@ trials: 4
 candidates: [tunable]
 space:
   "{sampler}.heat": {low: 0.5, high: 2.0, log: true}
-  study.temperatures: {kind: float, low: 0.5, high: 1.5, as_list: true}
+  study.temperatures: {kind: float, low: 0.5, high: 1.5}
 objectives:
   quality: {nfe: 2}
 samples: 16
@@ -113,19 +117,21 @@ samples: 16
 }
 
 
-_DRAFTS: dict[tuple[str, ...], Draft] = {}
+_COMPOSED: dict[tuple[Any, ...], DictConfig] = {}
 
 
-def keep_drafts(monkeypatch) -> None:
-    """Compose each study once: it takes a second, and is not what the tests of searches are about."""
+def keep_composed(monkeypatch) -> None:
+    """Have Hydra compose each choice of files once: that is most of loading, and not what the tests of searches are about."""
+    compose = composing.compose_lines
 
-    def kept(arguments: list[str], folders: list[Path], sections: tuple[str, ...]) -> Draft:
-        key = (*arguments, *map(str, folders))
-        if key not in _DRAFTS:
-            _DRAFTS[key] = load_draft(arguments, folders, sections)
-        return _DRAFTS[key]
+    def kept(lines: list[str]) -> DictConfig:
+        key = (*lines, *sorted((*place, id(entry)) for place, entry in registry._STORED.items()))
+        if key not in _COMPOSED:
+            _COMPOSED[key] = compose(lines)
+        return copy.deepcopy(_COMPOSED[key])
 
-    monkeypatch.setattr("harness.search.load.load_draft", kept)
+    monkeypatch.setattr("harness.config.compose.compose_lines", kept)
+    monkeypatch.setattr("harness.config.load.compose_lines", kept)
 
 
 def write_files(root: Path) -> Path:

@@ -17,22 +17,20 @@ from harness.jobs.pool import Message
 from harness.jobs.progress import Display
 from harness.jobs.schedule import Task
 from harness.search import storage
-from harness.search.ask import PREPARE, Search
-from harness.search.context import Job
 from harness.search.publish import SearchLog
 from harness.search.queue import Queue
+from harness.search.runner import PREPARE, Search
 from harness.search.schema import ConstraintConfig, DimensionConfig, ObjectiveConfig, PrunerConfig, TuneConfig
 from harness.search.storage import open_store
-from harness.search.table import trials_frame
 from harness.search.trial import TrialResult
-from harness.search.trials import FAILURE, all_trials, status
+from harness.search.trials import FAILURE, all_trials, status, trials_frame
 from tests.kit.tune_kit import make_loaded
 
 
-def _job(number: int, params: dict[str, Any]) -> Job:
+def _job(params: dict[str, Any]) -> dict[str, Any]:
     if params["x"] > 2:
         raise UserError("methods.m.x=3 is out\nof range")
-    return Job(number, params)
+    return params
 
 
 def _search(root: Path, wanted: int = 4, high: float = 1.0, **more: Any) -> Search:
@@ -41,7 +39,9 @@ def _search(root: Path, wanted: int = 4, high: float = 1.0, **more: Any) -> Sear
         constraints={"c": ConstraintConfig()}, trials=wanted, sampler="random", **more,
     )  # fmt: skip
     scale = SimpleNamespace(scale=SimpleNamespace(steps=100))
-    loaded = make_loaded(root, cfg, job=_job, session=SimpleNamespace(cfg=scale), folder=root / "tune")
+    loaded = make_loaded(
+        root, cfg, job=_job, context=SimpleNamespace(session=SimpleNamespace(cfg=scale)), folder=root / "tune"
+    )
     store = open_store(loaded)
     return Search(loaded, store, Queue(store, cfg, loaded.folder / "commands"), SearchLog(loaded, store.study))
 
@@ -89,7 +89,7 @@ def _run(search: Search, outcome, workers: int = 3) -> str:
     """Work it off; what was printed."""
     out = io.StringIO()
     with search.queue.present():
-        display = Display(search.tasks, out, planned=search.loaded.cfg.trials, note=search.note, what="trials")
+        display = Display(search.tasks, out, planned=search.loaded.cfg.trials, note=lambda: search.words, what="trials")
         work_off(search, _Pool(workers, outcome), display, stop=search.hopeless)
     return out.getvalue()
 
@@ -108,14 +108,14 @@ def test_it_ends_with_the_wanted_number_whatever_happens_on_the_way(tmp_path):
             return Message("failed", "the loss is nan at step 4")
         if turn == 2:
             return Message("done", value=TrialResult(pruned="at step 20"))
-        return Message("done", value=TrialResult([task.job.tree["x"]], [float("inf")], {"a@2": 1.0}, {}, True))
+        return Message("done", value=TrialResult([task.job["x"]], [float("inf")], {"a@2": 1.0}, {}, True))
 
     search = _search(tmp_path, wanted=20, retries=9)
     said = _run(search, outcome)
     now = _statuses(search)
     assert now["complete"] + now["pruned"] + now["failed"] == 20 and now["lost"] and not now["running"] + now["waiting"]
     assert "20/20 trials" in said.splitlines()[-1] and "failed" in said.splitlines()[-1] and "trying again" in said
-    frame = trials_frame(search.loaded, search.store.study)
+    frame = trials_frame(search.store.study)
     assert set(frame.loc[frame["state"] == "lost", "number"]) == set(frame["retry_of"].dropna())
     assert not frame["feasible"].dropna().any(), "what could not be measured is not met"
 
@@ -125,20 +125,20 @@ def test_a_trial_whose_worker_died_is_asked_for_again_with_its_values(tmp_path):
     (task,) = tasks
     search.again(task)
     (again,) = _ready(search, 1)
-    assert again.job.tree == task.job.tree and again.key != task.key
+    assert again.job == task.job and again.key != task.key
     assert _statuses(search) == {"lost": 1, "running": 1}
 
 
 def test_one_that_always_kills_its_worker_is_given_up_and_another_takes_its_place(tmp_path):
     search, tasks = _begun(tmp_path, free=1, wanted=1, retries=1)
-    values = tasks[0].job.tree
+    values = tasks[0].job
     assert tasks[0].tries == 2
     search.again(tasks[0])
     (last,) = _ready(search, 1)
-    assert last.tries == 1 and last.job.tree == values
+    assert last.tries == 1 and last.job == values
     search.failed(last, Message("died", "worker process ended"))
     (other,) = _ready(search, 1)
-    assert other.job.tree != values and _statuses(search) == {"lost": 2, "running": 1}
+    assert other.job != values and _statuses(search) == {"lost": 2, "running": 1}
 
 
 def test_an_objective_that_is_no_number_fails_its_trial(tmp_path):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -20,16 +18,19 @@ from optuna.trial import TrialState
 from harness.search.load import load_tune
 from harness.search.storage import open_store
 from harness.search.trials import STOPPED, all_trials, status, tally
-from tests.kit.tune_kit import check_nothing_lost, start, wait_for, workers_of
+from tests.kit.process_kit import start, wait_for, workers_of
+from tests.kit.study_kit import invoke
+from tests.kit.tune_kit import check_nothing_lost
 from tests.kit.tune_toys import arguments, write_files
 
-_ROOT = Path(__file__).parents[2]
+_WANTED = 4
 
 
-def _search(root: Path, *more: str) -> list[str]:
+def _search(root: Path) -> list[str]:
     """A search of trials of a second or two each."""
-    own = ("tune=toy", "tune.trials=6", "tune.workers=2", "tune.confirm.top=0", "tune.sampler=random")
-    return [*arguments(root, *own), "compute.device=cpu", "scale.steps=1500", "train.checkpoint_seconds=0.2", *more]
+    own = ("tune=toy", f"tune.trials={_WANTED}", "tune.workers=1", "tune.confirm.top=0", "tune.sampler=random")
+    less = [f"~tune.space.{name}" for name in ("corners", "rounds")]  # what is drawn in the end takes longest
+    return [*arguments(root, *own, *less), "compute.device=cpu", "scale.steps=700", "train.checkpoint_seconds=0.1"]
 
 
 def _trials(root: Path) -> list[optuna.trial.FrozenTrial]:
@@ -37,13 +38,13 @@ def _trials(root: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def _command(root: Path, log: Path) -> subprocess.Popen:
-    return start(["--config-dir", str(root / "configs"), *_search(root)], log)
+    return start("harness.tune", ["--config-dir", str(root / "configs"), *_search(root)], log)
 
 
-def _told(root: Path) -> bool:
-    """Whether a trial is complete."""
+def _told(root: Path) -> int:
+    """How many trials are complete."""
     journal = root / "runs" / "tunable" / "tune" / "toy" / "journal.log"
-    return journal.exists() and f'"state":{int(TrialState.COMPLETE)}' in journal.read_text()
+    return journal.read_text().count(f'"state":{int(TrialState.COMPLETE)}') if journal.exists() else 0
 
 
 def _at_work(root: Path) -> list[Path]:
@@ -51,13 +52,8 @@ def _at_work(root: Path) -> list[Path]:
     return list((root / "runs" / "tunable" / "weights").glob("*/train.safetensors"))
 
 
-@pytest.mark.timeout(280)
-@pytest.mark.parametrize("how", ["terminal", "scheduler"])
-def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continues(tmp_path, how):
-    write_files(tmp_path)
-    log, folder = tmp_path / "log", tmp_path / "runs" / "tunable" / "tune" / "toy"
-    process = _command(tmp_path, log)
-    wait_for(lambda: _told(tmp_path) and _at_work(tmp_path), process, log)
+def _stopped(process: subprocess.Popen, log: Path, how: str) -> None:
+    """Stop a command as a terminal does, whose Ctrl-C goes to its workers too, or as a scheduler; all of it is gone then."""
     workers = wait_for(functools.partial(workers_of, process), process, log)
     if how == "terminal":
         for each in (psutil.Process(process.pid), *workers):
@@ -65,63 +61,73 @@ def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continu
     else:
         process.terminate()
     assert process.wait(60) == (130 if how == "terminal" else 143)
-    assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=60)[1]
+    assert len(workers) == 1 and not psutil.wait_procs(workers, timeout=60)[1]
     said = log.read_text()
     assert said.strip().splitlines()[-1].startswith("stopped; the same command continues") and "Traceback" not in said
-    trials = _trials(tmp_path)
-    stopped, before = [t for t in trials if t.user_attrs.get(STOPPED)], tally(trials)
-    assert stopped and 0 < before.counted < 6 and before.running == 0
-    assert not list((folder / "commands").iterdir()), "who leaves in good order leaves nothing behind"
-    assert list(pd.read_parquet(folder / "trials.parquet")["number"]) == [t.number for t in trials]
+
+
+@pytest.mark.timeout(280)
+def test_a_command_that_is_stopped_puts_trials_back_and_the_same_command_continues(tmp_path):
+    write_files(tmp_path)
+    log, folder = tmp_path / "log", tmp_path / "runs" / "tunable" / "tune" / "toy"
+    counted, stopped = 0, 0
+    for how in ("terminal", "scheduler"):
+        process = _command(tmp_path, log)
+        wait_for(lambda counted=counted: _told(tmp_path) > counted and _at_work(tmp_path), process, log)
+        _stopped(process, log, how)
+        assert f"{counted} of them there" in log.read_text() or not counted
+        trials = _trials(tmp_path)
+        put_back, before = [t for t in trials if t.user_attrs.get(STOPPED)], tally(trials)
+        assert len(put_back) > stopped and counted < before["counted"] < _WANTED and not before["running"]
+        assert not list((folder / "commands").iterdir()), "who leaves in good order leaves nothing behind"
+        assert list(pd.read_parquet(folder / "trials.parquet")["number"]) == [t.number for t in trials]
+        counted, stopped = before["counted"], len(put_back)
 
     assert _command(tmp_path, log).wait(200) == 0, log.read_text()
     trials = _trials(tmp_path)
-    check_nothing_lost(trials, 6)
+    check_nothing_lost(trials, _WANTED)
     # One that was being asked for may not have had all of its values.
     done = [t.params.items() for t in trials if status(t) == "complete"]
-    assert all(any(t.params.items() <= params for params in done) for t in stopped)
-    assert f"{before.counted} of them there" in log.read_text()
+    assert all(any(t.params.items() <= params for params in done) for t in put_back)
+    assert f"{counted} of them there" in log.read_text()
     _check_log(log.read_text(), folder, trials)
 
 
 def _check_log(said: str, folder: Path, trials: list[optuna.trial.FrozenTrial]) -> None:
     """Not on a terminal: a line at the beginning, at the end and now and then; nothing of Optuna's own."""
-    assert said.splitlines()[0] == f"tune tunable/toy: 6 trials in {folder}"
+    assert said.splitlines()[0] == f"tune tunable/toy: {_WANTED} trials in {folder}"
     last = next(line for line in reversed(said.splitlines()) if line.startswith("["))
-    assert re.match(r"\[\d+:\d\d, ETA \S+, 6/6 trials\] best ", last)
+    assert re.match(rf"\[\d+:\d\d, ETA \S+, {_WANTED}/{_WANTED} trials\] best ", last)
     best = min((t for t in trials if status(t) == "complete"), key=lambda t: t.value)
     assert last.endswith(f"best {best.value:.4g} (trial {best.number})")
     assert "Warning" not in said and "[I 20" not in said
-    kept = json.loads((folder / "tune.json").read_text())
-    assert kept["study"] == "tunable/toy" and "storage" not in kept["tune"]
 
 
 @pytest.mark.timeout(280)
 def test_a_search_from_end_to_end(tmp_path):
-    """Two workers, three trials of eight steps, tracked; then the best configuration as an ordinary study."""
+    """Three trials of eight steps, tracked; then the best configuration as an ordinary study."""
     log = tmp_path / "log"
     study = [
-        "study=exact", "only_tasks=[hmm]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}",
+        "study=exact", "only_tasks=[templates]", f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}",
         "scale.steps=8", "scale.batch=16", "study.samples=24", "study.bound_sequences=24", "train.validations=1",
         "train.valid_sequences=24", "compute.device=cpu", "compute.workers=1", "tracking.system_metrics=false",
     ]  # fmt: skip
-    tune = ["tune=latent", "tune.trials=3", "tune.workers=2", "tune.samples=24", "tune.confirm.top=0", "tune.steps=1"]
-    # Eight steps meet no constraint.
-    process = start([*study, *tune, "~tune.constraints.entropy", "~tune.constraints.spread"], log)
+    tune = ["tune=latent", "tune.trials=3", "tune.workers=1", "tune.samples=24", "tune.confirm.top=0", "tune.steps=1"]
+    # Eight steps meet no constraint; two dimensions are enough, and are drawn in a second.
+    less = [f"~tune.constraints.{name}" for name in ("entropy", "spread")]
+    less += [f"~tune.space.{name}" for name in ("encoder_noise", "latent_shift", "decoder_noise", "schedule")]
+    process = start("harness.tune", [*study, *tune, *less], log)
     assert process.wait(250) == 0, log.read_text()
     said = log.read_text()
-    assert "Traceback" not in said and "3/3 trials" in said and "best " in said
-    folder = tmp_path / "runs" / "exact" / "hmm" / "tune" / "latent"
+    assert "Traceback" not in said and "3/3 trials" in said and "Best: trial" in said
+    folder = tmp_path / "runs" / "exact" / "templates" / "tune" / "latent"
     frame = pd.read_parquet(folder / "trials.parquet")
     assert list(frame["state"]) == ["complete"] * 3 and frame["run_id"].nunique() == 3 and frame["trained"].all()
     assert len(list((folder.parent.parent / "weights").glob("*/model.safetensors"))) == 3
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["trial"] == int(frame.loc[frame["value.quality"].idxmin(), "number"])
     assert (folder / "report.md").exists() and list((folder / "figures").glob("*.png"))
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness.run", *study, f"+best={folder / 'best.yaml'}", "--cfg", "job"],
-        cwd=_ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = invoke([*study, f"+best={folder / 'best.yaml'}", "--cfg", "job"]).out
     slots = next(o for o in best["overrides"] if ".slots=" in o)
     method, value = slots.split(".")[1], int(slots.split("=")[1])
     assert yaml.safe_load(shown)["methods"][method]["slots"] == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -14,9 +15,8 @@ from harness.config.registry import find_entries, studies_folder
 from harness.errors import UserError
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
-from harness.search.possible import is_sampling_only
 from tests.kit.study_kit import invoke
-from tests.kit.tune_toys import arguments, keep_drafts, write_files
+from tests.kit.tune_toys import arguments, keep_composed, write_files
 
 TUNED = "methods.tunable.samplers.tuned"
 _STUDIES = {
@@ -36,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    keep_drafts(monkeypatch)
+    keep_composed(monkeypatch)
 
 
 def _load(root: Path, *more: str, tune: str = "toy", check: bool = True) -> LoadedTune:
@@ -64,11 +64,11 @@ def test_a_search_is_complete_when_it_is_loaded(root):
     assert cfg.space["methods.tunable.samplers.tuned.bend"].when == {"methods.tunable.samplers.tuned.path": ["bent"]}
     assert (cfg.objectives["quality"].column, cfg.objectives["quality"].direction) == ("gen_ppl", "minimize")
     assert list(cfg.constraints) == ["repeats"], "an optional constraint on a column that there is not"
-    assert loaded.budgets == [2, 4] and loaded.directions == ["minimize"]
+    assert cfg.budgets == [2, 4] and loaded.directions == ["minimize"]
     assert loaded.folder == root / "runs" / "tunable" / "tune" / "toy"
     assert loaded.context.weights == root / "runs" / "tunable" / "weights"
-    assert "storage" not in loaded.tree and not is_sampling_only(loaded)
-    assert is_sampling_only(_load(root, tune="heat"))
+    assert "storage" not in loaded.tree and not loaded.samples_only
+    assert _load(root, tune="heat", check=False).samples_only
 
 
 def test_trials_differ_from_the_study_and_the_command_line_wins(root):
@@ -97,11 +97,11 @@ def test_a_draft_gives_what_loading_gives(root):
             draft.loaded([wrong])
 
 
-def test_a_key_that_refers_to_another_is_searched_there(root):
+def test_a_key_that_refers_to_another_is_searched_by_itself(root):
     loaded = _load(root, "tune.method=twin")
-    assert next(iter(loaded.cfg.space)) == "methods.tunable.spread"
-    assert "methods.tunable.spread" in loaded.notes[0]
-    assert loaded.trial_tree(["methods.tunable.spread=4"], "x")["methods"]["twin"]["spread"] == 4.0
+    assert next(iter(loaded.cfg.space)) == "methods.twin.spread"
+    methods = loaded.job({"methods.twin.spread": 4.0})["methods"]
+    assert (methods["twin"]["spread"], methods["tunable"]["spread"]) == (4.0, 1.0)
 
 
 def test_identity_is_of_what_trials_are(root):
@@ -125,8 +125,8 @@ def test_password_is_nowhere(root):
 def test_workers_are_sent_plain_data_without_a_login(root):
     storage, uri = "tune.storage=postgresql://me:secret@host/db", "tracking.uri=postgresql://me:secret@host/runs"
     loaded = _load(root, storage, uri)
-    _ = loaded.session.data  # what the command has built for itself stays with it
-    sent = ForkingPickler.dumps((loaded.context.shared(), loaded.job(0, {"methods.tunable.spread": 3.0})))
+    _ = loaded.context.session.data  # what the command has built for itself stays with it
+    sent = ForkingPickler.dumps((replace(loaded.context), loaded.job({"methods.tunable.spread": 3.0})))
     assert b"secret" not in bytes(sent) and len(bytes(sent)) < 20_000
 
 
@@ -156,13 +156,13 @@ def test_the_searches_that_come_with_it_fit_their_studies(name, tmp_path):
     for study in _STUDIES[name]:
         task = ["only_tasks=[binsaw]"] if study == "exact" else []
         loaded = load_tune([f"study={study}", *task, f"tune={name}", f"runs_dir={tmp_path}"], check=False)
-        assert len(loaded.cfg.space) >= 3 and loaded.cfg.constraints and loaded.budgets == [4]
+        assert len(loaded.cfg.space) >= 3 and loaded.cfg.constraints and loaded.cfg.budgets == [4]
 
 
 def test_schedule_is_for_sampling_alone(tmp_path):
     shared = [f"runs_dir={tmp_path}", f"cache_dir={tmp_path}", "data=templates", "judge=oracle", "scale.length=32"]
     loaded = load_tune(["study=smoke", *shared, "tokenizer=characters", "tune=schedule", "tune.samples=20"])
-    assert loaded.cfg.method == "seq/diffusion" and is_sampling_only(loaded)
+    assert loaded.cfg.method == "seq/diffusion" and loaded.samples_only
     assert not any(key.endswith(".path") for key in loaded.cfg.space)
     assert not loaded.cfg.space["methods.seq.samplers.diffusion.latent_share"].when
 
@@ -174,6 +174,9 @@ _ARGUMENTS = {
     "tune.pruner.kid=median": ["tune.pruner.kid", "tune.pruner.kind"],
     "tune.pruner.kind=medium": ["tune.pruner.kind=medium", "'median'"],
     "tune.trials=0": ["tune.trials=0", "1 or more"],
+    "tune.workers=-1": ["tune.workers=-1", "0 or more"],
+    "tune.retries=-2": ["tune.retries=-2", "0 or more"],
+    "tune.storage=sqlite:///trials.db": ["sqlite:... is no storage"],
     "tune.trials=many": ["tune.trials", "many", "Integer"],
     "tune.sampler=tep": ["tune.sampler=tep", "'tpe'"],
     "tune.method=tunible": ["tune.method=tunible", "'tunable'"],
@@ -187,16 +190,15 @@ _ARGUMENTS = {
     "tune.objectives.quality.direction=up": ["direction=up", "minimize"],
     "tune.objectives.quality.nfe=0": ["nfe=0", "1 or more", "nearest is 1"],
     "tune.objectives.quality.nfe=1": ["tune.space.methods.tunable.samplers.tuned.path at bent", "use 2 or more"],
-    "tune.nfe=[8]": ["nfe=2", "tune.nfe=[8]"],
     "tune.objectives.quality.column=reverse_nats": ["reverse_nats", "alternating"],
     "tune.constraints.repeats.within=-1": ["tune.constraints.repeats.within", "0 or more"],
     "tune.constraints.cheap={column: seconds_per_seq, within: 0.1}": ["tune.constraints.cheap", "the data have no"],
     "tune.constraints.empty={column: repeats}": ["tune.constraints.empty", "limits nothing"],
     "tune.constraints.no={column: repeats, min: 2, max: 1}": ["tune.constraints.no", "nothing satisfies"],
-    "tune.space.spread.low=20": ["methods.tunable.spread", "from 20 to 10 is empty"],
-    "tune.space.spread.low=0": ["methods.tunable.spread", "log needs low above 0"],
+    "tune.space.spread.low=20": ["methods.tunable.spread", "nothing to choose from 20 to 10"],
+    "tune.space.spread.low=0": ["methods.tunable.spread", "low > 0"],
     "tune.space.rounds.high=6.5": ["methods.tunable.rounds", "whole numbers"],
-    "tune.space.rounds.step=99": ["methods.tunable.rounds", "step=99"],
+    "tune.space.rounds.step=99": ["methods.tunable.rounds", "steps of 99"],
     "tune.space.path.choices=[straight,bend]": ["methods.tunable.samplers.tuned.bend.when", "never is bent"],
     "tune.space.rounds={choices: [1, two]}": ["methods.tunable.rounds", "at two", "Integer"],
     "tune.space.bends.low=1": ["no such part of tune.space", "'bend'"],
@@ -204,12 +206,11 @@ _ARGUMENTS = {
     "tune.base=['train.validationz=3']": ["train.validationz"],
     "tune.pruner={kind: median, signal: score, samples: 2}": ["tune.pruner.samples=2"],
     "tune.steps=0": ["tune.steps=0", "above 0", "default is 1"],
-    "tune.nfe=[4,0]": ["tune.nfe=0", "nearest is 1"],
+    "tune.confirm.screen=[4,-1]": ["tune.confirm.screen=-1", "nearest is 0"],
     "tune.confirm.seeds=[5,5]": ["tune.confirm.seeds=[5, 5]", "twice"],
     "tune.confirm.samples=3": ["tune.confirm.samples=3", "8 or more, or 0", "nearest is 8"],
     "tune.pruner.warmup=2": ["tune.pruner.warmup=2", "between 0 and 1", "nearest is 1"],
     "tune.space.spread.high=inf": ["spread.high=inf", "finite"],
-    "tune.objectives.quality.temperature=0": ["temperature=0", "above 0"],
 }  # fmt: skip
 
 
@@ -232,12 +233,12 @@ _SPACES = {
     "word": ({"{sampler}.path": {"low": 0, "high": 1}}, ["methods.tunable.samplers.tuned.path", "choices"]),
     "both": ({"{method}.spread": {"low": 0, "high": 1, "choices": [1, 2]}}, ["methods.tunable.spread", "choices"]),
     "half": ({"{method}.spread": {"low": 1}}, ["methods.tunable.spread", "low and high"]),
-    "list": ({"{sampler}.corners": {"kind": "float", "low": 0, "high": 1}}, [f"{TUNED}.corners", "as_list"]),
     "once": ({"{sampler}.path": {"choices": ["bent"]}}, ["methods.tunable.samplers.tuned.path", "two different choices"]),
     "order": (
         {"{method}.spread": {"low": 1, "high": 2, "when": {"{sampler}.bend": [1]}}},
         ["methods.tunable.spread.when", "put it before"],
     ),
+    "unknown": ({"{method}.spread": {"low": 1, "high": 2, "when": {"nothing": [1]}}}, ["spread.when", "nothing"]),
     "twice": ({"methods.tunable.spread": {"low": 1, "high": 2}}, ["methods.tunable.spread", "keep one"]),
     "field": ({"{sampler}.heat": {"lo": 1, "high": 2}}, ["lo", "'low'"]),
     "type": ({"{sampler}.heat": {"low": "hot", "high": 2}}, ["hot", "Float"]),

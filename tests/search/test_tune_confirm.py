@@ -14,12 +14,21 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from harness.search import confirm as module
-from harness.search.best import candidates
-from harness.search.confirm import DEFAULT, Confirmation, Run, confirm, frame_of, study_tree
+from harness.search.confirm import (
+    BEATS,
+    DEFAULT,
+    NONE,
+    UNKNOWN,
+    WORSE,
+    Confirmation,
+    compare,
+    confirm,
+    study_tree,
+    t_interval,
+)  # fmt: skip
 from harness.search.load import load_tune
-from harness.search.paired import BEATS, NONE, UNKNOWN, WORSE, compare, in_words, t_interval
-from harness.search.results import verdict
-from harness.store import read_json
+from harness.search.results import Findings, verdict
+from harness.search.trials import candidates
 from tests.kit.study_kit import use_threads
 from tests.kit.study_plugins import write_configs
 from tests.kit.tune_kit import make_config, make_loaded, make_study
@@ -30,22 +39,21 @@ SEEDS = [11, 12, 13]
 # ---- paired differences -----------------------------------------------------------------------------------------------
 def test_the_interval_is_students():
     """Three differences 1, 2, 3: mean 2, standard error 1 / sqrt 3, and t = 4.3027 with two degrees of freedom."""
-    mean, se, low, high = t_interval(np.array([1.0, 2.0, 3.0]), 0.95)
-    assert mean == 2.0 and se == pytest.approx(1 / math.sqrt(3))
+    se, low, high = t_interval(np.array([1.0, 2.0, 3.0]), 0.95)
+    assert se == pytest.approx(1 / math.sqrt(3))
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-5)
-    assert t_interval(np.array([5.0]), 0.95)[2:] == (-math.inf, math.inf)
+    assert t_interval(np.array([5.0]), 0.95)[1:] == (-math.inf, math.inf)
 
 
 def test_what_seeds_have_in_common_cancels():
     """Seeds that differ by 10 and a configuration that is 1 better on each: only a paired comparison sees it."""
     default = {seed: 10.0 * seed for seed in SEEDS}
     ours = {seed: 10.0 * seed - 1 + 0.1 * (i - 1) for i, seed in enumerate(SEEDS)}
-    p = compare("excess", ours, default, lower_is_better=True)
+    p = compare("excess", ours, default, lower=True)
     assert p.verdict == BEATS and p.difference == pytest.approx(-1.0) and p.seeds == 3 and p.level == 0.95
     assert p.high == pytest.approx(-1 + 4.302653 * 0.1 / math.sqrt(3), abs=1e-5)
-    assert compare("excess", ours, default, lower_is_better=False).verdict == WORSE
-    assert compare("excess", default, ours, lower_is_better=True).verdict == WORSE
-    assert "beats the default" in in_words("trial-0001", p) and "3 seeds, paired" in in_words("trial-0001", p)
+    assert compare("excess", ours, default, lower=False).verdict == WORSE
+    assert compare("excess", default, ours, lower=True).verdict == WORSE
 
 
 def test_many_comparisons_need_more():
@@ -67,23 +75,16 @@ def test_intervals_hold_together_as_often_as_they_say():
     assert 0 < wrong / count < 0.05 + 2 * math.sqrt(0.05 * 0.95 / count)
 
 
-@pytest.mark.parametrize(
-    ("ours", "seeds", "said"),
-    [
-        ({}, 0, "no finished seed in common"),
-        ({11: 0.5}, 1, "more than one"),
-        ({99: 0.5}, 0, "no finished seed in common"),
-    ],
-)
-def test_too_few_seeds_tell_nothing(ours, seeds, said):
+@pytest.mark.parametrize(("ours", "seeds"), [({}, 0), ({11: 0.5}, 1), ({99: 0.5}, 0)])
+def test_too_few_seeds_tell_nothing(ours, seeds):
     p = compare("excess", ours, dict.fromkeys(SEEDS, 1.0), True)
-    assert p.verdict == UNKNOWN and p.seeds == seeds and said in in_words("trial-0001", p)
+    assert p.verdict == UNKNOWN and p.seeds == seeds and (p.low, p.high) == (-math.inf, math.inf)
 
 
 # ---- the winner ---------------------------------------------------------------------------------------------------------
 def _done(values: dict[str, dict[int, float]], broken: tuple[str, ...] = ()) -> Confirmation:
     runs = [
-        Run(label, seed, [value], [0.5 if label in broken else -0.5])
+        {"label": label, "seed": seed, "value.excess": value, "constraint.entropy": 0.5 if label in broken else -0.5}
         for label, found in values.items()
         for seed, value in found.items()
     ]
@@ -92,7 +93,9 @@ def _done(values: dict[str, dict[int, float]], broken: tuple[str, ...] = ()) -> 
 
 def _judged(tmp_path, done: Confirmation) -> Confirmation:
     loaded = make_loaded(tmp_path, make_config(constrained=True))
-    return module._judge(loaded, make_study(), done, list(dict.fromkeys(r.label for r in done.runs)))
+    labels = [label for label in dict.fromkeys(r["label"] for r in done.runs) if label != DEFAULT]
+    module._judge(loaded, done, labels, np.array([1.0]))
+    return done
 
 
 def test_the_winner_finished_all_seeds_and_keeps_the_constraints(tmp_path):
@@ -104,8 +107,8 @@ def test_the_winner_finished_all_seeds_and_keeps_the_constraints(tmp_path):
     }
     done = _judged(tmp_path, _done(values, broken=("b",)))
     assert done.winner == "a"
-    assert "b: breaks the constraint entropy on 3 of 3 seeds" in done.sentences
-    assert "c: only 1 of 3 seeds finished" in done.sentences
+    assert "b: breaks the constraint entropy on 3 of 3 seeds" in done.remarks
+    assert "c: only 1 of 3 seeds finished" in done.remarks
     assert done.paired["b"][0].verdict == BEATS and done.paired["c"][0].verdict == UNKNOWN
     assert _judged(tmp_path, _done(values, broken=("a", "b"))).winner == "b", "where none keeps them, the best"
     assert _judged(tmp_path, _done({DEFAULT: values[DEFAULT], "c": {11: 0.1}})).winner == "c"
@@ -116,8 +119,8 @@ def test_the_verdict_names_how_many_seeds(tmp_path):
     done = _judged(
         tmp_path, _done({DEFAULT: dict(zip(SEEDS, (1.0, 1.1, 0.9), strict=True)), "a": dict.fromkeys(SEEDS, 0.2)})
     )
-    found = SimpleNamespace(confirmation=done, best=SimpleNamespace(label="a"))
-    assert verdict(found) == "verdict on a with 3 fresh seeds: beats the default"
+    found = Findings([], SimpleNamespace(label="a"), confirmation=done)
+    assert verdict(found) == "Verdict on a with 3 fresh seeds: beats the default."
 
 
 # ---- its studies --------------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def _searched(*rates: float) -> optuna.Study:
         spread = {"scale.lr": FloatDistribution(1e-4, 0.5, log=True)}
         trial = create_trial(
             state=TrialState.COMPLETE, value=0.1 * i, params={"scale.lr": rate}, distributions=spread,
-            user_attrs={"constraints": [-0.1]},
+            system_attrs={"constraints:repeats": -0.1},
         )  # fmt: skip
         study.add_trial(trial)
     return study
@@ -166,7 +169,7 @@ def test_its_studies_are_the_studys_own_with_fresh_seeds(loaded):
     assert tree["scale"] == loaded.base.tree["scale"] | {"lr": 0.2}, "all of its training steps"
 
 
-def test_a_better_rate_is_confirmed_and_a_second_look_reads_what_is_there(loaded, monkeypatch, capsys):
+def test_a_better_rate_is_confirmed_and_a_second_look_reads_what_is_there(loaded, monkeypatch):
     study = _searched(0.2, 0.0002)
     chosen = candidates(loaded, study, 2)
     done = confirm(loaded, study, chosen)
@@ -179,7 +182,7 @@ def test_a_better_rate_is_confirmed_and_a_second_look_reads_what_is_there(loaded
     assert same.difference == 0.0 and same.verdict == NONE, (
         "the default once more: the same numbers, from the same weights"
     )
-    values = {(r.label, r.seed): r.values[0] for r in done.runs}
+    values = {(r["label"], r["seed"]): r["value.bound"] for r in done.runs}
     by_hand = [values["trial-0000", s] - values[DEFAULT, s] for s in SEEDS]
     assert fast.difference == pytest.approx(np.mean(by_hand)) and fast.se == pytest.approx(
         np.std(by_hand, ddof=1) / 3**0.5
@@ -188,10 +191,9 @@ def test_a_better_rate_is_confirmed_and_a_second_look_reads_what_is_there(loaded
     homes = sorted(p.parent.name for p in (loaded.folder / "confirm" / "weights").glob("*/model.safetensors"))
     assert len(homes) == 6, "the default and trial 1, which are the same, share their weights"
 
-    monkeypatch.setattr(module, "run_study", lambda *_: pytest.fail("there is nothing left to run"))
-    capsys.readouterr()
+    monkeypatch.setattr("harness.jobs.pool.Pool.assign", lambda *_: pytest.fail("there is nothing left to run"))
     again = confirm(loaded, study, chosen)
-    assert again.runs == done.runs and again.paired == done.paired and capsys.readouterr().err == ""
+    assert again.runs == done.runs and again.paired == done.paired
 
 
 def test_it_goes_on_where_it_was_cut_off(loaded, monkeypatch):
@@ -231,9 +233,8 @@ def test_a_seed_that_fails_is_said_and_looked_at_again(loaded, monkeypatch):
     chosen = candidates(loaded, study, 1)
     done = confirm(loaded, study, chosen)
     assert done.failures == {"trial-0000 seed12": "the loss is nan"}
-    assert [r.seed for r in done.of("trial-0000")] == [11, 13] and done.paired["trial-0000"][0].seeds == 2
-    assert "trial-0000: only 2 of 3 seeds finished" in done.sentences
-    assert read_json(loaded.folder / "confirm.json")["identity"] == ""
+    assert [r["seed"] for r in done.of("trial-0000")] == [11, 13] and done.paired["trial-0000"][0].seeds == 2
+    assert "trial-0000: only 2 of 3 seeds finished" in done.remarks
     monkeypatch.setattr(module, "run_study", real)
     assert len(confirm(loaded, study, chosen).runs) == 6
 
@@ -241,10 +242,11 @@ def test_a_seed_that_fails_is_said_and_looked_at_again(loaded, monkeypatch):
 def test_other_seeds_are_another_confirmation(loaded):
     study = _searched()
     chosen = candidates(loaded, study, 1)
-    assert chosen == [] and [r.seed for r in confirm(loaded, study, chosen).runs] == SEEDS
+    assert chosen == [] and [r["seed"] for r in confirm(loaded, study, chosen).runs] == SEEDS
     loaded.cfg.confirm.seeds = [21]
     done = confirm(loaded, study, chosen)
-    assert [r.seed for r in done.runs] == [21] and list(frame_of(loaded, done)["seed"]) == [21]
+    assert [r["seed"] for r in done.runs] == [21]
+    assert list(pd.read_parquet(loaded.folder / "confirm.parquet")["seed"]) == [21]
 
 
 def test_a_first_round_chooses_who_is_compared(loaded, capsys):
@@ -253,18 +255,19 @@ def test_a_first_round_chooses_who_is_compared(loaded, capsys):
     study = _searched(0.0002, 0.2)
     chosen = candidates(loaded, study, 2)
     done = confirm(loaded, study, chosen)
-    assert {(r.label, r.seed) for r in done.screened} == {(c.label, s) for c in chosen for s in (21, 22)}
-    assert {r.label for r in done.runs} == {DEFAULT, "trial-0001"} and sorted({r.seed for r in done.runs}) == SEEDS
+    assert {(r["label"], r["seed"]) for r in done.screened} == {(c.label, s) for c in chosen for s in (21, 22)}
+    assert {r["label"] for r in done.runs} == {DEFAULT, "trial-0001"} and sorted(
+        {r["seed"] for r in done.runs}
+    ) == SEEDS
     assert done.winner == "trial-0001" and list(done.paired) == ["trial-0001"]
     assert done.paired["trial-0001"][0].level == 0.95, "one interval, which was chosen on other seeds"
-    assert sorted(set(frame_of(loaded, done)["seed"])) == SEEDS
-    assert "screening 2/2: trial-0001, seeds 21, 22" in capsys.readouterr().err
-    again = confirm(loaded, study, chosen)
-    assert again == done and "screening" not in capsys.readouterr().err
+    assert sorted(set(pd.read_parquet(loaded.folder / "confirm.parquet")["seed"])) == SEEDS
+    assert "confirmation of trial-0001-screen, seeds 21, 22" in capsys.readouterr().err
+    assert confirm(loaded, study, chosen) == done
 
 
 def test_one_candidate_needs_no_first_round(loaded):
     loaded.cfg.confirm.screen = [21, 22]
     study = _searched(0.2)
     done = confirm(loaded, study, candidates(loaded, study, 1))
-    assert done.screened == [] and {r.label for r in done.runs} == {DEFAULT, "trial-0000"}
+    assert done.screened == [] and {r["label"] for r in done.runs} == {DEFAULT, "trial-0000"}

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from harness.errors import UserError
-from harness.search import database, queue
+from harness.search import queue, storage
 from harness.search.queue import Queue
 from harness.search.schema import DimensionConfig, ObjectiveConfig, TuneConfig
 from harness.search.storage import Store, open_store
@@ -52,8 +52,8 @@ def test_many_open_a_fresh_database_at_once_and_ask_for_no_more_than_is_wanted(s
 
 def test_a_host_that_is_not_heard_of_loses_its_trial(server, tmp_path, monkeypatch):
     """Two hosts that share the database alone: neither sees the other's files."""
-    monkeypatch.setattr(database, "GRACE", 2)
-    monkeypatch.setattr(database, "BEAT", 1)
+    monkeypatch.setattr(storage, "GRACE", 2)
+    monkeypatch.setattr(storage, "BEAT", 1)
     monkeypatch.setattr(queue, "BEAT", 0.5)
     far, near = (_queue(server, tmp_path / name, "hosts", wanted=1) for name in ("far", "near"))
     with near.present():
@@ -67,10 +67,10 @@ def test_a_host_that_is_not_heard_of_loses_its_trial(server, tmp_path, monkeypat
         time.sleep(2.5)
         near.ask(1)
         again = near.asked[1]
-        assert again.params == lost.params and again.trial.user_attrs[RETRY_OF] == 0
+        assert again.params == lost.params and again.user_attrs[RETRY_OF] == 0
         with pytest.raises((optuna.exceptions.UpdateFinishedTrialError, ValueError)):
-            far.store.study.tell(lost.trial, 1.0)
-        near.store.study.tell(near.asked.pop(1).trial, 2.0)
+            far.store.study.tell(lost, 1.0)
+        near.store.study.tell(near.asked.pop(1), 2.0)
     assert Counter(status(t) for t in all_trials(near.store.study)) == {"lost": 1, "complete": 1}
 
 
@@ -130,4 +130,4 @@ def test_a_result_outlives_a_restart_of_the_server(server, tmp_path):
         restarting.join()
         assert len(one.asked) == 5
     now = tally(all_trials(one.store.study))
-    assert now.pruned == 1 and now.running == 0 and now.counted == 1
+    assert now["pruned"] == 1 and not now["running"] and now["counted"] == 1

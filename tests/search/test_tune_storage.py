@@ -17,8 +17,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from harness.errors import UserError
-from harness.search.database import checked_url, hide_password, masked
-from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, open_store
+from harness.search.storage import CREATED, IDENTITY, Store, WholeLines, checked_url, open_store
+from harness.tracking.uri import scrub
 from tests.kit.tune_kit import make_config, make_loaded
 
 
@@ -79,8 +79,8 @@ def test_records_of_many_writers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("not json\n", ", line 2, is not a record"),
-        ("[1]\n", ", line 2, is not a record"),
+        ("not json\n", ", line 2, is not JSON"),
+        ("[1]\n", "is not the journal"),
         ('{"op_code": 77}\n', "is not the journal"),
     ],
 )
@@ -138,8 +138,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("sqlite:///trials.db", "SQLite"),
-        ("sqlite+pysqlite:///trials.db", "SQLite"),
+        ("sqlite:///trials.db", "sqlite:... is no storage"),
+        ("sqlite+pysqlite:///trials.db", "is no storage"),
         ("postgres://me:geheim@host/db", "did you mean 'postgresql'"),
         ("mysql://me:geheim@host/db", "mysql:... is no storage"),
         ("trials.db", "without a scheme"),
@@ -158,7 +158,7 @@ def test_what_is_no_storage_is_refused_without_its_password(url, said):
 def test_a_password_is_never_shown():
     url = checked_url("postgresql://me:ge%2Fheim%7B@host/db?password=zwei")
     assert url.drivername == "postgresql+psycopg" and url.password == "ge/heim{"
-    shown = masked(url) + hide_password("login me ge/heim{ (ge%2Fheim%7B) zwei failed", url)
+    shown = scrub("login me ge/heim{ (ge%2Fheim%7B) zwei failed at host/db", url.render_as_string(hide_password=False))
     assert "heim" not in shown and "zwei" not in shown and "host/db" in shown
 
 

@@ -44,7 +44,7 @@ def _curve(path: Path) -> list[dict[str, float]]:
 # ---- a job that is stopped --------------------------------------------------------------------------------------------
 def test_a_job_goes_on_after_preemption_and_timeout_and_ends_with_the_same_numbers(toy, tmp_path):
     """Both come with the same signal, here while it trains; each time the job is put back and goes on from a checkpoint."""
-    slow = ["+method@methods.slow=slow", "only=[slow]", "scale.steps=600", "train.checkpoint_seconds=0.5"]
+    slow = ["+method@methods.slow=slow", "only=[slow]", "scale.steps=200", "train.checkpoint_seconds=0.3"]
     session = Session(load([*toy[2:], *slow, f"runs_dir={tmp_path / 'other'}"], [tmp_path / "configs"]).tree)
     whole = make_cells(session)[0].weights
     steps.train_weights(session, whole, lambda *_: None)
@@ -209,11 +209,10 @@ def test_a_login_of_the_storage_is_in_no_file(toy, tmp_path, box, monkeypatch):
     url = "postgresql://me:geheim@db/x"
     arguments = [
         "study=exact",
-        "only_tasks=[binsaw]",
+        "only_tasks=[templates]",
         "tune=latent",
         *toy[3:],
         f"tune.storage={url}",
-        "scale.length=16",
     ]
     said = call(["tune", *arguments, "slurm.jobs=3", "slurm.gpus=2", "wait=false"])
     assert said.code == 0, said.err

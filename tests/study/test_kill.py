@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,44 +15,12 @@ import pandas as pd
 import psutil
 
 from harness.store import ResultsTable
+from tests.kit.process_kit import start, wait_for, workers_of
 from tests.kit.study_kit import command, snapshot
 
-_ROOT = Path(__file__).parents[2]
 #: What may differ: when and how fast it ran, in which tracking run, and at which state of the code.
 _FREE = ("seconds_per_seq", "time_ms", "mlflow_run_id", "git_sha")
 _PATIENCE = 120.0
-
-
-def _start(arguments: list[str], log: Path) -> subprocess.Popen:
-    with open(log, "ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness.run", *arguments],
-            cwd=_ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
-            stdout=out,
-            stderr=out,
-            # A shell's background job ignores Ctrl-C, and so would all that it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-
-def _wait_for(happened: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
-    until = time.monotonic() + _PATIENCE
-    while not happened():
-        assert process.poll() is None, f"it ended before it could be killed\n{log.read_text()}"
-        assert time.monotonic() < until, f"it never came so far\n{log.read_text()}"
-        time.sleep(0.005)
-
-
-def _workers(process: subprocess.Popen) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if any("spawn_main" in word for word in child.cmdline()):
-                found.append(child)
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return found
 
 
 def _same(folder: Path, other: Path) -> None:
@@ -84,19 +49,19 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
         (some("cells/*/scores-*", of=8), 0.05),
     )
     for under_way, latest in moments:
-        process = _start(arguments, log)
-        _wait_for(under_way, process, log)
+        process = start("harness.run", arguments, log)
+        wait_for(under_way, process, log, every=0.005)
         time.sleep(rng.uniform(0, latest))
-        workers = _workers(process)
+        workers = workers_of(process)
         process.send_signal(signal.SIGKILL)
         process.wait(_PATIENCE)
         assert workers and not psutil.wait_procs(workers, timeout=5)[1], "a worker outlived its parent"
         assert under_way(), "what was to be interrupted was finished before the kill"
 
     # Two workers at last, of which one is killed: how the work is shared out must not matter either.
-    process = _start([*arguments, "compute.workers=2"], log)
-    _wait_for(lambda: len(_workers(process)) == 2, process, log)
-    _workers(process)[0].kill()
+    process = start("harness.run", [*arguments, "compute.workers=2"], log)
+    wait_for(lambda: len(workers_of(process)) == 2, process, log)
+    workers_of(process)[0].kill()
     assert process.wait(_PATIENCE) == 0, log.read_text()
     assert log.read_text().count("worker process ended with exit code -9; trying again") == 1
     _same(runs / "smoke", finished.folder)
@@ -109,9 +74,9 @@ def test_interrupt_is_answered_in_one_line(finished, tmp_path):
     runs.mkdir()
     shutil.copy(finished.runs / "mlflow.db", runs)
     tracked = ("tracking.enabled=true", "tracking.experiment=stopped")
-    process = _start(command(finished.corpus, runs, finished.cache, "only=[mdlm]", *tracked), log)
-    _wait_for(lambda: any(runs.glob("smoke/weights/*/curves.jsonl")), process, log)
-    workers = _workers(process)
+    process = start("harness.run", command(finished.corpus, runs, finished.cache, "only=[mdlm]", *tracked), log)
+    wait_for(lambda: any(runs.glob("smoke/weights/*/curves.jsonl")), process, log)
+    workers = workers_of(process)
     for each in (*workers, psutil.Process(process.pid)) * 2:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.send_signal(signal.SIGINT)

@@ -205,7 +205,7 @@ def test_trials_report_shares_of_the_budget(configs, tmp_path, monkeypatch):
 
     told: list[int] = []
     plain, matched = search(), search("scale.match=flops")
-    job = matched.job(0, {"methods.mdlm.width_factor": 3.0})
+    job = matched.job({"methods.mdlm.width_factor": 3.0})
     TrialRunner(matched.context).run(job, lambda step, value: told.append(step) or False, quiet)
     curves = read_jsonl(next(matched.context.weights.parent.rglob("curves.jsonl")))
     assert [line["step"] for line in curves][-1] < STEPS
