@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.kit.study_kit import Said, command, invoke, use_threads, write_corpus
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # whoever runs the tests may have a server of their own
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _check(options: HubOptions) -> None:
             "data.join makes one document of a split, of which none can be held out; name data.valid and data.test"
         )
     if options.local:
-        folder = Path(options.local).expanduser()
+        folder = Path(options.local)
         if not folder.is_dir():
             parent = folder.parent
             names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
@@ -167,7 +167,7 @@ def _by_split(rows: dict[str, list[str]], options: HubOptions) -> dict[str, list
 
 def _local(options: HubOptions) -> dict[str, Any]:
     """How `load_dataset` is told of a local copy: without the repository's card its configurations are just folders."""
-    folder = Path(str(options.local)).expanduser()
+    folder = Path(str(options.local))
     if options.config is None:
         return {"path": str(folder)}
     if (folder / options.config).is_dir():

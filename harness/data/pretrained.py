@@ -49,7 +49,7 @@ class Pretrained(TokenizerSpec):
 
 def _folder(name: str, revision: str | None) -> Path:
     """The local folder of tokenizer `name`: itself, or what is fetched from the hub (or was before)."""
-    given = Path(name).expanduser()
+    given = Path(name)
     if given.is_dir():
         return given
     if given.exists():

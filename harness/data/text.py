@@ -76,7 +76,7 @@ def _suffix(path: Path) -> str:
 def _existing(given: str) -> Path:
     if not given or given == MISSING:
         raise UserError("data.path is empty; give a text file, or a folder with train, valid and test files")
-    path = Path(given).expanduser()
+    path = Path(given)
     try:
         if path.exists():
             return path
