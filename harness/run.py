@@ -65,7 +65,7 @@ def _run_study(loaded: Loaded, given: cli.Arguments) -> Outcome | str:
     from harness.study.runner import run_study
     from harness.study.session import Session
 
-    session = Session(loaded.tree)
+    session = Session(loaded.tree, server=loaded.cfg.tracking.uri)
     return describe(session) if loaded.cfg.plan else run_study(session, given.command("harness.run"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.config.samplers import resolve_samplers
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.config.trees import plain, typed
 from harness.errors import UserError
+from harness.tracking.uri import redact
 
 #: What a task of a study may not set: it belongs to the study as a whole.
 _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
@@ -27,7 +29,10 @@ _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The resolved configuration as plain containers (`tree`) and as typed objects (`cfg`)."""
+    """The resolved configuration as plain containers (`tree`) and as typed objects (`cfg`).
+
+    The tree is what is written, shown and handed on: `tracking.uri` is without its login there.
+    """
 
     cfg: RunConfig
     tree: dict[str, Any]
@@ -204,13 +209,25 @@ def _checked(
         raise UserError(one_line(error)) from error
     _check_classes(tree)
     resolve_samplers(tree["methods"], samplers)
+    tree = _at_home(tree)
     cfg = typed(RunConfig, tree)
     check(cfg)
     notes = cut_budgets(tree["study"], rows_of(tree["methods"], cfg.only), typed_keys)
     cfg = typed(RunConfig, tree) if notes else cfg
+    if cfg.tracking.uri:
+        tree["tracking"]["uri"] = redact(cfg.tracking.uri)
     for section in OWN_GROUPS:
         del tree[section]  # no part of what is measured
     return Loaded(cfg, tree, tuple(arguments), tuple(notes))
+
+
+def _at_home(node: Any) -> Any:
+    """The same with every `~` at the beginning of a text written out: one rule for the paths of all sections and classes."""
+    if isinstance(node, dict):
+        return {key: _at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) else node
 
 
 def _check_classes(tree: dict[str, Any]) -> None:

@@ -5,10 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError, nearest
+
+#: The row of held-out data, in the place of a method.
+DATA_ROW = "data"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder anywhere."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def check_names(methods: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """Raise `UserError` for names of methods, samplers and metrics that cannot be parts of the names of files."""
+    names = [("methods", name) for name in methods] + [("metrics", name) for name in metrics]
+    names += [(f"methods.{name}.samplers", label) for name, node in methods.items() for label in node["samplers"]]
+    for where, name in names:
+        if not is_plain(name) or "." in name:
+            raise UserError(f"{where}.{name}: is part of the names of files; use letters, digits, '_' and '-'")
+    if DATA_ROW in methods:
+        raise UserError(f"methods.{DATA_ROW}: is the name of the row of held-out data; choose another")
+    seen: dict[str, str] = {}
+    for name, labels in rows_of(methods).items():
+        for label in labels:
+            row = f"{name}/{label}"
+            if seen.setdefault(f"{name}-{label}", row) != row:
+                raise UserError(f"{row} and {seen[f'{name}-{label}']} would share their files; rename one of them")
 
 
 def rows_of(methods: Mapping[str, Any], only: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -9,7 +9,8 @@ from typing import Any
 from harness.config.compose import flatten, leaves
 from harness.config.load import Loaded
 from harness.config.messages import nearest_key
-from harness.config.schema import is_plain, need
+from harness.config.rows import is_plain
+from harness.config.schema import need
 from harness.errors import UserError, nearest
 from harness.search.loaded import LoadedTune
 from harness.search.objective import COSTS, FACTS, TRUTH, known_columns

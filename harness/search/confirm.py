@@ -137,7 +137,7 @@ def _run(
     loaded: LoadedTune, label: str, tree: dict[str, Any], seeds: Sequence[int], failures: dict[str, str]
 ) -> list[Run]:
     """Run one configuration as a study; its finished seeds, and the failed ones into `failures`."""
-    session = Session(tree, weights=loaded.folder / "confirm" / "weights")
+    session = Session(tree, loaded.folder / "confirm" / "weights", server=loaded.base.cfg.tracking.uri)
     outcome = run_study(session, loaded.command)
     failures |= {f"{label} {name.rsplit('/', 1)[-1]}": reason for name, reason in outcome.failures.items()}
     path = session.folder / "results.parquet"

@@ -16,7 +16,7 @@ from harness.search.loaded import LoadedTune
 from harness.search.paired import ALPHA
 from harness.search.trials import all_trials, tally
 from harness.store import write_text
-from harness.tracking.uri import redact
+from harness.tracking.uri import without_logins
 
 FILE = "report.md"
 _ABOUT = {
@@ -46,7 +46,7 @@ def write_report(loaded: LoadedTune, study: optuna.Study, found: Findings) -> Pa
     """Write `report.md` in the tune folder and return its path."""
     parts = [
         f"# Tuning {loaded.base.cfg.study.name}/{loaded.cfg.name}",
-        f"`{redact(loaded.command)}`, at {git_state().label}",
+        f"`{without_logins(loaded.command)}`, at {git_state().label}",
         "## Found",
         *_found(loaded, found),
         *_confirmed(loaded, found.confirmation),

@@ -24,7 +24,6 @@ from harness.search.table import FILES as TABLES
 from harness.search.table import write_trials
 from harness.search.trials import Tally, all_trials, tally
 from harness.study.outcome import Outcome
-from harness.tracking.uri import redact
 
 
 def finish(loaded: LoadedTune, study: optuna.Study, log: SearchLog) -> Outcome:
@@ -112,9 +111,7 @@ def _places(loaded: LoadedTune, found: Findings, log: SearchLog) -> list[str]:
     if found.best is not None:
         places += [f"best     {loaded.folder / BEST_FILE}", f"run it   {best_command(loaded, found.best)}"]
     if log.run:
-        base = loaded.base.cfg
-        where = base.tracking.uri and redact(base.tracking.uri) or f"python -m harness.tracking.ui {base.runs_dir}"
-        places.append(f"MLflow   {where}  (run {log.run})")
+        places.append(f"MLflow   {log.tracker.where}  (run {log.run})")
     return places
 
 

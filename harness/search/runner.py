@@ -6,12 +6,8 @@ Any number of such commands, on any hosts, may work on one study at the same tim
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from harness.jobs.locks import if_free
 from harness.jobs.loop import work_off
@@ -26,6 +22,7 @@ from harness.search.storage import Store, open_store, study_name
 from harness.search.trial import begin
 from harness.search.trials import all_trials, tally
 from harness.store import write_json
+from harness.study.folder import sweep_parts
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
@@ -39,32 +36,33 @@ def run_search(loaded: LoadedTune) -> Outcome:
     began = time.monotonic()
     for note in loaded.notes:
         print(note, file=sys.stderr, flush=True)
-    with _stopping_on_sigterm():
-        store = open_store(loaded)
-        what = {
-            "study": study_name(loaded),
-            "identity": loaded.identity,
-            "command": loaded.command,
-            "tune": loaded.tree,
-        }
-        write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
-        log = SearchLog(loaded, store.study)
-        try:
-            with store.alone():
-                log.open()
-            failures = _search(loaded, store, log)
-            if failures:
-                log.finish("FAILED")
-                return Outcome("", [], failures)
-            with if_free(loaded.folder / "finish.lock") as mine:
-                if not mine:
-                    return Outcome("", [f"another command writes the results in {loaded.folder}"])
-                found = finish(loaded, store.study, log)
-        except KeyboardInterrupt:
-            log.finish("KILLED")
-            raise
-        finally:
-            log.close()
+    sweep_parts(loaded.folder.parents[1], loaded.session.cache)  # of the study, whose weights trials share
+    store = open_store(loaded)
+    what = {
+        "study": study_name(loaded),
+        "identity": loaded.identity,
+        "command": loaded.command,
+        "tune": loaded.tree,
+    }
+    write_json(loaded.folder / "tune.json", what)  # for whoever finds the folder later
+    log = SearchLog(loaded, store.study)
+    try:
+        with store.alone():
+            log.open()
+        failures = _search(loaded, store, log)
+        if failures:
+            log.finish("FAILED")
+            return Outcome("", [], failures)
+        with if_free(loaded.folder / "finish.lock") as mine:
+            if not mine:
+                return Outcome("", [f"another command writes the results in {loaded.folder}"])
+            found = finish(loaded, store.study, log)
+    except KeyboardInterrupt:
+        log.settle()  # trials that were put back
+        log.finish("KILLED")
+        raise
+    finally:
+        log.close()
     print(f"tune {study_name(loaded)}: done in {clock(time.monotonic() - began)}", file=sys.stderr, flush=True)
     return found
 
@@ -96,20 +94,3 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
         with contextlib.suppress(Exception):  # of how it ended, which is what matters here
             search.write()
     return search.failures
-
-
-@contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """A scheduler's SIGTERM is answered like Ctrl-C: trials that are running are put back."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config.rows import budgets_of
+from harness.config.rows import DATA_ROW, budgets_of
 from harness.interface import Method, Sampler
 from harness.provenance import short_hash
 from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
-DATA_ROW = "data"
 #: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
 LAYOUT = 4
 

@@ -151,10 +151,9 @@ class Publisher:
         status: Status = "FAILED" if failures else "FINISHED"
         self.runs.finish(status, (*figures, *files), note=markdown_table(frame, shown), git_sha=commits_of(frame))
         places = [f"report   {page}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
-        if s.cfg.tracking.enabled:
-            if not s.cfg.tracking.uri:
-                places.append(f"MLflow   make ui   (or: python -m harness.tracking.ui {Path(s.cfg.runs_dir)}), then")
-            places.append(f"         {self.runs.tracker.link()}")
+        tracker = self.runs.tracker
+        if tracker.where:
+            places += [f"MLflow   {tracker.where}", f"         {tracker.link()}"]
         return Outcome(terminal_table(frame, shown), places, failures)
 
     def _context(self, frame: pd.DataFrame, failures: dict[str, str]) -> dict[str, Any]:

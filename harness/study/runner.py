@@ -20,7 +20,7 @@ from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
 from harness.study.check import check_study
-from harness.study.folder import make_folder
+from harness.study.folder import make_folder, sweep_parts
 from harness.study.made import made_by
 from harness.study.outcome import Outcome
 from harness.study.pace import expected_seconds, seconds_per_weight
@@ -50,6 +50,7 @@ def run_study(session: Session, command: str) -> Outcome:
         print(line, file=sys.stderr, flush=True)
     standing = check_study(session, cells, data)
     make_folder(session)
+    sweep_parts(session.folder, session.cache)
     with folder_lock(session.folder):
         settle(session, standing)
         with Publisher(session, cells, data, command) as publisher:

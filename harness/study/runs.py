@@ -122,8 +122,8 @@ class StudyRuns:
         self.tracker.finish(self.parent, status)
 
     def kill(self) -> None:
-        """Mark all runs as killed."""
-        for run in (*self._runs.values(), self.parent):
+        """Mark all runs that are not finished as killed."""
+        for run in (*(run for name, run in self._runs.items() if name not in self._scored), self.parent):
             if run:
                 self.tracker.finish(run, "KILLED")
 

@@ -36,13 +36,15 @@ PROTOCOL_VERSION = 2
 class Session:
     """Lazily built parts of a run; attributes are made at first use and kept.
 
-    `weights` is the folder of another study's weights, to use and to add to; None: the study keeps its own.
+    `weights` is the folder of another study's weights, to use and to add to; None: the study keeps its own. `server` is
+    `tracking.uri` with its login, for who connects; the tree does not have it.
     """
 
-    def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
+    def __init__(self, tree: dict[str, Any], weights: Path | None = None, server: str | None = None) -> None:
         self.tree, self.weights = tree, weights
         self._ready: Judge | None = None  # the judge, once it is prepared
         self.cfg = typed(RunConfig, tree)
+        self.cfg.tracking.uri = server or self.cfg.tracking.uri
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""

@@ -34,7 +34,7 @@ class Suite:
 
     def __init__(self, loaded: LoadedSuite) -> None:
         self.name, self.question, self.order = loaded.name, loaded.question, loaded.order
-        self.parts = {task: Session(part.tree) for task, part in loaded.parts.items()}
+        self.parts = {task: Session(part.tree, server=part.cfg.tracking.uri) for task, part in loaded.parts.items()}
         self.others = {task: Session(part.tree) for task, part in loaded.others.items()}
         self.cells: dict[str, list[Cell]] = {}
 

@@ -28,6 +28,9 @@ class Tracker:
     Run ids are opaque: one that was handed out while the service was down is made good later (see `resolve`).
     """
 
+    #: Where it is seen, without a login; empty: nowhere.
+    where = ""
+
     def connect(self) -> None:
         """Make sure that the service answers; raises `UserError` if it does not."""
 

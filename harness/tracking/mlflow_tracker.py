@@ -48,6 +48,8 @@ class MlflowTracker(Tracker):
         self.options = options
         self.runs_dir = Path(runs_dir).resolve()
         self.store = resolve_store(options.uri, self.runs_dir)
+        ours = self.store.uri == f"sqlite:///{self.runs_dir / 'mlflow.db'}"
+        self.where = f"python -m harness.tracking.ui {runs_dir}" if ours else self.store.shown
         self._outbox = Outbox(self.store.shown, retry_seconds, warn)
         self._client: Any = None
         self._experiment: str | None = None
@@ -239,7 +241,7 @@ class MlflowTracker(Tracker):
             )
         if found is not None:
             return found.experiment_id
-        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
         artifacts = f"{self.store.artifacts}/{folder}" if self.store.artifacts else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)

@@ -22,7 +22,7 @@ _PORTS = 20
 
 def command(runs_dir: Path, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
     """The command that serves the store of `runs_dir`. Raises `UserError` if there is none yet."""
-    store = default_store(runs_dir)
+    store = default_store(Path(runs_dir).expanduser())
     if not Path(store.uri.removeprefix("sqlite:///")).is_file():
         raise UserError(f"{Path(runs_dir).resolve()} holds no mlflow.db: run a study first, or name its runs folder")
     place = ["--backend-store-uri", store.uri, "--host", host, "--port", str(port)]
