@@ -56,7 +56,7 @@ class Session:
                 kept += ["_held_out", "_held_out_hash", "reference", "held_out"]
             # A prepared judge knows the data and the device.
             if self.tree["judge"] == other.tree["judge"] and self.cfg.compute == other.cfg.compute:
-                kept.append("judge")
+                kept += ["judge", "judge_files"]
         kept += ["metrics"] if self.tree["metrics"] == other.tree["metrics"] else []
         self.__dict__ |= {name: other.__dict__[name] for name in kept if name in other.__dict__}
         if "judge" in kept and "judge" in other.__dict__:
