@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import EXIT_CODE, UserError
+from harness.jobs.signals import Stopped, stoppable
+from harness.tracking.uri import redact, without_logins
 
 if TYPE_CHECKING:
     from harness.study.outcome import Outcome
@@ -33,8 +38,6 @@ class Arguments:
 
     def command(self, module: str) -> str:
         """The command as it may be printed and kept: without a login."""
-        from harness.tracking.uri import redact  # start-up time: not for --help
-
         return " ".join(["python -m", module, *map(redact, self.words)])
 
 
@@ -45,20 +48,43 @@ def main(
 
     Without a word it starts nothing, and prints that text.
 
-    Exit codes: 0 done, 1 something failed, 2 bad input (one line on standard error), 130 interrupted.
+    Exit codes: 0 done, 1 something failed, 2 bad input (one line on standard error); 130, 143 and 129 for Ctrl-C, SIGTERM
+    and SIGHUP.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors=_PLAIN)
     try:
-        given = split(sys.argv[1:] if words is None else words)
-        given.show_help |= not given.words
-        return _show(_help(given, usage) if given.show_help else run(given))
+        with stoppable():
+            given = split(sys.argv[1:] if words is None else words)
+            given.show_help |= not given.words
+            return _show(_help(given, usage) if given.show_help else run(given))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         return EXIT_CODE
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where it was", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            _say("stopped; the same command continues where it was")
+        return stop.code if isinstance(stop, Stopped) else 130
+
+
+def _say(line: str) -> None:
+    """A line on standard error; what it quotes of the command or of somebody else's error may hold a login."""
+    print(without_logins(line), file=sys.stderr, flush=True)
+
+
+_PLAIN = "harness.plain"
+_INSTEAD = {"↓": "v", "↑": "^", "→": "->", "±": "+-", "—": "-", "–": "-", "…": "...", "×": "x"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal shows in the place of characters that it does not have."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_INSTEAD.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
 
 
 def split(words: Sequence[str]) -> Arguments:
@@ -75,7 +101,7 @@ def split(words: Sequence[str]) -> Arguments:
             folder = next(rest, None)
             if folder is None:
                 raise UserError(f"{word} needs a value, for example {word} DIR")
-            given.folders.append(Path(folder))
+            given.folders.append(Path(folder).expanduser())
         elif word.startswith("--"):
             raise UserError(f"unknown option '{word}'; options are --help, --cfg job and --config-dir DIR")
         else:
@@ -114,5 +140,5 @@ def _show(answer: Outcome | str) -> int:
         if line:
             print(line)
     for name, reason in answer.failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+        _say(f"failed: {name}: {reason}")
     return 1 if answer.failures else 0

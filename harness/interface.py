@@ -100,6 +100,8 @@ class Method(nn.Module, ABC):
     #: "method" for what is compared; "reference" for rows that give the scale (their cost is fixed by their nature);
     #: "floor" for what a perfect network would score at each budget.
     role: str = "method"
+    #: Fewest sequences that its loss can be trained on.
+    smallest_part: int = 1
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ python -m harness.run study=few_step plan=true     what would run, and for how l
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,16 @@ def _run(given: cli.Arguments) -> Outcome | str:
 
     suite = load_suite(given.overrides, given.folders)
     if suite is not None:
+        _say(suite.parts.values())
         return _run_suite(suite, given)
-    return _run_study(load(given.overrides, given.folders), given)
+    loaded = load(given.overrides, given.folders)
+    _say([loaded])
+    return _run_study(loaded, given)
+
+
+def _say(parts: Iterable[Loaded]) -> None:
+    for note in dict.fromkeys(note for part in parts for note in part.notes):
+        print(note, file=sys.stderr)
 
 
 def _run_study(loaded: Loaded, given: cli.Arguments) -> Outcome | str:
@@ -56,7 +65,7 @@ def _run_study(loaded: Loaded, given: cli.Arguments) -> Outcome | str:
     from harness.study.runner import run_study
     from harness.study.session import Session
 
-    session = Session(loaded.tree)
+    session = Session(loaded.tree, server=loaded.cfg.tracking.uri)
     return describe(session) if loaded.cfg.plan else run_study(session, given.command("harness.run"))
 
 

@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from harness.errors import UserError
+from harness.parts import part_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object], folder: str
     Raises `UserError` where the disk is full or the place cannot be written to; `folder` is what the message calls it.
     """
     path = Path(path)
-    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.part"
+    part = part_of(path)
     with _explained(path, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

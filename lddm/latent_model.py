@@ -58,6 +58,7 @@ class GaussianLatentModel(LatentModel):
     """One whose latent is z0 ~ N(mu(x), s^2 I); a bank keeps mu of training sequences."""
 
     bank: LatentBank
+    smallest_part = 2  # features are standardised over the sequences of a part
 
     def __init__(self, problem: Problem, options: LatentOptions) -> None:
         super().__init__(problem, options)

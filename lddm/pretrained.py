@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.pretrained import guarded, load_checked, locate, sha256_of_weights
+from harness.nn.pretrained import guarded, load_checked, locate, need_table, sha256_of_weights
 
 _INSTEAD = "use encoder='', which learns one"
 #: Heads on top of the last hidden states: many checkpoints come without, and none is read.
@@ -65,6 +65,7 @@ class TextReader:
             model: Any = load_checked(
                 AutoModel, self.source, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
             )
+        need_table(model.config, tokenizer, "encoder", self.source)
         self._model, self._tokenizer = model.requires_grad_(False), tokenizer
         used = {k: v for k, v in model.state_dict().items() if not k.startswith(_UNUSED)}
         self.sha256 = sha256_of_weights(used)

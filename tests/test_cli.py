@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_exit_codes_and_what_is_printed(capsys):
     assert said.out == "" and said.err == (
         "failed: mdlm: it broke\nerror: x=1: is wrong\nstopped; the same command continues where it was\n"
     )
+
+
+def test_what_a_terminal_does_not_have_is_shown_in_plain_characters(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", screen)
+    table = "Gen. PPL \u2193 | 2.6 \u00b1 0.1 \u2192 \u2014 caf\u00e9 \u65e5"
+    assert _main(lambda given: Outcome(table, ["place"]), ["study=x"]) == 0
+    screen.flush()
+    assert screen.buffer.getvalue() == b"Gen. PPL v | 2.6 +- 0.1 -> - caf? ?\nplace\n"
+
+
+def test_what_is_said_of_a_failure_has_no_login(capsys):
+    def refused(given: cli.Arguments) -> str:
+        raise UserError("no answer from http://me:geheim@host/x; try again")
+
+    assert _main(refused, ["study=x"]) == 2
+    assert _main(lambda given: Outcome("", [], {"mdlm": "at postgresql://me:geheim@host/x"}), ["study=x"]) == 1
+    said = capsys.readouterr().err
+    assert "geheim" not in said and "error: no answer from http://***@host/x; try again" in said
 
 
 def test_a_command_without_a_word_starts_nothing(capsys):

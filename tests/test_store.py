@@ -17,6 +17,7 @@ from harness import store
 from harness.data import files
 from harness.errors import UserError
 from harness.jobs.locks import folder_lock
+from harness.parts import sweep
 from harness.store import SCHEMA, ResultsTable
 
 
@@ -222,3 +223,32 @@ def test_altered_json_is_damaged_whatever_was_altered(tmp_path):
         path.write_text(text)
         with pytest.raises(store.Damaged):
             store.read_json(path)
+
+
+# ---- what a kill leaves -----------------------------------------------------------------------------------------------
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness import store
+store.write_atomically(Path(sys.argv[1]), lambda handle: (handle.write(b"half"), os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path / "a.json")], check=False)
+    (left,) = tmp_path.iterdir()
+    host = left.name.split(".")[3].split("-")[0]
+    others = {
+        "of a live process": f".b.json.{host}-{os.getpid()}-0123ab.part",
+        "of another machine": ".b.json.0f0f0f-1-0123ab.part",
+        "somebody else's": ".b.json.part",
+        "not hidden": f"b.json.{host}-1-0123ab.part",
+    }
+    for name in others.values():
+        (tmp_path / name).write_text(name)
+    old = tmp_path / ".c.json.0f0f0f-1-0123ab.part"
+    old.touch()
+    os.utime(old, (1e9, 1e9))
+    (tmp_path / "a.json").write_text("whole")
+    sweep(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *others.values()}

@@ -6,6 +6,7 @@ the other arguments, which win; the overrides of a study's task come before both
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 from harness.errors import UserError
 
 _NAMES = ("+best=", "best=")
-#: What a search does not choose: it belongs to the command.
-_NOT_HERE = ("study", "best", "only", "only_tasks", "plan", "runs_dir", "cache_dir", "tracking")
+#: What a search does not choose: it belongs to the command. Of the sections nothing, of the study its keys.
+_NOT_HERE = ("study", "best", "only", "only_tasks", "plan", "runs_dir", "cache_dir", "redo", "stale")
+_SECTIONS = ("tracking", "slurm", "wait", "tune", "hydra")
+#: What would import a class, or read the environment: the file holds values, and may be somebody else's.
+_CODE = ("_target_", "${")
 
 
 def read_best(path: Path) -> dict[str, Any]:
@@ -34,8 +38,8 @@ def read_best(path: Path) -> dict[str, Any]:
             f"+best={path}: has no list 'overrides' of key=value; give the best.yaml that harness.tune wrote"
         )
     for override in overrides:
-        key = key_of(override)
-        if key in _NOT_HERE or key.startswith("tracking."):
+        key = key_of(override).strip("/").split("@")[0]
+        if key in _NOT_HERE or key.split(".")[0] in _SECTIONS or any(word in override for word in _CODE):
             raise UserError(f"+best={path}: {override} is not for this file; write it on the command line")
     return content
 
@@ -58,7 +62,7 @@ def best_in(arguments: list[str]) -> Iterator[list[str]]:
     What the other arguments set themselves is left out, since a group cannot be chosen twice. Raises `UserError` for a
     file that cannot be read and where two are given.
     """
-    paths = [a.split("=", 1)[1].strip("'\"") for a in arguments if a.startswith(_NAMES)]
+    paths = [os.path.expanduser(a.split("=", 1)[1].strip("'\"")) for a in arguments if a.startswith(_NAMES)]
     rest = [a for a in arguments if not a.startswith(_NAMES)]
     if not paths:
         yield rest

@@ -24,7 +24,7 @@ from harness.tracking.uri import redact
 
 #: Groups that every run chooses from, with what they choose unless told.
 ROOT_DEFAULTS: list[Any] = [{"study": "few_step"}, {"tune": None}]
-#: Values with a login, of any characters: taken as they are.
+#: Values with a login, of any characters: taken as they are. So is a path below the home folder.
 _URLS = ("tune.storage", "tracking.uri")
 #: Sections whose entries have names that a user chooses; new ones of the last need no '+'.
 _OPEN = ("methods.", "metrics.", "study.tasks.", "study.nfe_of.", "slurm.more.")
@@ -98,6 +98,10 @@ def _check_keys(values: list[Any], base: DictConfig, entries: Entries) -> None:
             raise UserError(f"unknown key '{key}'{nearest_key(key, known, entries)}")
         if o.is_add() and not is_open:
             raise UserError(f"+{key}: nothing reads this key{nearest_key(key, known, entries)}")
+        if o.is_delete() and not is_open:
+            raise UserError(
+                f"~{key}: is read by every run; give it a value, or take out an entry, such as ~methods.NAME"
+            )
 
 
 def _name_search(config: DictConfig, groups: list[Any], entries: Entries) -> None:
@@ -134,7 +138,8 @@ def parse(arguments: Sequence[str]) -> list[Any]:
     parsed = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key.lstrip("+") in _URLS and value != "null" and value[:1] not in ("'", '"'):
+        is_url = key.lstrip("+") in _URLS and value != "null" and value[:1] not in ("'", '"')
+        if is_url or value.startswith("~"):
             value = value.replace("'", "\\'")
             argument = f"{key}='{value}'"  # noqa: PLW2901
         try:
@@ -160,5 +165,5 @@ def compose_lines(overrides: list[str]) -> DictConfig:
     try:
         with initialize(version_base="1.3", config_path=None):
             return compose(config_name=ROOT, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # `study=null`
         raise UserError(one_line(error)) from error

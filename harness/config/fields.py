@@ -14,6 +14,8 @@ from typing import Any
 from harness.errors import UserError, nearest
 
 _RULE = "rule"
+#: Tables, and the generators of torch, keep whole numbers in 64 bits with a sign.
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Range:
 
     def check(self, key: str, value: Any, default: Any = None) -> None:
         """Raise `UserError` with the nearest value (the default, where an end is open) unless `value` is inside."""
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{key}={value}: does not fit into 64 bits; the largest is {LARGEST}")
         inside = value > self.low if self.above else value >= self.low
         inside &= value < self.high if self.below else value <= self.high
         if (inside and math.isfinite(value)) or value in self.also:

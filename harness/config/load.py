@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from harness.config.best import best_in
 from harness.config.compose import Entries, compose_lines, composed, entries_of, is_group, parse, put
 from harness.config.messages import one_line
 from harness.config.registry import OWN_GROUPS, Entry, build_options
+from harness.config.rows import cut_budgets, rows_of
 from harness.config.samplers import resolve_samplers
 from harness.config.schema import RunConfig, check, check_tasks
 from harness.config.trees import plain, typed
 from harness.errors import UserError
+from harness.tracking.uri import redact
 
 #: What a task of a study may not set: it belongs to the study as a whole.
 _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", "tracking")
@@ -26,11 +29,15 @@ _NOT_IN_TASKS = ("study.name", "study.tasks", "only_tasks", "plan", "runs_dir", 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The resolved configuration as plain containers (`tree`) and as typed objects (`cfg`)."""
+    """The resolved configuration as plain containers (`tree`) and as typed objects (`cfg`).
+
+    The tree is what is written, shown and handed on: `tracking.uri` is without its login there.
+    """
 
     cfg: RunConfig
     tree: dict[str, Any]
     overrides: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # lines about what was changed so that what the user typed holds
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ def load(arguments: list[str], config_dirs: list[Path] | None = None, sections: 
     """
     entries = entries_of(config_dirs)
     with best_in(arguments) as arguments:
-        return _checked(composed(parse(arguments), entries, sections), arguments, entries["sampler"])
+        parsed = parse(arguments)
+        return _checked(composed(parsed, entries, sections), arguments, entries["sampler"], _keys(parsed))
 
 
 def load_suite(
@@ -141,7 +149,8 @@ def _load_suite(parsed: list[Any], entries: Entries, sections: Sequence[str]) ->
     for task, overrides in study["tasks"].items():
         try:
             mine = _with_task(overrides, parsed)
-            loaded = _checked(composed(mine, entries, sections), [o.input_line for o in mine], entries["sampler"])
+            lines = [o.input_line for o in mine]
+            loaded = _checked(composed(mine, entries, sections), lines, entries["sampler"], _keys(parsed))
         except UserError as error:
             if task in only or not only:
                 raise UserError(f"task {task}: {error}") from error
@@ -150,14 +159,26 @@ def _load_suite(parsed: list[Any], entries: Entries, sections: Sequence[str]) ->
     return LoadedSuite(study["name"], study["question"], tuple(study["tasks"]), parts, others)
 
 
+def _keys(parsed: list[Any]) -> set[str]:
+    return {o.key_or_group for o in parsed}
+
+
 def _with_task(overrides: list[str], users: list[Any]) -> list[Any]:
-    """The overrides of a task, but for those that the user's replace, then the user's."""
-    given = {(o.key_or_group.strip("/"), o.package) for o in users}
+    """The overrides of a task, but for those that the user's replace, then the user's.
+
+    Raises `UserError` where the user chooses other data than the task's, which would be that task in name only.
+    """
+    given = {(o.key_or_group.strip("/"), o.package): o for o in users}
     mine = parse([str(o) for o in overrides])
     for o in mine:
         key = o.key_or_group.strip("/")
         if key == "study" or any(key == k or key.startswith(f"{k}.") for k in _NOT_IN_TASKS):
             raise UserError(f"{o.input_line}: belongs to the study as a whole; take it out of study.tasks")
+        other = given.get((key, o.package))
+        if key == "data" and other is not None and other.value() != o.value():
+            raise UserError(
+                f"{other.input_line}: the task has {o.input_line}; choose another with only_tasks, or leave it out"
+            )
     return [*(o for o in mine if (o.key_or_group.strip("/"), o.package) not in given), *users]
 
 
@@ -172,8 +193,13 @@ def _as_task(loaded: Loaded, name: str) -> Loaded:
     return loaded
 
 
-def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry]) -> Loaded:
-    """The values of a composed configuration, resolved, complete and possible; raises `UserError`."""
+def _checked(
+    tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[str, Entry], typed_keys: Collection[str] = ()
+) -> Loaded:
+    """The values of a composed configuration, resolved, complete and possible; raises `UserError`.
+
+    `typed_keys` are those of the command line, which win over budgets of single rows that files have.
+    """
     try:
         missing = sorted(OmegaConf.missing_keys(tree_cfg))
         if missing:
@@ -183,11 +209,25 @@ def _checked(tree_cfg: DictConfig, arguments: Sequence[str], samplers: Mapping[s
         raise UserError(one_line(error)) from error
     _check_classes(tree)
     resolve_samplers(tree["methods"], samplers)
+    tree = _at_home(tree)
     cfg = typed(RunConfig, tree)
     check(cfg)
+    notes = cut_budgets(tree["study"], rows_of(tree["methods"], cfg.only), typed_keys)
+    cfg = typed(RunConfig, tree) if notes else cfg
+    if cfg.tracking.uri:
+        tree["tracking"]["uri"] = redact(cfg.tracking.uri)
     for section in OWN_GROUPS:
         del tree[section]  # no part of what is measured
-    return Loaded(cfg, tree, tuple(arguments))
+    return Loaded(cfg, tree, tuple(arguments), tuple(notes))
+
+
+def _at_home(node: Any) -> Any:
+    """The same with every `~` at the beginning of a text written out: one rule for the paths of all sections and classes."""
+    if isinstance(node, dict):
+        return {key: _at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) else node
 
 
 def _check_classes(tree: dict[str, Any]) -> None:

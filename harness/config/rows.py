@@ -5,10 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError, nearest
+
+#: The row of held-out data, in the place of a method.
+DATA_ROW = "data"
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be that of a folder anywhere."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def check_names(methods: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """Raise `UserError` for names of methods, samplers and metrics that cannot be parts of the names of files."""
+    names = [("methods", name) for name in methods] + [("metrics", name) for name in metrics]
+    names += [(f"methods.{name}.samplers", label) for name, node in methods.items() for label in node["samplers"]]
+    for where, name in names:
+        if not is_plain(name) or "." in name:
+            raise UserError(f"{where}.{name}: is part of the names of files; use letters, digits, '_' and '-'")
+    if DATA_ROW in methods:
+        raise UserError(f"methods.{DATA_ROW}: is the name of the row of held-out data; choose another")
+    seen: dict[str, str] = {}
+    for name, labels in rows_of(methods).items():
+        for label in labels:
+            row = f"{name}/{label}"
+            if seen.setdefault(f"{name}-{label}", row) != row:
+                raise UserError(f"{row} and {seen[f'{name}-{label}']} would share their files; rename one of them")
 
 
 def rows_of(methods: Mapping[str, Any], only: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -37,6 +63,34 @@ def budgets_of(nfe_of: Mapping[str, Any], nfe: Sequence[int], method: str, label
     if isinstance(own, Mapping):
         own = own.get(label)
     return list(nfe if own is None else own)
+
+
+def cut_budgets(study: dict[str, Any], running: Collection[str], typed: Collection[str]) -> list[str]:
+    """Where the user has typed `study.nfe`, take larger budgets of the methods `running` out of `study.nfe_of`, in place.
+
+    `typed` are the keys of the command line: what was typed of `nfe_of` itself stays. Returns a line for each row that
+    loses some; one that loses all runs at `study.nfe`.
+    """
+    lines: list[str] = []
+
+    def left(key: str, own: Any) -> Any:
+        if key in typed:
+            return own
+        if isinstance(own, Mapping):
+            return {label: kept for label, inner in own.items() if (kept := left(f"{key}.{label}", inner))}
+        gone = ", ".join(str(nfe) for nfe in own if nfe > max(study["nfe"]))
+        if gone:
+            lines.append(
+                f"{key}: {gone} left out, as study.nfe={study['nfe']} was typed; type {key}=[...] to have more"
+            )
+        return [nfe for nfe in own if nfe <= max(study["nfe"])]
+
+    if "study.nfe" in typed and "study.nfe_of" not in typed:
+        kept = {
+            name: left(f"study.nfe_of.{name}", own) if name in running else own for name, own in study["nfe_of"].items()
+        }
+        study["nfe_of"] = {name: own for name, own in kept.items() if own}
+    return lines
 
 
 def check_budgets(nfe_of: Mapping[str, Any], methods: Mapping[str, Any]) -> None:

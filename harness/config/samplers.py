@@ -45,8 +45,6 @@ def resolve_samplers(methods: dict[str, Any], entries: Mapping[str, Entry]) -> N
 
 
 def _resolved(where: str, label: str, own: Any, entries: Mapping[str, Entry]) -> dict[str, Any]:
-    if "/" in label or "." in label:
-        raise UserError(f"{where}: is the name of a row; use letters, digits, '_' and '-'")
     if own is not None and not isinstance(own, dict):
         raise UserError(f"{where}={own}: is a mapping of options, {{}} where there are none")
     values = dict(own or {})

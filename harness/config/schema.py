@@ -6,15 +6,14 @@ Groups with a `_target_` (data, tokenizer, judge, method, metric) are typed by t
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from harness.config.fields import check_fields, chosen, ranged
-from harness.config.rows import check_budgets, rows_of
-from harness.config.slurm import SlurmConfig, check_slurm
+from harness.config.rows import check_budgets, check_names, is_plain, rows_of
+from harness.config.slurm import SlurmConfig, check_line, check_slurm
 from harness.errors import UserError, nearest
 from harness.search.schema import TuneConfig
 
@@ -128,11 +127,6 @@ class RunConfig:
     wait: bool = True  # for the jobs of harness.submit, until all is done and published
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name can be that of a folder anywhere."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
-
-
 def need(ok: bool, key: str, value: Any, reason: str) -> None:
     """Raise `UserError` with key, value and reason unless `ok`."""
     if not ok:
@@ -155,12 +149,14 @@ def check_tasks(study: str, tasks: list[str], only: list[str]) -> None:
 def check(cfg: RunConfig) -> None:
     """Values that have the right type and yet cannot be meant; `UserError` names the first one."""
     check_tasks(cfg.study.name, list(cfg.study.tasks), list(cfg.only_tasks))
+    check_names(cfg.methods, cfg.metrics)
     rows_of(cfg.methods, cfg.only)
     check_budgets(cfg.study.nfe_of, cfg.methods)
     check_fields(cfg)
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
     check_slurm(cfg.slurm)
+    check_line("runs_dir", cfg.runs_dir)  # where jobs have their logs
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
 

@@ -41,6 +41,11 @@ def check_slurm(s: SlurmConfig) -> None:
     words = {key: value for key, value in dataclasses.asdict(s).items() if isinstance(value, str)}
     words |= {f"more.{key}": value for key, value in s.more.items()}
     for key, value in words.items():
-        if len(f"{key}{value}".splitlines()) > 1:
-            shown = f"slurm.{key}={value}".encode("unicode_escape").decode()
-            raise UserError(f"{shown}: a line feed ends an option of sbatch; give it in one line")
+        check_line(f"slurm.{key}", value)
+
+
+def check_line(key: str, value: str) -> None:
+    """Raise `UserError` for a line feed and the like in what becomes part of a line of a job's script."""
+    if not f"{key}{value}".isprintable():
+        shown = f"{key}={value}".encode("unicode_escape").decode()
+        raise UserError(f"{shown}: a line feed ends an option of sbatch; give it in one line")

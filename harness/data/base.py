@@ -15,6 +15,7 @@ import numpy as np
 from harness.tasks.base import ExactTask
 
 SPLITS = ("train", "valid", "test")
+_ROWS_SEED = 20_250_101
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class TokenData:
     `splits` maps each of `SPLITS` to an (N, L) integer array (memory-mapped where it is large). `decode` turns one row of
     ids into text. `facts` are plain figures about the data for logs and reports (bytes per token, documents, ...).
     `task` is the distribution itself where it is known; `render` turns ids (N, L) into grey pictures (N, H, W) uint8
-    where the data are pictures; `labels[split]` are classes (N,) int64 where rows have them, for judges alone.
+    where the data are pictures; `labels[split]` are classes (N,) int64 where rows have them, for judges alone. `notes` are
+    lines for the user about what was lost on the way.
     """
 
     name: str
@@ -37,6 +39,17 @@ class TokenData:
     task: ExactTask | None = None
     render: Callable[[np.ndarray], np.ndarray] | None = None
     labels: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def some(self, split: str, count: int | None = None) -> np.ndarray:
+        """`count` rows of a split (all, where it has no more), (n, L) int64: chosen at random, in random order.
+
+        Files are in some order, so that their first rows are no sample of them. The choice depends on the number of rows
+        alone: it is the same for every method, seed and machine, and a smaller one is the start of a larger one.
+        """
+        rows_NL = self.splits[split]
+        order_N = np.random.default_rng(_ROWS_SEED).permutation(len(rows_NL))[:count]
+        return np.asarray(rows_NL[order_N], dtype=np.int64)
 
 
 class DataSource(ABC):
@@ -58,9 +71,10 @@ class DataSource(ABC):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of text by split, and a hash of their content."""
+    """Documents of text by split, and a hash of their content; `notes` as in `TokenData`."""
 
     name: str
     documents: dict[str, list[str]]
     fingerprint: str
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

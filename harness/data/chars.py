@@ -28,7 +28,7 @@ _SINGLE = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
-    **dict.fromkeys("\u00a0\u2002\u2003\u2009\u202f\u3000\t\v\f", " "),
+    **dict.fromkeys("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\n"),
 }
 _DIGIT = re.compile("[0-9]")
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -57,13 +57,15 @@ class Characters(TokenizerSpec):
 
 
 class _CharacterTokenizer(Tokenizer):
+    loses, most_lost = "characters_left_out", 0.5
+
     def __init__(self, name: str) -> None:
         alphabet = ALPHABETS[name]
         self._text8 = name == "text8"
         self._alphabet_V = np.frombuffer(alphabet.encode("ascii"), dtype=np.uint8)
         self._space = alphabet.index(" ")
         self.vocab_size = len(alphabet)
-        self.identity = f"characters-{name}-1"
+        self.identity = f"characters-{name}-{1 if self._text8 else 2}"
         self.separator = (alphabet.index(" " if self._text8 else "\n"),)
         self.separator_bytes = 1
 
@@ -71,18 +73,10 @@ class _CharacterTokenizer(Tokenizer):
         return [self._encode(document) for document in documents]
 
     def _encode(self, text: str) -> np.ndarray:
-        if not text.isascii():
-            for character, several in _SEVERAL.items():
-                text = text.replace(character, several)
-        spelled = self._text8 and _DIGIT.search(text) is not None
-        if spelled:
+        if self._text8 and _DIGIT.search(text) is not None:
             for digit, name in _SPELLED.items():
                 text = text.replace(digit, f" {name} ")
-        if text.isascii():
-            points = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
-        else:
-            points = np.minimum(np.frombuffer(text.encode("utf-32-le", "replace"), dtype="<u4"), _CODE_POINTS - 1)
-        ids = _table("text8" if self._text8 else "printable")[points]
+        ids = _table("text8" if self._text8 else "printable")[_points(text)]
         ids = ids[ids != _LEFT_OUT]
         return _collapse(ids, self._space) if self._text8 else ids
 
@@ -92,6 +86,29 @@ class _CharacterTokenizer(Tokenizer):
     def text_bytes(self, documents: Sequence[str]) -> int:
         """One byte a token: what the alphabet leaves out is not modelled, so it is not counted either."""
         return sum(len(ids) for ids in self.encode_batch(documents))
+
+    def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
+        """Letters, digits and signs outside of ASCII that have no symbol, of all characters but white space.
+
+        Marks and punctuation do not count: accents are dropped, and text8 has none of ASCII's signs.
+        """
+        left_out, total = _left_out("text8" if self._text8 else "printable"), 0
+        lost = 0
+        for points in map(_points, documents):
+            lost += 0 if points.dtype == np.uint8 else int(left_out[points].sum())
+            total += int((points > ord(" ")).sum())
+        return lost, total
+
+
+def _points(text: str) -> np.ndarray:
+    """Code points of a text, uint8 where all are ASCII; the last of the basic plane stands for all above it."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+    for character, several in _SEVERAL.items():
+        text = text.replace(character, several)
+    return np.minimum(np.frombuffer(text.encode("utf-32-le", "replace"), dtype="<u4"), _CODE_POINTS - 1)
 
 
 @functools.cache
@@ -104,6 +121,8 @@ def _table(name: str) -> np.ndarray:
         character = chr(point)
         if character in _SINGLE:
             character = _SINGLE[character]
+        elif character.isspace() and character != "\n":
+            character = " "
         elif point > 127:
             base = unicodedata.normalize("NFKD", character)
             if unicodedata.combining(base[0]):
@@ -115,6 +134,17 @@ def _table(name: str) -> np.ndarray:
         if character in place:
             table[point] = place[character]
     return table
+
+
+@functools.cache
+def _left_out(name: str) -> np.ndarray:
+    """Whether a code point is a letter, digit or sign outside of ASCII that has no symbol; so are all above the basic plane."""
+    nothing = ALPHABETS[name].index(" ") if name == "text8" else _LEFT_OUT
+    lost = _table(name) == nothing
+    for point in np.flatnonzero(lost):
+        lost[point] = point > 127 and unicodedata.category(chr(point))[0] in "LNS"
+    lost[-1] = True
+    return lost
 
 
 def _collapse(ids: np.ndarray, space: int) -> np.ndarray:

@@ -18,11 +18,16 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
+from harness.data.chars import Characters, CharactersOptions
 from harness.data.extract import documents_of_file
 from harness.data.files import check_fractions, digest, held_out, load_documents, save_documents
+from harness.data.groups import groups_of
 from harness.data.pack import pack
 from harness.data.prose import RULES, skeleton
 from harness.data.tokenizers import TokenizerSpec
@@ -31,6 +36,9 @@ from harness.errors import UserError
 log = logging.getLogger(__name__)
 
 STANDARD_LIBRARY = "stdlib"
+#: Documents with so many symbols of text8's alphabet in a row in common (seven words) go to one split; and groups of such
+#: documents that would be more than this share of a held-out split go to the training split.
+SHARED_RUN, LARGEST_GROUP = 40, 0.25
 _SKIPPED_FOLDERS = (
     "test tests testing _testing idle_test conftest site-packages dist-packages __pycache__ _vendor vendor vendored "
     "third_party externals _external ensurepip lib2to3 node_modules"
@@ -57,7 +65,10 @@ class DocstringsOptions:
 
 
 class Docstrings(DataSource):
-    """Docstrings as prose, split by file; a paragraph that occurs again, but for names and numbers, is kept once."""
+    """Docstrings as prose; a paragraph that occurs again, but for names and numbers, is kept once.
+
+    A document is held out by a hash of its text, or of that of the first of those that repeat each other in part.
+    """
 
     Options = DocstringsOptions
 
@@ -76,11 +87,15 @@ class Docstrings(DataSource):
             raise UserError(
                 f"data.packages={options.packages}: none of these packages is installed; add {STANDARD_LIBRARY}"
             )
-        key = digest([RULES, _versions(roots), options.valid_fraction, options.test_fraction])
+        key = digest(
+            [RULES, SHARED_RUN, LARGEST_GROUP, _versions(roots), options.valid_fraction, options.test_fraction]
+        )
         path = cache / f"docstrings-{key[:16]}.jsonl.gz"
         stored = load_documents(path)
         if stored is None:
-            documents, facts = _read(roots, options)
+            texts, facts = _read(roots, options)
+            documents, split_facts = _split(texts, options)
+            facts |= split_facts
             fingerprint = save_documents(path, documents, facts)
         else:
             documents, facts, fingerprint = stored
@@ -137,18 +152,13 @@ def _files(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _read(roots: dict[str, Path], options: DocstringsOptions) -> tuple[dict[str, list[str]], dict[str, int | str]]:
-    """All documents by split. The first copy of a paragraph stays, so no paragraph is in two splits."""
-    named = [
-        (f"{name}/{path.relative_to(root).as_posix()}" if path != root else name, path)
-        for name, root in roots.items()
-        for path in _files(root)
-    ]
-    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+def _read(roots: dict[str, Path], options: DocstringsOptions) -> tuple[list[str], dict[str, Any]]:
+    """All documents in reading order, and facts about them. The first copy of a paragraph stays."""
+    paths = [path for root in roots.values() for path in _files(root)]
+    texts: list[str] = []
     seen: set[str] = set()
     paragraphs = 0
-    for (name, _), of_file in zip(named, _extract([path for _, path in named], options.processes), strict=True):
-        split = held_out(name, options.valid_fraction, options.test_fraction)
+    for of_file in _extract(paths, options.processes):
         for document in of_file:
             fresh = []
             for paragraph in document:
@@ -158,10 +168,35 @@ def _read(roots: dict[str, Path], options: DocstringsOptions) -> tuple[dict[str,
                     seen.add(shape)
                     fresh.append(paragraph)
             if fresh:
-                documents[split].append("\n".join(fresh))
-    facts: dict[str, int | str] = {"packages": len(roots), "files": len(named)}
+                texts.append("\n".join(fresh))
+    facts: dict[str, Any] = {"packages": len(roots), "files": len(paths)}
     facts |= {"paragraphs_read": paragraphs, "paragraphs_kept": len(seen), "python": platform.python_version()}
-    return documents, facts
+    return texts, facts
+
+
+def _split(texts: list[str], options: DocstringsOptions) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Documents by split, whole groups of those that repeat each other on one side; shares are shares of the text.
+
+    Raises `UserError` where too much of the text is in groups that are too large to be held out.
+    """
+    symbols = Characters(CharactersOptions("text8")).build([], Path(), "").encode_batch(texts)
+    group_D, size_D = groups_of(symbols, SHARED_RUN), np.array([len(text) for text in texts])
+    total, of_group_D = size_D.sum(), np.bincount(group_D, size_D, len(texts))[group_D]
+    alone_D = np.bincount(group_D, minlength=len(texts))[group_D] == 1
+    valid, test = options.valid_fraction, options.test_fraction
+    free_D = alone_D | (of_group_D <= LARGEST_GROUP * min(valid, test) * total)
+    free = float(size_D[free_D].sum() / total) if total else 1.0
+    if valid + test >= free:
+        raise UserError(
+            f"data.valid_fraction={valid} and data.test_fraction={test}: only {free:.0%} of the text can be held out, the "
+            "rest repeats itself; hold out less"
+        )
+    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for text, group, is_free in zip(texts, group_D, free_D, strict=True):
+        split = held_out(texts[group], valid / free, test / free) if is_free else "train"
+        documents[split].append(text)
+    groups = len(np.unique(group_D))
+    return documents, {"groups": groups, "never_held_out": round(1.0 - free, 4)}
 
 
 def _extract(paths: list[Path], processes: int) -> list[list[list[str]]]:

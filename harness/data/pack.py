@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ PACK_VERSION = 1
 _DOCUMENTS_A_BATCH = 4096
 _BLOCK = 1 << 20
 _BLOCKS_HASHED = 512
+_LOST_NOTED = 0.02
 
 
 def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> TokenData:
@@ -52,6 +52,8 @@ def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> 
         facts[f"tokens_{split}"] = part["tokens"]
         facts[f"bytes_{split}"] = part["bytes"]
         facts[f"bytes_per_token_{split}"] = part["bytes"] / part["tokens"]
+        if built.loses:
+            facts[f"{built.loses}_{split}"] = part["lost"]
     return TokenData(
         name=corpus.name,
         vocab_size=built.vocab_size,
@@ -60,7 +62,23 @@ def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> 
         fingerprint=digest([PACK_VERSION, corpus.fingerprint, built.identity, length]),
         decode=built.decode,
         facts=facts,
+        notes=(*corpus.notes, *_lost(corpus.name, built, record)),
     )
+
+
+def _lost(name: str, tokenizer: Tokenizer, record: dict[str, Any]) -> list[str]:
+    """A line where a few percent of the text are not in its ids; raises `UserError` where most of a split is not."""
+    what, shares = tokenizer.loses.replace("_", " "), {split: record[split]["lost"] for split in SPLITS}
+    for split, share in shares.items():
+        if share > tokenizer.most_lost:
+            raise UserError(
+                f"data {name}: {what} of the {split} split are {share:.0%} of it, under {tokenizer.identity}; "
+                "use tokenizer=bpe, which has a token for everything"
+            )
+    if max(shares.values()) <= _LOST_NOTED:
+        return []
+    each = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
+    return [f"data {name}: {what} under {tokenizer.identity}: {each}; no number says anything of them"]
 
 
 def _path(cache: Path, key: str, split: str) -> Path:
@@ -72,7 +90,7 @@ def _stored(cache: Path, key: str) -> dict[str, Any] | None:
     try:
         record = json.loads((cache / f"tokens-{key}.json").read_text(encoding="utf-8"))
         for split in SPLITS:
-            path = _path(cache, key, split)
+            path, _ = _path(cache, key, split), record[split]["lost"]
             if path.stat().st_size != record[split]["size"] or file_digest(path) != record[split]["sha256"]:
                 log.warning("pack: %s is damaged and is made again", path.name)
                 return None
@@ -87,15 +105,17 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict
     record: dict[str, Any] = {}
     for split in SPLITS:
         documents = corpus.documents[split]
-        parts, written = [], 0
+        parts, written, lost = [], 0, np.zeros(2)
         separator = np.asarray(tokenizer.separator, dtype=dtype)
-        for ids in _encoded(documents, tokenizer):
-            if not len(ids):
-                continue
-            if written and len(separator):
-                parts.append(separator)
-            parts.append(ids.astype(dtype))
-            written += 1
+        for start in range(0, len(documents), _DOCUMENTS_A_BATCH):
+            batch = documents[start : start + _DOCUMENTS_A_BATCH]
+            encoded = tokenizer.encode_batch(batch)
+            lost += tokenizer.lost(batch, encoded)
+            for ids in filter(len, encoded):
+                if written and len(separator):
+                    parts.append(separator)
+                parts.append(ids.astype(dtype))
+                written += 1
         stream_T = np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
         if not len(stream_T):
             raise UserError(f"data {corpus.name}: no character of the {split} split is in the tokenizer's alphabet")
@@ -105,16 +125,12 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict
         record[split] = {
             "tokens": len(stream_T),
             "bytes": text_bytes,
+            "lost": round(float(lost[0] / max(lost[1], 1)), 4),
             "size": path.stat().st_size,
             "sha256": file_digest(path),
         }
     write_atomically(cache / f"tokens-{key}.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
     return record
-
-
-def _encoded(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    for start in range(0, len(documents), _DOCUMENTS_A_BATCH):
-        yield from tokenizer.encode_batch(documents[start : start + _DOCUMENTS_A_BATCH])
 
 
 def _sequences(cache: Path, key: str, split: str, length: int, name: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,8 @@ import numpy as np
 from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
 from harness.errors import UserError, nearest
-from harness.nn.pretrained import guarded
+from harness.nn.pretrained import READING_FILES, guarded, sha256_of_reading
 
-#: Everything that decides how a tokenizer works, and nothing that holds weights or code.
-_FILES = (
-    "config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
-    "merges.txt *.model *.tiktoken"
-)
-TOKENIZER_FILES = tuple(_FILES.split())
 SEPARATORS = ("eos", "newline", "none")
 _TIMEOUT_SECONDS = 10.0
 _DOCUMENTS_A_CALL = 1000
@@ -44,18 +37,14 @@ class Pretrained(TokenizerSpec):
         """See `TokenizerSpec.build`. Raises `UserError` where the files cannot be found, reached or read."""
         options = self.options
         folder = _folder(options.name, options.revision)
-        files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
-        if not files:
+        content = sha256_of_reading(folder)
+        if not content:
             raise UserError(f"tokenizer.name={options.name}: no tokenizer files in {folder}; it needs tokenizer.json")
         from transformers import AutoTokenizer
 
         with guarded("tokenizer.name", options.name, "try openai-community/gpt2"):
             loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        content = hashlib.sha256()
-        for path in files:
-            content.update(f"{path.name} {path.stat().st_size}\n".encode())
-            content.update(path.read_bytes())
-        return _PretrainedTokenizer(loaded, options, content.hexdigest())
+        return _PretrainedTokenizer(loaded, options, content)
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -74,7 +63,7 @@ def _folder(name: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=list(TOKENIZER_FILES), etag_timeout=_TIMEOUT_SECONDS
+                name, revision=revision, allow_patterns=list(READING_FILES), etag_timeout=_TIMEOUT_SECONDS
             )
         )
     except Exception as error:  # noqa: BLE001 - the client raises its transport's errors, which differ by version
@@ -88,7 +77,9 @@ def _folder(name: str, revision: str | None) -> Path:
 class _PretrainedTokenizer(Tokenizer):
     def __init__(self, loaded: Any, options: PretrainedOptions, content: str) -> None:
         self._loaded = loaded
-        self.vocab_size = len(loaded)
+        # Ids may have gaps, so that the largest is not their number less one.
+        self.vocab_size = max(loaded.get_vocab().values(), default=-1) + 1
+        self.loses = "" if loaded.unk_token_id is None else "unknown_tokens"
         self.identity = f"pretrained-{Path(options.name).name}-{options.separator}-{content[:16]}"
         if options.separator == "eos":
             if loaded.eos_token_id is None:
@@ -109,6 +100,11 @@ class _PretrainedTokenizer(Tokenizer):
             found = self._loaded(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
             encoded += [np.asarray(ids, dtype=np.int32) for ids in found["input_ids"]]
         return encoded
+
+    def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
+        """Tokens that stand for any text that the tokenizer does not know, of all."""
+        unknown = self._loaded.unk_token_id
+        return sum(int((ids == unknown).sum()) for ids in encoded), sum(map(len, encoded))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._loaded.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)

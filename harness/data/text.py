@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from harness.config.fields import chosen, ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import check_fractions, documents_digest
 from harness.data.pack import pack
+from harness.data.stream import blocks_of, lines_of, runs_of, with_newlines
 from harness.data.tokenizers import TokenizerSpec
 from harness.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 DOCUMENTS = ("lines", "paragraphs", "whole")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STEMS = {"train": ("train",), "valid": ("valid", "val", "validation", "dev"), "test": ("test",)}
 
 
@@ -52,13 +54,18 @@ class Text(DataSource):
         check_fractions(options.valid_fraction, options.test_fraction, usual=0.05)
         path = _existing(options.path)
         files = _files_of(path) if path.is_dir() else {"train": path}
-        documents = {split: read_documents(file, options) for split, file in files.items()}
+        documents, notes = dict[str, list[str]](), list[str]()
+        for split, file in files.items():
+            documents[split], replaced = read_documents(file, options)
+            if replaced:
+                notes.append(f"{file} has {replaced} lone surrogate(s), read as U+FFFD")
         cut = tuple(split for split in SPLITS if split not in files)
         if cut:
             documents = _hold_out(documents, cut, options, path)
         facts = {"path": str(path), "held_out_of_train": ", ".join(cut) or "nothing"}
         name = path.name.removesuffix(_suffix(path)) if path.is_file() else path.resolve().name
-        return Corpus(name, {split: documents[split] for split in SPLITS}, documents_digest(documents), facts)
+        documents = {split: documents[split] for split in SPLITS}
+        return Corpus(name, documents, documents_digest(documents), facts, tuple(notes))
 
 
 def _suffix(path: Path) -> str:
@@ -105,43 +112,30 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_documents(path: Path, options: TextOptions) -> list[str]:
-    """The documents of one file, without empty ones. Raises `UserError` in one line for a file that is not text."""
+def read_documents(path: Path, options: TextOptions) -> tuple[list[str], int]:
+    """The documents of one file, without empty ones, and how many lone surrogates in them became U+FFFD.
+
+    Raises `UserError` in one line for a file that is not text or has none.
+    """
     suffix = _suffix(path)
     if not suffix:
         raise UserError(f"{path} has an unknown ending{nearest(''.join(path.suffixes[-2:]), SUFFIXES)}")
-    try:
-        data = path.read_bytes()
-        if suffix.endswith(".gz"):
-            data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} is not a whole gzip file ({error}); copy it again, or unpack it to {path.stem}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable file") from error
-    if b"\x00" in data:
-        raise UserError(f"{path} is not text: NUL at byte {data.index(0)}; give UTF-8 text ({', '.join(SUFFIXES)})")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 (byte {error.start}); convert it, for example with iconv -t UTF-8"
-        ) from error
-    if not text.strip():
-        raise UserError(f"{path} is empty; give a file with text")
-    text = text.replace("\r\n", "\n")
+    blocks, under = blocks_of(path), ""
     if suffix.startswith(".jsonl"):
-        return _json_lines(text, path, options.field)
-    if options.documents == "whole":
-        return [text]
-    parts = text.split("\n") if options.documents == "lines" else text.split("\n\n")
-    return [document for part in parts if (document := part.strip())]
+        found, under = _json_lines(lines_of(blocks, path), path, options.field), f" under data.field={options.field}"
+    else:
+        found = lines_of(map(with_newlines, blocks), path)
+        if options.documents != "lines":
+            found = runs_of(found, path, whole=options.documents == "whole")
+    is_whole = options.documents == "whole" and not under
+    documents = [text if is_whole else text.strip() for text in found if text.strip()]
+    if not documents:
+        raise UserError(f"{path} is empty{under}; give a file with text")
+    return _without_surrogates(documents)
 
 
-def _json_lines(text: str, path: Path, field: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_lines(lines: Iterable[str], path: Path, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -152,11 +146,17 @@ def _json_lines(text: str, path: Path, field: str) -> list[str]:
             keys = [key for key, value in record.items() if isinstance(value, str)] if isinstance(record, dict) else []
             hint = nearest(field, keys) or "; each line must be an object with a text"
             raise UserError(f"{path} line {number} has no text under data.field={field}{hint}")
-        if document := record[field].strip():
-            documents.append(document)
-    if not documents:
-        raise UserError(f"{path} has only empty texts under data.field={field}; give a file with text")
-    return documents
+        yield with_newlines(record[field])
+
+
+def _without_surrogates(documents: list[str]) -> tuple[list[str], int]:
+    """JSON may name half of a character, which no encoding of text can hold."""
+    replaced = 0
+    for number, document in enumerate(documents):
+        if not document.isascii():
+            documents[number], count = _SURROGATE.subn("\ufffd", document)
+            replaced += count
+    return documents, replaced
 
 
 def _hold_out(

@@ -15,13 +15,16 @@ class Tokenizer(ABC):
     """Text to token ids in [0, vocab_size) and back.
 
     `identity` names the kind and carries a hash of the content: tokenizers with the same identity give the same ids.
-    `separator` holds the ids that are put between packed documents, `separator_bytes` their length as text.
+    `separator` holds the ids that are put between packed documents, `separator_bytes` their length as text. `loses` is what
+    ids may fail to say, as facts call it (empty: nothing), and `most_lost` the share of it above which text is refused.
     """
 
     vocab_size: int
     identity: str
     separator: tuple[int, ...]
     separator_bytes: int
+    loses: str = ""
+    most_lost: float = 1.0
 
     @abstractmethod
     def encode_batch(self, documents: Sequence[str]) -> list[np.ndarray]:
@@ -34,6 +37,10 @@ class Tokenizer(ABC):
     def text_bytes(self, documents: Sequence[str]) -> int:
         """Bytes of UTF-8 that the ids of `documents` stand for."""
         return total_bytes(documents)
+
+    def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
+        """How much of `documents` their ids do not say, and of how much."""
+        return 0, 0
 
 
 class TokenizerSpec(ABC):

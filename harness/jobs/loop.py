@@ -103,6 +103,7 @@ class _Run:
             self.display.say(f"{name}: {message.text}; trying again")
             self.work.again(task)
         else:
-            task.fail(message.text.strip().splitlines()[-1])
+            again = f", {task.begun} times; the same command tries it again" if message.kind == "died" else ""
+            task.fail(message.text.strip().splitlines()[-1] + again)
             self.display.say(f"{name} failed: {message.text.strip()}")
             self.work.failed(task, message)

@@ -23,6 +23,7 @@ from typing import Any
 
 from harness.errors import JobError, UserError
 from harness.jobs.schedule import Task
+from harness.jobs.signals import unheard
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ def _next(pipe: Connection) -> Any:
 def _live(pipe: Connection, begin: Begin, context: Any, parent: int, environment: dict[str, str]) -> None:
     """A worker's life: jobs until told to stop."""
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ.update(environment)
     # On Python 3.11 torch's compiler stops if distutils was imported before setuptools, as some libraries do.
     with contextlib.suppress(ImportError), warnings.catch_warnings():
@@ -135,7 +135,8 @@ class Pool:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
         life = (theirs, *self._life, os.getpid(), environment)
         process = self._context.Process(target=_live, args=life, daemon=True)
-        process.start()
+        with unheard():
+            process.start()
         theirs.close()
         return Worker(process, ours)
 

@@ -45,6 +45,10 @@ class Judge(ABC):
     def check(self, data: TokenData) -> None:  # noqa: B027 - most judges can be had for any data
         """Raise `UserError` for what `prepare` would refuse, as far as that is known without its work."""
 
+    def files_key(self) -> str:
+        """Hash of the user's files that decide what it says, as they are now; empty where it has none."""
+        return ""
+
     @abstractmethod
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load the weights (or train them once and cache them by fingerprint); loaded once, in a named dtype."""
@@ -52,7 +56,7 @@ class Judge(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Name, revision or weight hash, dtype, context length and definition: part of every number's identity."""
+        """Name, revision or hash (weights, configuration, tokenizer), dtype, context, definition: part of every number."""
 
     @property
     @abstractmethod

@@ -12,10 +12,12 @@ from typing import Any
 
 from harness.config.fields import chosen, ranged
 from harness.data.base import TokenData
+from harness.data.files import digest
+from harness.data.pack import file_digest
 from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT
 from harness.judges.scoring import KEY, POOLS, CausalJudge, CausalReader, Reading, load_causal_model
-from harness.nn.pretrained import DTYPES, guarded, locate, sha256_of_weights
+from harness.nn.pretrained import DTYPES, guarded, locate, need_table, sha256_of_reading, sha256_of_weights
 
 _BOS_RULES = ("auto", "none", "eos")
 _DEFAULT_CONTEXT = 1024
@@ -48,15 +50,22 @@ class PretrainedJudge(CausalJudge):
             raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
 
     def check(self, data: TokenData) -> None:
-        """Raise `UserError` for a model that is neither on this disk nor on a hub that answers."""
-        locate(self.options.model, self.options.revision, KEY, _INSTEAD)
+        """Raise `UserError` for a model that is neither here nor on a hub that answers, or shorter than its tokenizer."""
+        _tokenizer(self.options)
+
+    def files_key(self) -> str:
+        """Hash of a folder's weights, configuration and tokenizer as files; empty for a name on the hub."""
+        folder = Path(self.options.model)
+        if not folder.is_dir():
+            return ""
+        return digest([sha256_of_reading(folder), [file_digest(path) for path in sorted(folder.glob("*.safetensors"))]])
 
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load model and tokenizer; `UserError` where they are absent, incomplete, or no causal language model."""
         o = self.options
         progress(f"judge: loads {o.model}")
         model, tokenizer, revision = _load(o, device)
-        version = revision[:12] if revision else "weights-" + sha256_of_weights(model.state_dict())[:16]
+        version = revision[:12] if revision else "content-" + _content(Path(o.model), model)[:16]
         longest = _longest_context(model.config)
         context = o.context or longest or _DEFAULT_CONTEXT
         if longest and context > longest:
@@ -76,20 +85,34 @@ class PretrainedJudge(CausalJudge):
 
     @property
     def identity(self) -> str:
-        """`<name>@<revision or weight hash>/<dtype>/<how it reads>`."""
+        """`<name>@<revision, or hash of weights, configuration and tokenizer>/<dtype>/<how it reads>`."""
         return self._prepared._identity
+
+
+def _tokenizer(options: PretrainedJudgeOptions) -> tuple[dict[str, Any], Any]:
+    """Where the model is (see `locate`), and its tokenizer; raises `UserError` unless the model has a row for every id."""
+    source = options.model
+    where = locate(source, options.revision, KEY, _INSTEAD)
+    from transformers import AutoConfig, AutoTokenizer
+
+    with guarded(KEY, source, _INSTEAD):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+    need_table(config, tokenizer, KEY, source)
+    return where, tokenizer
 
 
 def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str | None]:
     """Model, tokenizer, and the hub's commit where there is one (None for a folder)."""
-    source = options.model
-    where = locate(source, options.revision, KEY, _INSTEAD)
-    from transformers import AutoTokenizer
-
-    with guarded(KEY, source, _INSTEAD):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-        model = load_causal_model(source, options.dtype, device, **where)
+    where, tokenizer = _tokenizer(options)
+    with guarded(KEY, options.model, _INSTEAD):
+        model = load_causal_model(options.model, options.dtype, device, **where)
     return model, tokenizer, where.get("revision")
+
+
+def _content(folder: Path, model: Any) -> str:
+    """Hash of weights, configuration and tokenizer: all that decides how a text is read."""
+    return digest([sha256_of_weights(model.state_dict()), sha256_of_reading(folder)])
 
 
 def _longest_context(config: Any) -> int:

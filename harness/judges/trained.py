@@ -1,14 +1,13 @@
 """The default judge: a small causal transformer with its own tokenizer, trained once on the study's training split.
 
 It needs no download, so that a study runs anywhere; its numbers compare only with numbers of the same weights, whose
-hash is its identity. Its own perplexity on held-out text is printed beside.
+hash, with that of its configuration and tokenizer, is its identity. Its own perplexity on held-out text is printed beside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -29,10 +28,10 @@ from harness.errors import UserError
 from harness.judges.corpus import END_OF_TEXT, END_OF_TEXT_ID, token_stream, train_tokenizer
 from harness.judges.fit import Recipe, fit
 from harness.judges.scoring import POOLS, CausalJudge, CausalReader, Reading, load_causal_model
-from harness.nn.pretrained import DTYPES, quiet_transformers, sha256_of_weights
+from harness.nn.pretrained import DTYPES, quiet_transformers, sha256_of_reading, sha256_of_weights
 from harness.training.precision import threads
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 _BYTES = 256
 _ROOM = 4  # times the context, so that the network accepts a longer one later
 #: Options that change how texts are read, but not the weights.
@@ -99,7 +98,7 @@ class TrainedJudge(CausalJudge):
             trained_as = self.record["sha256"]
             model = load_causal_model(str(folder), o.dtype, device, attn_implementation="sdpa")
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            found = _hash_of(load_file(folder / "model.safetensors"), tokenizer)
+            found = _hash_of(folder)
         except UserError:
             raise
         except Exception as error:  # the libraries raise many kinds for a damaged file
@@ -113,7 +112,7 @@ class TrainedJudge(CausalJudge):
 
     @property
     def identity(self) -> str:
-        """`trained-<hash of weights and tokenizer>/<dtype>/<how it reads>`."""
+        """`trained-<hash of weights, configuration and tokenizer>/<dtype>/<how it reads>`."""
         return f"trained-{self._prepared.record['sha256'][:16]}/{self.options.dtype}/{self.reading.describe()}"
 
     def _train(
@@ -159,7 +158,7 @@ class TrainedJudge(CausalJudge):
         tokenizer.save(str(fresh / "tokenizer.json"))
         shutil.copy(part / "curves.jsonl", fresh)
         record = {
-            "sha256": _hash_of(load_file(fresh / "model.safetensors"), tokenizer),
+            "sha256": _hash_of(fresh),
             "options": deciding,
             "data": data.fingerprint,
             "parameters": size,
@@ -192,8 +191,8 @@ class TrainedJudge(CausalJudge):
         return tokenizer, stream_T
 
 
-def _hash_of(state: dict[str, torch.Tensor], tokenizer: tokenizers.Tokenizer) -> str:
-    return hashlib.sha256((sha256_of_weights(state) + tokenizer.to_str()).encode()).hexdigest()
+def _hash_of(folder: Path) -> str:
+    return digest([sha256_of_weights(load_file(folder / "model.safetensors")), sha256_of_reading(folder)])
 
 
 def _bfloat16(precision: str, device: str) -> bool:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROBE_TIMEOUT_S = 5.0
+#: Everything that decides how a tokenizer works and how weights are read, and nothing that holds weights or code.
+_FILES = (
+    "config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
+    "merges.txt *.model *.tiktoken"
+)
+READING_FILES = tuple(_FILES.split())
 
 
 def locate(source: str, revision: str | None, key: str, instead: str) -> dict[str, Any]:
@@ -95,6 +101,27 @@ def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def sha256_of_reading(folder: Path) -> str:
+    """SHA-256 (hex) over names and content of a folder's `READING_FILES`; empty where it has none."""
+    files = sorted({path for pattern in READING_FILES for path in folder.glob(pattern) if path.is_file()})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if files else ""
+
+
+def need_table(config: Any, tokenizer: Any, key: str, source: str) -> None:
+    """Raise `UserError` where the tokenizer has ids that the model of this configuration has no row for."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if rows is not None and ids > rows:
+        raise UserError(
+            f"{key}={source}: its tokenizer has ids up to {ids - 1}, and its model's table {rows} rows, for ids up to "
+            f"{rows - 1}; use a model with its own tokenizer"
+        )
 
 
 @contextlib.contextmanager

@@ -101,7 +101,8 @@ def best_rows(table: pd.DataFrame, column: Column, aim: float = math.nan) -> set
     return best
 
 
-def _budget(row: pd.Series) -> str:
+def budget(row: pd.Series) -> str:
+    """NFE of an aggregated row, with latent + token calls in brackets."""
     if math.isnan(row["nfe"]):
         return UNKNOWN
     split = f" ({row['nfe_latent']:.0f}+{row['nfe_token']:.0f})" if row["nfe_latent"] > 0 else ""
@@ -118,7 +119,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def _name(row: pd.Series) -> str:
+def name_of(row: pd.Series) -> str:
+    """Label of an aggregated row, with its temperature; in italics what only gives the scale."""
     shown = row["label"]
     if not math.isnan(row["temperature"]) and row["temperature"] != 1.0:
         shown += f", T={row['temperature']:g}"
@@ -146,7 +148,7 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     rows = []
     for role in ROLES:
         for place, row in table[table["role"] == role].iterrows():
-            cells = [_name(row), _budget(row), number(row[EQUIVALENT.name])]
+            cells = [name_of(row), budget(row), number(row[EQUIVALENT.name])]
             for column in shown:
                 text = measured(row[column.name], row[f"{column.name}_error"])
                 cells.append(f"**{text}**" if place in bold[column.name] else text)

@@ -113,7 +113,7 @@ def _run(
     """Run one configuration as a study; its finished seeds, and the failed ones into `failures`."""
     print(f"confirmation of {label}{end}, seeds {', '.join(map(str, seeds))}", file=sys.stderr, flush=True)
     tree = study_tree(loaded, overrides, label + end, seeds)
-    session = Session(tree, weights=loaded.folder / "confirm" / "weights")
+    session = Session(tree, weights=loaded.folder / "confirm" / "weights", server=loaded.base.cfg.tracking.uri)
     outcome = run_study(session, loaded.command)
     failures |= {f"{label} {name.rsplit('/', 1)[-1]}": reason for name, reason in outcome.failures.items()}
     path = session.folder / "results.parquet"

@@ -25,7 +25,7 @@ from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.tracking.base import Point, Status
 from harness.tracking.mlflow_tracker import open_tracker
-from harness.tracking.uri import redact
+from harness.tracking.uri import redact, without_logins
 
 #: Tags of a child run.
 STATE, NUMBER, REASON = "trial.state", "trial.number", "trial.reason"
@@ -61,7 +61,7 @@ class SearchLog:
             "kind": "tune",
             "tune.identity": loaded.identity,
             "tune.folder": str(loaded.folder),
-            "command": redact(loaded.command),
+            "command": without_logins(loaded.command),
             "git_sha": git.sha,
             "git_dirty": str(git.dirty),
         }

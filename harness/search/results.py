@@ -28,7 +28,7 @@ from harness.search.publish import SearchLog
 from harness.search.trials import TABLES, Candidate, all_trials, candidates, tally, write_trials
 from harness.store import write_text
 from harness.study.outcome import Outcome
-from harness.tracking.uri import redact
+from harness.tracking.uri import redact, without_logins
 
 REPORT, BEST = "report.md", "best.yaml"
 _ABOUT = {
@@ -93,9 +93,7 @@ def _places(loaded: LoadedTune, found: Findings, log: SearchLog) -> list[str]:
     if found.best is not None:
         places += [f"best     {loaded.folder / BEST}", f"run it   {best_command(loaded, found.best)}"]
     if log.run:
-        base = loaded.base.cfg
-        where = base.tracking.uri and redact(base.tracking.uri) or f"python -m harness.tracking.ui {base.runs_dir}"
-        places.append(f"MLflow   {where}  (run {log.run})")
+        places.append(f"MLflow   {log.tracker.where}  (run {log.run})")
     return places
 
 
@@ -155,7 +153,7 @@ def write_report(loaded: LoadedTune, study: optuna.Study, found: Findings) -> Pa
     journal, done = loaded.folder / "journal.log", found.confirmation
     parts = [
         f"# Tuning {loaded.name}",
-        f"`{redact(loaded.command)}`, at {git_state().label}",
+        f"`{without_logins(loaded.command)}`, at {git_state().label}",
         "## Found",
         *_found(loaded, found),
         *(_screened(loaded, done) if done and done.screened else []),

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -33,6 +31,7 @@ from harness.search.storage import Store, open_store, patient
 from harness.search.trial import TrialResult, begin
 from harness.search.trials import FAILURE, LOST, PRUNED, RUN_ID, TRIES, all_trials, counts, so_far, tally, write_trials
 from harness.store import write_text
+from harness.study.folder import sweep_parts
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.training.distributed import gpu_groups
@@ -203,25 +202,27 @@ def run_search(loaded: LoadedTune) -> Outcome:
     began = time.monotonic()
     for note in loaded.notes:
         _say(note)
-    with _sigterm_as_interrupt():
-        store = open_store(loaded)
-        log = SearchLog(loaded, store.study)
-        try:
-            with store.alone():
-                log.open()
-            failures = _search(loaded, store, log)
-            if failures:
-                log.tracker.finish(log.run, "FAILED")
-                return Outcome("", [], failures)
-            with if_free(loaded.folder / "finish.lock") as mine:
-                if not mine:
-                    return Outcome("", [f"another command writes the results in {loaded.folder}"])
-                found = finish(loaded, store.study, log)
-        except KeyboardInterrupt:
-            log.tracker.finish(log.run, "KILLED")
-            raise
-        finally:
-            log.tracker.close()
+    sweep_parts(
+        loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve()
+    )  # of the study, whose weights trials share
+    store = open_store(loaded)
+    log = SearchLog(loaded, store.study)
+    try:
+        with store.alone():
+            log.open()
+        failures = _search(loaded, store, log)
+        if failures:
+            log.tracker.finish(log.run, "FAILED")
+            return Outcome("", [], failures)
+        with if_free(loaded.folder / "finish.lock") as mine:
+            if not mine:
+                return Outcome("", [f"another command writes the results in {loaded.folder}"])
+            found = finish(loaded, store.study, log)
+    except KeyboardInterrupt:
+        log.tracker.finish(log.run, "KILLED")
+        raise
+    finally:
+        log.tracker.close()
     _say(f"tune {loaded.name}: done in {clock(time.monotonic() - began)}")
     return found
 
@@ -258,13 +259,3 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
         with contextlib.suppress(Exception):  # of how it ended, which is what matters here
             search.write()
     return search.failures
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM is answered like Ctrl-C: trials that are running are put back."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

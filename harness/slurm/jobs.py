@@ -108,7 +108,7 @@ def lacking(session: Session) -> list[str]:
 def _publish(job: Job) -> Outcome:
     """What `harness.run` does when everything is there: rows, tracking, figures, the report."""
     loaded = job.loaded()
-    sessions = {task: Session(part.tree) for task, part in parts_of(loaded).items()}
+    sessions = {task: Session(part.tree, server=part.cfg.tracking.uri) for task, part in parts_of(loaded).items()}
     reason = "its job ended early; the same command submits what is missing"
     places = [f"{task}/{name}".lstrip("/") for task, session in sessions.items() for name in lacking(session)]
     if places:
@@ -122,7 +122,7 @@ def _tune(job: Job) -> Outcome:
     """A command of a search that joins its study."""
     folders = [word for folder in job.config_dirs for word in ("--config-dir", folder)]
     code = tune.main([*job.all_arguments(), *folders])
-    if code == 130:  # it was told to leave: what stops the job comes after that
+    if code > 128:  # it was told to leave: what stops the job comes after that
         time.sleep(_LEAVING)
     return Outcome("", [], {job.name: f"harness.tune ended with exit code {code}"} if code else {})
 

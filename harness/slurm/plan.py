@@ -96,7 +96,7 @@ def _jobs_of(whole: Job, task: str, part: Loaded) -> list[Job]:
     tree = copy.deepcopy(part.tree)
     # A login node need not have the devices of the nodes that work.
     tree["compute"] |= {"device": "cpu", "precision": "float32", "compile": "false"}
-    session = Session(tree)
+    session = Session(tree, server=part.cfg.tracking.uri)
     cells = make_cells(session)
     check_study(session, cells, data_cell(session))
     models = ["", *(weights.name for weights in by_weights(cells) if weights.trained)]

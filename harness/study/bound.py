@@ -25,12 +25,12 @@ def measure_bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, A
     Where the data's law is known, also how far from it the model is.
     """
     s, numerics = session.cfg.study, session.numerics
-    test_NL = session.data.splits["test"][: s.bound_sequences]
+    test_NL = session.data.some("test", s.bound_sequences)
     total_N, estimator, exact = np.zeros(len(test_NL)), None, False
     parts: dict[str, float] = {}
     for draw in range(s.bound_draws):
         for start in range(0, len(test_NL), 256):
-            x_BL = torch.from_numpy(np.asarray(test_NL[start : start + 256], dtype=np.int64)).to(numerics.device)
+            x_BL = torch.from_numpy(test_NL[start : start + 256]).to(numerics.device)
             generator = step_generator(numerics.device, cell.seed, 5, draw, start)
             with numerics.autocast():
                 bound = sampler.bound(x_BL, generator)

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config.rows import budgets_of
+from harness.config.rows import DATA_ROW, budgets_of
 from harness.interface import Method, Sampler
 from harness.provenance import short_hash
 from harness.study.budget import parse_budgets, unmet_budgets
 from harness.study.session import Session
 
-DATA_ROW = "data"
 #: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
-LAYOUT = 3
+LAYOUT = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Cell:
     def facts(self, session: Session) -> Path:
         """Its bound, whose settings are part of the name, and the budgets where each has a figure of its own."""
         s = session.cfg.study
-        name = f"facts-b{s.bound_sequences}x{s.bound_draws}"
+        name = f"facts-random-b{s.bound_sequences}x{s.bound_draws}"
         if session.data.task is not None:
             name += "-nfe" + "-".join(str(nfe) for nfe in sorted({part.nfe for part in self.parts}))
         return self.folder / f"{name}.json"
@@ -162,8 +161,8 @@ def _weights(session: Session, name: str, method: Method, seed: int) -> Weights:
 
 
 def left_out(session: Session) -> list[str]:
-    """A line for each sampler that skips a budget of the study, since it cannot meet it."""
-    lines = []
+    """Lines about what the data lost, and for each sampler that skips a budget of the study, since it cannot meet it."""
+    lines = list(session.data.notes)
     for name, label, sampler, wanted in _samplers(session):
         unmet = unmet_budgets(sampler, wanted)
         if unmet:
@@ -183,7 +182,7 @@ def data_cell(session: Session) -> Cell:
 
 
 def config_key(session: Session, cells: list[Cell]) -> str:
-    """Identity of everything that the study's table depends on, except the judge's weights."""
+    """Identity of everything that the study's table depends on, except the weights of a judge that is trained here."""
     parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
     study = {k: v for k, v in session.tree["study"].items() if k not in ("name", "question")}
     return short_hash(
@@ -192,7 +191,7 @@ def config_key(session: Session, cells: list[Cell]) -> str:
             "cells": parts,
             "study": study,
             "drawn_at_a_time": min(session.cfg.compute.sample_batch, session.cfg.study.samples),
-            "judge": session.tree["judge"],
+            "judge": [session.tree["judge"], session.judge_files],
             # With versions: a metric whose definition changed must be scored again.
             "metrics": [metric.identity() for metric in session.metrics],
         },

@@ -10,6 +10,7 @@ from harness.study.cells import Cell
 from harness.study.session import Session
 from harness.study.standing import Standing, check_redo
 from harness.tracking.mlflow_tracker import open_tracker
+from harness.tracking.uri import VARIABLE
 
 
 def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
@@ -23,7 +24,7 @@ def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
     _ = session.reference  # refuses too few held-out sequences
     for key in ("runs_dir", "cache_dir"):
         _check_place(key, session.folder if key == "runs_dir" else session.cache)
-    if session.cfg.tracking.uri:
+    if session.cfg.tracking.uri or os.environ.get(VARIABLE):
         open_tracker(session.cfg.tracking, session.cfg.runs_dir).connect()
     check_redo(session.cfg.redo, [*cells, data])
     return Standing(session, cells, data)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import torch
+
 from harness.interface import Method
 from harness.study import match
 from harness.study.cells import Weights
-from harness.study.sampling import compile_trunks
+from harness.study.sampling import compile_trunks, say_uncompiled
 from harness.study.session import Session
 from harness.training import checkpoint, loop
 from harness.training.distributed import Group
@@ -29,7 +31,7 @@ def fit(
         group,
     )  # fmt: skip
     weights.folder.mkdir(parents=True, exist_ok=True)
-    done = loop.train(job)
+    done = _trained(job, weights.name) if session.numerics.compile_training else loop.train(job)
     if not group.leads:
         return
     meta = {
@@ -42,3 +44,18 @@ def fit(
     done["train_seconds"] += plan.fit_seconds
     checkpoint.save_tensors(weights.model, dict(method.state_dict()), meta | done)
     weights.checkpoint.unlink(missing_ok=True)
+
+
+def _trained(job: loop.Job, name: str) -> dict[str, float]:
+    """What `loop.train` gives, compiled where the toolchain can; else a line says why not, and it begins again without."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    begun = {key: value.clone() for key, value in job.method.state_dict().items()}
+    try:
+        return loop.train(job)
+    except TorchDynamoException as error:
+        if job.group.leads:
+            say_uncompiled(name, "training", error)
+        job.method.load_state_dict(begun)
+        with torch.compiler.set_stance("force_eager"):
+            return loop.train(job)

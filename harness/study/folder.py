@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from pathlib import Path
 
 from harness.errors import UserError
 from harness.jobs.locks import waiting_for
+from harness.parts import sweep
 from harness.store import read_json, write_json
 from harness.study.cells import Cell, config_key
 from harness.study.session import Session
@@ -24,6 +26,13 @@ def make_folder(session: Session) -> None:
         raise UserError(
             f"runs_dir={session.cfg.runs_dir}: cannot make {session.folder} ({error.strerror}); choose another folder"
         ) from error
+
+
+def sweep_parts(folder: Path, cache: Path) -> None:
+    """Remove what writers that were killed left unfinished in a study's folder and in the cache."""
+    sweep(folder.glob("**/.*.part"))
+    for depth in ("", "*/", "*/*/"):  # no deeper: it may be a folder with other things in it
+        sweep(cache.glob(f"{depth}.*.part"))
 
 
 def claim(session: Session, cells: list[Cell]) -> str:

@@ -21,6 +21,7 @@ _SILENT = (
     "harness.data",
     "harness.errors",
     "harness.jobs",
+    "harness.parts",
     "harness.progress",
     "harness.provenance",
     "harness.search",

@@ -121,5 +121,4 @@ def settle(session: Session, name: str, method: Method, fit_flops: int = 0) -> T
 
 def first_batch(session: Session) -> Tensor:
     """The training sequences (B, L) on which steps are counted."""
-    rows = session.data.splits["train"][: session.cfg.scale.batch]
-    return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(session.numerics.device)
+    return torch.from_numpy(session.data.some("train", session.cfg.scale.batch)).to(session.numerics.device)

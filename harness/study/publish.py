@@ -17,9 +17,10 @@ import yaml
 from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.aggregate import error_name, labels_of
+from harness.report.html import write_html
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
-from harness.report.table import results_table
+from harness.report.terminal import markdown_table, terminal_table
 from harness.store import ResultsTable, read_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.folder import claim
@@ -29,6 +30,7 @@ from harness.study.runs import StudyRuns
 from harness.study.session import Session
 from harness.study.steps import samples_file
 from harness.study.tasks import JUDGE
+from harness.tracking.base import Status
 
 _CURVE_SECONDS, _TABLE_SECONDS = 10.0, 5.0
 
@@ -44,7 +46,7 @@ class Publisher:
         self.session, self.cells, self.data, self.command = session, cells, data, command
         self.facts = provenance(session.numerics.device)
         self.metrics = [part for c in session.columns for part in (c.name, error_name(c.name))]
-        self.runs = StudyRuns(session, self.metrics)
+        self.runs = StudyRuns(session)
         self._protocol: dict[str, Any] = {}
         self._rows: StudyRows | None = None
         self._is_stale = False
@@ -143,14 +145,16 @@ class Publisher:
             return Outcome("no result", [], failures)
         shown = [column for column in s.columns if column.headline]
         report = write_report(s.folder, frame, shown, self._context(frame, failures))
-        files = [s.folder / name for name in ("report.md", "results.parquet", "config.yaml", "protocol.json")]
+        page = write_html(report)
+        files = [page, *(s.folder / name for name in ("report.md", "results.parquet", "config.yaml", "protocol.json"))]
         figures = sorted((s.folder / "figures").glob("*.png"))
-        self.runs.finish("FAILED" if failures else "FINISHED", (*figures, *files), git_sha=commits_of(frame))
-        places = [f"report   {report}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
-        if s.cfg.tracking.enabled:
-            hint = "" if s.cfg.tracking.uri else f"  (or: python -m harness.tracking.ui {Path(s.cfg.runs_dir)})"
-            places.append(f"MLflow   {s.cfg.tracking.uri or 'make ui'}{hint}")
-        return Outcome(results_table(frame, shown), places, failures)
+        status: Status = "FAILED" if failures else "FINISHED"
+        self.runs.finish(status, (*figures, *files), note=markdown_table(frame, shown), git_sha=commits_of(frame))
+        places = [f"report   {page}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
+        tracker = self.runs.tracker
+        if tracker.where:
+            places += [f"MLflow   {tracker.where}", f"         {tracker.link()}"]
+        return Outcome(terminal_table(frame, shown), places, failures)
 
     def _context(self, frame: pd.DataFrame, failures: dict[str, str]) -> dict[str, Any]:
         s = self.session

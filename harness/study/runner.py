@@ -20,9 +20,10 @@ from harness.provenance import cpu_count
 from harness.store import write_json, write_text
 from harness.study.cells import Cell, data_cell, left_out, make_cells
 from harness.study.check import check_study
-from harness.study.folder import make_folder
+from harness.study.folder import make_folder, sweep_parts
 from harness.study.made import made_by
 from harness.study.outcome import Outcome
+from harness.study.pace import expected_seconds, seconds_per_weight
 from harness.study.publish import Publisher
 from harness.study.session import Session
 from harness.study.standing import settle
@@ -49,6 +50,7 @@ def run_study(session: Session, command: str) -> Outcome:
         print(line, file=sys.stderr, flush=True)
     standing = check_study(session, cells, data)
     make_folder(session)
+    sweep_parts(session.folder, session.cache)
     with folder_lock(session.folder):
         settle(session, standing)
         with Publisher(session, cells, data, command) as publisher:
@@ -68,7 +70,8 @@ def work_on(session: Session, work: StudyWork) -> dict[str, str]:
         gpus = gpu_groups(compute.processes) if session.numerics.device == "cuda" else None
         pool = Pool(begin, (session.tree, session.weights), count, gpus, compute.threads)
         try:
-            work_off(work, pool, Display(work.tasks))
+            expected = expected_seconds(work.tasks.values(), seconds_per_weight(session), count)
+            work_off(work, pool, Display(work.tasks, expected=expected))
         finally:
             pool.stop()
     return {t.key[1]: t.text for t in work.tasks.values() if t.state == "failed" and t.text != NEEDS_FAILED}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config.compose import flatten
+from harness.metrics.base import Column
 from harness.report.aggregate import error_name
 from harness.report.truth import TRUTH
 from harness.store import read_jsonl
@@ -17,17 +19,17 @@ from harness.tracking.base import Point, Status
 from harness.tracking.mlflow_tracker import open_tracker
 
 #: What is shown of a row beside the metrics' columns.
-_COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe", "nelbo_nats_per_token")
-_BOUND = "valid/bound_nats_per_token"
+_COSTS = ("seconds_per_seq", "flops_per_seq", "equivalent_nfe")
+_ROW_BOUND, _BOUND = "nelbo_nats_per_token", "valid/bound_nats_per_token"
 #: What a cell's run does not repeat: other methods, and what no method reads.
 _NOT_OF_A_CELL = ("methods.", "tracking.", "study.seeds", "only")
 
 
 class StudyRuns:
-    """`metrics` names the columns that are logged of each row; `bounds` holds the validation bounds of curves, by file."""
+    """`bounds` holds the validation bounds of curves, by file."""
 
-    def __init__(self, session: Session, metrics: list[str]) -> None:
-        self.session, self.metrics = session, metrics
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.tracker = open_tracker(session.cfg.tracking, session.cfg.runs_dir)
         self.tracker.connect()  # a store that is not there is refused before anything in the study's folder is moved
         self.parent, self.tags = "", dict[str, str]()
@@ -55,7 +57,7 @@ class StudyRuns:
             own_tags = {key: value for key, value in self.tags.items() if key != "git_sha"} | _commit(cell)
             self._runs[cell.name] = self.tracker.open_cell(
                 self.parent,
-                f"{self.session.cfg.study.name}/{cell.name}",
+                f"{cell.title} · seed {cell.seed}" if cell.sampler else cell.title,
                 f"{cell.name}-{cell.key}",
                 params | own | kind | {"seed": str(cell.seed)},
                 own_tags | kind | {"role": cell.role, "cell": cell.key},
@@ -81,7 +83,7 @@ class StudyRuns:
         self._curve_bytes[cell.name] = size
         lines = read_jsonl(cell.weights.curves)
         points: list[Point] = [
-            {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
+            {"name": _curve_name(name), "value": value, "step": line["step"], "time_ms": line["time_ms"]}
             for line in lines
             for name, value in line["values"].items()
         ]
@@ -98,29 +100,52 @@ class StudyRuns:
         self.tracker.set_tags(run, {"git_sha": rows[0]["git_sha"]})
         for row in rows:
             if row["temperature"] == temperature:
-                self.tracker.log_scores(run, logged_scores(row, self.metrics), row["nfe"] or 0, row["time_ms"])
+                values = logged_scores(row, self.session.columns)
+                for nfe in self._places(cell, row["nfe"] or 0):
+                    self.tracker.log_scores(run, values, nfe, row["time_ms"])
         self.tracker.log_samples(run, samples_of(self.session, cell, 8, cell.title))
         self.tracker.finish(run, "FINISHED", max(row["time_ms"] for row in rows))
         self._scored.add(cell.name)
 
-    def finish(self, status: Status, paths: tuple[Path, ...] = (), **tags: str) -> None:
-        """Put tags, figures and files into the study's run and close it."""
+    def _places(self, cell: Cell, nfe: int) -> list[int]:
+        """Where a row stands on the axis of budgets: its NFE; for what only gives the scale, a line along the methods' own."""
+        budgets = self.session.cfg.study.nfe
+        return [nfe] if cell.role in ("method", "floor", "probe") else sorted({min(budgets), max(budgets)})
+
+    def finish(self, status: Status, paths: tuple[Path, ...] = (), note: str = "", **tags: str) -> None:
+        """Put a description, tags, figures and files into the study's run and close it."""
         self.tracker.set_tags(self.parent, tags)
+        if note:
+            self.tracker.describe(self.parent, note)
         for path in paths:
             self.tracker.log_file(self.parent, path, "figures" if path.suffix == ".png" else None)
         self.tracker.finish(self.parent, status)
 
     def kill(self) -> None:
-        """Mark all runs as killed."""
-        for run in (*self._runs.values(), self.parent):
+        """Mark all runs that are not finished as killed."""
+        for run in (*(run for name, run in self._runs.items() if name not in self._scored), self.parent):
             if run:
                 self.tracker.finish(run, "KILLED")
 
 
-def logged_scores(row: dict[str, Any], metrics: list[str]) -> dict[str, float | None]:
-    """What tracking shows of a row: scores, costs and the distances from the truth; None where they are not known."""
-    truth = [part for name in TRUTH for part in (name, error_name(name))]
-    return {name: row.get(name) for name in (*metrics, *_COSTS, *truth)}
+def logged_scores(row: dict[str, Any], columns: Sequence[Column]) -> dict[str, float | None]:
+    """What tracking shows of a row, None where it is not known.
+
+    MLflow makes a chart of each name and a section of each prefix, in the order of the alphabet: results, sampling (costs),
+    scores_other, standard_errors; then train, valid and valid_instruments of the curves.
+    """
+    first = [column.name for column in columns if column.headline]
+    more = [*(column.name for column in columns if not column.headline), *TRUTH]
+    shown = {f"results/{name}": name for name in (*first, _ROW_BOUND)}
+    shown |= {f"sampling/{name}": name for name in _COSTS} | {f"scores_other/{name}": name for name in more}
+    shown |= {f"standard_errors/{name}": error_name(name) for name in (*first, *more)}
+    return {place: row.get(name) for place, name in shown.items()}
+
+
+def _curve_name(name: str) -> str:
+    """`train/...` and the bound as they are; its parts and the methods' own instruments in a section of their own."""
+    kind, _, rest = name.partition("/")
+    return name if kind != "valid" or name == _BOUND else f"valid_instruments/{rest.replace('/', '_')}"
 
 
 def _commit(cell: Cell) -> dict[str, str]:

@@ -5,6 +5,7 @@ Shapes: N sequences, L tokens.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ def compile_trunks(networks: Iterable[nn.Module]) -> None:
         for module in network.modules():
             if isinstance(module, Trunk) and not module.causal:
                 module.compile(dynamic=False)
+
+
+def say_uncompiled(name: str, what: str, error: Exception) -> None:
+    """A line with the compiler's reason: `what` (of the cell or the weights `name`) goes on without it."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+    reason = lines[0] if lines else type(error).__name__
+    print(f"\n{name}: torch.compile failed ({reason}); {what} runs uncompiled", file=sys.stderr, flush=True)
 
 
 def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:

@@ -30,19 +30,21 @@ from harness.training.distributed import check_processes
 from harness.training.precision import Numerics, resolve
 
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Session:
     """Lazily built parts of a run; attributes are made at first use and kept.
 
-    `weights` is the folder of another study's weights, to use and to add to; None: the study keeps its own.
+    `weights` is the folder of another study's weights, to use and to add to; None: the study keeps its own. `server` is
+    `tracking.uri` with its login, for who connects; the tree does not have it.
     """
 
-    def __init__(self, tree: dict[str, Any], weights: Path | None = None) -> None:
+    def __init__(self, tree: dict[str, Any], weights: Path | None = None, server: str | None = None) -> None:
         self.tree, self.weights = tree, weights
         self._ready: Judge | None = None  # the judge, once it is prepared
         self.cfg = typed(RunConfig, tree)
+        self.cfg.tracking.uri = server or self.cfg.tracking.uri
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
@@ -102,7 +104,18 @@ class Session:
         cls, options = build_options(self.tree["methods"][name], f"methods.{name}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(self.problem, options)
+            method: Method = cls(self.problem, options)
+        self._check_parts(name, method)
+        return method
+
+    def _check_parts(self, name: str, method: Method) -> None:
+        batch, parts, least = self.cfg.scale.batch, self.cfg.train.accumulate, method.smallest_part
+        if method.stages() and batch // parts < least:
+            into = f", cut into train.accumulate={parts} parts" if parts > 1 else ""
+            raise UserError(
+                f"scale.batch={batch}{into}: methods.{name} trains on {least} sequences at a time or more; "
+                f"use scale.batch={least * parts} or more"
+            )
 
     def sampler(self, method: Method, name: str, label: str) -> Sampler:
         """The sampler `label` of the method that the study calls `name`, drawing from `method`."""
@@ -129,6 +142,11 @@ class Session:
         cls, options = build_options(self.tree["judge"], "judge")
         return cls(options)
 
+    @cached_property
+    def judge_files(self) -> str:
+        """`Judge.files_key`, read once."""
+        return self.judge.files_key()
+
     def ready_judge(self, tell: Callable[[str], None]) -> Judge:
         """The judge, prepared (loaded or trained) once."""
         if self._ready is not self.judge:
@@ -139,18 +157,15 @@ class Session:
     # ---- held-out text --------------------------------------------------------------------------------------------
     @cached_property
     def _held_out(self) -> np.ndarray:
-        """Test rows, then validation rows, each part in a fixed random order; (N, L)."""
-        rng = np.random.default_rng(20_250_101)
-        parts = [self.data.splits[split] for split in ("test", "valid")]
-        shuffled = [np.asarray(p)[rng.permutation(len(p))].astype(np.int64) for p in parts]
+        """Test rows, then validation rows, each part in a fixed random order; (2 n, L)."""
         n = self.cfg.study.samples
-        total = sum(len(p) for p in shuffled)
+        total = sum(len(self.data.splits[split]) for split in ("test", "valid"))
         if total < 2 * n:
             raise UserError(
                 f"study.samples={n}: the reference and the held-out row need {2 * n} held-out sequences of "
                 f"{self.data.length} tokens and {self.data.name} has {total}; use study.samples={total // 2} or less"
             )
-        return np.concatenate(shuffled)[: 2 * n]
+        return np.concatenate([self.data.some(split, 2 * n) for split in ("test", "valid")])[: 2 * n]
 
     def _samples(self, x_NL: np.ndarray) -> Samples:
         return Samples(x_NL, [self.data.decode(row.tolist()) for row in x_NL])

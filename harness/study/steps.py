@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Part, Weights
 from harness.study.fit import fit
 from harness.study.made import made_by
-from harness.study.sampling import draw_samples, warm_up
+from harness.study.sampling import draw_samples, say_uncompiled, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
 
@@ -188,10 +187,7 @@ def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
         try:
             warm_up(sampler, part, chunk, session.numerics)
         except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(
-                f"\n{cell.name}: torch.compile failed ({reason}); sampling runs uncompiled", file=sys.stderr, flush=True
-            )
+            say_uncompiled(cell.name, "sampling", error)
             sampler = load_sampler(session, cell)
     return sampler
 

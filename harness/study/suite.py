@@ -14,6 +14,7 @@ from harness.config.schema import RunConfig
 from harness.errors import UserError
 from harness.progress import clock
 from harness.provenance import device_name, git_state
+from harness.report.html import write_html
 from harness.report.suite import TaskResults, write_suite_report
 from harness.store import ResultsTable
 from harness.study.cells import Cell, data_cell, left_out, make_cells
@@ -33,7 +34,7 @@ class Suite:
 
     def __init__(self, loaded: LoadedSuite) -> None:
         self.name, self.question, self.order = loaded.name, loaded.question, loaded.order
-        self.parts = {task: Session(part.tree) for task, part in loaded.parts.items()}
+        self.parts = {task: Session(part.tree, server=part.cfg.tracking.uri) for task, part in loaded.parts.items()}
         self.others = {task: Session(part.tree) for task, part in loaded.others.items()}
         self.cells: dict[str, list[Cell]] = {}
 
@@ -145,7 +146,7 @@ def _write(suite: Suite, command: str, failures: dict[str, str]) -> list[Path]:
         "command": command,
         "git_sha": ", ".join(dict.fromkeys(commits_of(task.frame) for task in tasks if task.frame is not None)),
     }
-    report = write_suite_report(suite.folder, tasks, context)
+    report = write_html(write_suite_report(suite.folder, tasks, context))
     return [report, suite.folder / "results.parquet", *sorted((suite.folder / "figures").glob("*.png"))]
 
 

@@ -28,6 +28,9 @@ class Tracker:
     Run ids are opaque: one that was handed out while the service was down is made good later (see `resolve`).
     """
 
+    #: Where it is seen, without a login; empty: nowhere.
+    where = ""
+
     def connect(self) -> None:
         """Make sure that the service answers; raises `UserError` if it does not."""
 
@@ -61,6 +64,13 @@ class Tracker:
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Tags of a run, replacing those of the same names; None is left out."""
+
+    def describe(self, run_id: str, text: str) -> None:
+        """What the service's page of a run says about it, in Markdown."""
+
+    def link(self) -> str:
+        """Where the runs of the study can be looked at; "" where there is nothing to see."""
+        return ""
 
     def children(self, parent_id: str) -> dict[str, dict[str, str]]:
         """Tags of each child run by run id, with its status as "status"; empty where the service does not answer."""

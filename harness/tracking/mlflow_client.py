@@ -8,10 +8,12 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
 from harness.tracking.outbox import Down, Rejected
+from harness.tracking.sqlite import make_whole
 from harness.tracking.uri import PROBE_SECONDS, SQL_PORTS, Store, reach, scrub
 
 _DOWN_CODES = {
@@ -79,25 +81,40 @@ def reason(error: BaseException, uri: str) -> str:
             return "no answer in time"
         if isinstance(seen, ConnectionError):
             return "connection lost"
+        if isinstance(seen, sqlite3.Error):
+            return str(seen)
         seen = seen.__cause__ or seen.__context__
     return scrub(str(error) or type(error).__name__, uri)
 
 
-def _open_directly(store: Store) -> None:
+def _open_directly(store: Store, mlflow: Any) -> None:
     """Open the database once without MLflow, which would try a wrong path or password again for minutes."""
     reach(store)
-    dialect = store.uri.split(":", 1)[0].split("+", 1)[0].lower()
-    if dialect == "sqlite":
-        path = store.uri.removeprefix("sqlite:///")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    if store.dialect == "sqlite":
+        path = Path(store.uri.removeprefix("sqlite:///"))
+        make_whole(path, lambda uri: _client(mlflow, uri), lambda: _newest_tables(mlflow))
         with contextlib.closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as connection:
-            connection.execute("PRAGMA user_version = 0")
-    elif dialect in SQL_PORTS:
+            connection.execute("PRAGMA user_version = 0")  # it writes
+    elif store.dialect in SQL_PORTS:
         import sqlalchemy
 
         engine = sqlalchemy.create_engine(store.uri)
         engine.connect().close()
         engine.dispose()
+
+
+def _client(mlflow: Any, uri: str) -> Any:
+    """A client of the store at `uri`, which has answered; a database has its tables then."""
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    return client
+
+
+def _newest_tables(mlflow: Any) -> str | None:
+    """The version of the tables that this MLflow makes."""
+    from alembic.script import ScriptDirectory  # MLflow's, and as slow to import
+
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head()
 
 
 def connect(store: Store) -> Any:
@@ -106,19 +123,20 @@ def connect(store: Store) -> Any:
     Raises `UserError` in one line, within about ten seconds, if nothing answers.
     """
     mlflow = import_mlflow()
-    way_out = "check that it is up, or set tracking.uri= to another store or tracking.enabled=false"
+    fault, check = "does not answer", "check that it is up"
+    if store.dialect == "sqlite":
+        fault, check = "cannot be used", "check that its folder can be written to and has space"
     failures: tuple[type[BaseException], ...] = (*service_errors(), sqlite3.Error, ImportError)
     try:
-        _open_directly(store)
+        _open_directly(store, mlflow)
         with _environment(_PROBE):
-            client = mlflow.MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
-            client.search_experiments(max_results=1)
-        return client
+            return _client(mlflow, store.uri)
     except failures as error:
         if "out-of-date database schema" in str(error):
             way_out = f"it was made by another version of MLflow: back it up and run 'mlflow db upgrade {store.shown}'"
             raise UserError(f"the tracking store {store.shown} cannot be used: {way_out}") from None
-        raise UserError(f"tracking at {store.shown} does not answer ({reason(error, store.uri)}): {way_out}") from None
+        way_out = f"{check}, or set tracking.uri= to another store or tracking.enabled=false"
+        raise UserError(f"tracking at {store.shown} {fault} ({reason(error, store.uri)}): {way_out}") from None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config.schema import TrackingConfig
 from harness.errors import UserError
-from harness.tracking import names
+from harness.tracking import link, names
 from harness.tracking.base import Point, Status, Tracker
 from harness.tracking.mlflow_client import connect, reason, service_errors, sorted_errors
 from harness.tracking.outbox import RETRY_SECONDS, Outbox, Rejected
@@ -29,6 +29,8 @@ CHANGED_TAG = "harness.changed_params"
 _PARENT_TAG = "mlflow.parentRunId"
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _WAITING = "waiting:"
+#: Where `harness.tracking.ui` serves a store without a server.
+_OWN_SERVER = "http://127.0.0.1:5000"
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 
 
@@ -46,6 +48,8 @@ class MlflowTracker(Tracker):
         self.options = options
         self.runs_dir = Path(runs_dir).resolve()
         self.store = resolve_store(options.uri, self.runs_dir)
+        ours = self.store.uri == f"sqlite:///{self.runs_dir / 'mlflow.db'}"
+        self.where = f"python -m harness.tracking.ui {runs_dir}" if ours else self.store.shown
         self._outbox = Outbox(self.store.shown, retry_seconds, warn)
         self._client: Any = None
         self._experiment: str | None = None
@@ -186,6 +190,16 @@ class MlflowTracker(Tracker):
         marks = [RunTag(key, value) for key, value in names.tags(tags).items()]
         self._send(lambda: self._client.log_batch(self._id(run_id), tags=marks))
 
+    def describe(self, run_id, text) -> None:
+        lines = text.splitlines()
+        while len("\n".join(lines)) > names.MAX_TAG:
+            lines = [*lines[:-2], "(and more: see report.html among the artifacts)"]
+        self.set_tags(run_id, {"mlflow.note.content": "\n".join(lines)})
+
+    def link(self) -> str:
+        server = self.store.shown if self.store.uri.startswith("http") else _OWN_SERVER
+        return link.charts(server, self._experiment) if self._experiment else ""
+
     def children(self, parent_id) -> dict[str, dict[str, str]]:
         query, token = f"tags.`{_PARENT_TAG}` = '{parent_id}'", None
         found: dict[str, dict[str, str]] = {}
@@ -227,7 +241,7 @@ class MlflowTracker(Tracker):
             )
         if found is not None:
             return found.experiment_id
-        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        folder = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
         artifacts = f"{self.store.artifacts}/{folder}" if self.store.artifacts else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)

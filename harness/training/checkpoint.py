@@ -16,15 +16,31 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.store import Damaged, sealed, unsealed, write_bytes
 
+#: In the file's facts: names of tensors that are another one's too, by name.
+_TWINS = "twins"
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` with their hash, and JSON-able `meta` with its own.
+    """Write `tensors` with their hash, and JSON-able `meta` with its own; a tensor that has several names, as tied weights
+    have, is written once.
 
     Raises `UserError` on a full disk; the old file then stays.
     """
-    plain = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-    header = {"harness": json.dumps(sealed(meta)), "sha256": _hash_of(plain)}
-    write_bytes(path, save(plain, metadata=header))
+    written: dict[str, Tensor] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    twins: dict[str, str] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        first = names.setdefault((tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        if first != name:
+            twins[name] = first
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        written[name] = plain.clone() if memory in memories else plain  # a part of another one
+        memories.add(memory)
+    header = {"harness": json.dumps(sealed(meta | ({_TWINS: twins} if twins else {}))), "sha256": _hash_of(written)}
+    write_bytes(path, save(written, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,7 +60,7 @@ def load_hashed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         if _hash_of(tensors) != digest:
             raise ValueError("its content has another hash")
-        return tensors, meta, digest
+        return tensors | {name: tensors[first] for name, first in meta.pop(_TWINS, {}).items()}, meta, digest
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
 

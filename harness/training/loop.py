@@ -246,8 +246,7 @@ def _calibrate(job: Job) -> None:
 
 def _held_out(job: Job, instruments: bool) -> dict[str, float]:
     """Bound and, if asked for, instruments on validation sequences, by the names that they have in the curves."""
-    valid_NL = job.data.splits["valid"][: job.train.valid_sequences]
-    x_NL = torch.from_numpy(np.asarray(valid_NL, dtype=np.int64)).to(job.numerics.device)
+    x_NL = torch.from_numpy(job.data.some("valid", job.train.valid_sequences)).to(job.numerics.device)
     values: dict[str, float] = {}
     with job.numerics.autocast():
         generator = step_generator(job.numerics.device, job.seed, 2, 0)

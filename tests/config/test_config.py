@@ -128,3 +128,89 @@ def test_a_value_that_reads_another_key(tmp_path):
 
 def test_study_folder_comes_with_the_package():
     assert studies_folder() == Path(__file__).parents[2] / "studies"
+
+
+# ---- names, numbers and paths -----------------------------------------------------------------------------------------
+_MDLM = "{_target_: baselines.mdlm.MDLM, samplers: {ancestral: {}}}"
+
+
+@pytest.mark.parametrize(
+    ("methods", "line"),
+    [
+        (f"data: {_MDLM}", "methods.data: is the name of the row of held-out data"),
+        (f"../../x: {_MDLM}", "methods.../../x: is part of the names of files; use letters, digits"),
+        (f"'': {_MDLM}", "methods.: is part of the names of files"),
+        (f"'a b': {_MDLM}", "methods.a b: is part of the names of files"),
+        (f"-x: {_MDLM}", "methods.-x: is part of the names of files"),
+        (f"a/b: {_MDLM}", "methods.a/b: is part of the names of files"),
+        (
+            "a: {_target_: baselines.mdlm.MDLM, samplers: {../x: {sampler: ancestral}}}",
+            "methods.a.samplers.../x: is part",
+        ),
+        (
+            "a: {_target_: baselines.mdlm.MDLM, samplers: {b-c: {sampler: ancestral}}}\n  "
+            "a-b: {_target_: baselines.mdlm.MDLM, samplers: {c: {sampler: ancestral}}}",
+            "a-b/c and a/b-c would share their files; rename one of them",
+        ),
+    ],
+)
+def test_names_that_cannot_be_those_of_files_are_refused(tmp_path, methods, line):
+    (tmp_path / "study").mkdir()
+    text = f"# @package _global_\ndefaults: [smoke]\nstudy: {{name: mine}}\nmethods:\n  {methods}\n"
+    (tmp_path / "study" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(["study=mine"], [tmp_path])
+    assert line in str(caught.value)
+
+
+def test_metrics_have_names_of_files_too():
+    with pytest.raises(UserError, match=r"metrics\.a b: is part of the names of files"):
+        load(["++metrics={a b: {_target_: harness.metrics.entropy.Entropy}}"])
+
+
+@pytest.mark.parametrize(
+    "key", ["methods", "metrics", "compute", "train", "tracking", "study.seeds", "runs_dir", "study.nfe_of"]
+)
+def test_what_every_run_reads_cannot_be_taken_out(key):
+    said = invoke([f"~{key}", "--cfg", "job"])
+    assert said.code == 2 and said.err.startswith(f"error: ~{key}: is read by every run; give it a value")
+
+
+@pytest.mark.parametrize("value", ["null", "[few_step,smoke]", "3"])
+def test_a_group_is_chosen_by_a_name(value):
+    said = invoke([f"study={value}", "--cfg", "job"])
+    assert said.code == 2 and said.err.startswith("error: study=") and "no such study" in said.err
+
+
+@pytest.mark.parametrize("key", ["study.seeds=[{}]", "study.sampling_seed={}", "judge.seed={}", "scale.steps={}"])
+def test_whole_numbers_fit_into_64_bits(key):
+    with pytest.raises(UserError, match=r"does not fit into 64 bits; the largest is 9223372036854775807$"):
+        load(["study=smoke", key.format(2**63)])
+    with pytest.raises(UserError, match="does not fit into 64 bits"):
+        load(["study=smoke", key.format(10**400)])
+    load(["study=smoke", key.format(2**63 - 1)])
+
+
+PATHS = [
+    ("runs_dir=~/out", "runs_dir"),
+    ("cache_dir='~/out'", "cache_dir"),
+    ("data.path=~/out", "data.path"),
+    ("tokenizer.name=~/out", "tokenizer.name"),
+    ("judge.model=~/out", "judge.model"),
+    ("methods.fuji.encoder=~/out", "methods.fuji.encoder"),
+]
+
+
+@pytest.mark.parametrize(("argument", "key"), PATHS)
+def test_a_path_below_the_home_folder_is_written_out_whatever_its_key(argument, key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    study = ["study=few_step", "data=text", "data.path=x", "judge=pretrained", "tokenizer=pretrained"]
+    assert flatten(load([*study, argument]).tree)[key] == "/home/ann/out"
+
+
+def test_folders_that_options_name_may_be_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_configs(tmp_path / "mine")
+    (tmp_path / "best.yaml").write_text("overrides: [scale.depth=7]")
+    said = invoke(["--config-dir", "~/mine", "study=toy", "+best=~/best.yaml", "--cfg", "job"])
+    assert said.code == 0 and yaml.safe_load(said.out)["scale"]["depth"] == 7

@@ -64,6 +64,13 @@ def test_an_error_about_a_key_of_the_file_names_the_file(tmp_path):
         ("overrides: [study=exact]", "study=exact is not for this file"),
         ("overrides: [+best=other.yaml]", r"\+best=other.yaml is not for this file"),
         ("overrides: [tracking.uri=http://elsewhere]", "is not for this file"),
+        ("overrides: ['/study=exact']", "is not for this file"),
+        ("overrides: ['slurm.setup=[rm -r x]']", "is not for this file"),
+        ("overrides: ['tune.base=[a=1]']", "is not for this file"),
+        ("overrides: ['scale.depth=${oc.env:SECRET}']", "is not for this file"),
+        ("overrides: ['methods.mdlm._target_=evil.Method']", "is not for this file"),
+        ("overrides: ['+methods.x={_target_: evil.Method}']", "is not for this file"),
+        ("overrides: ['methods.mdlm.samplers.x={_target_: evil.Method}']", "is not for this file"),
         ("!!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
@@ -92,3 +99,16 @@ def test_two_files_are_refused_and_none_changes_nothing(tmp_path):
 
 def test_help_names_it():
     assert "+best=PATH" in invoke(["--help"]).out
+
+
+def test_nothing_that_the_file_names_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for override in (
+        "methods.mdlm._target_=evil.Method",
+        "+methods.x={_target_: evil.Method}",
+        "data._target_=evil.Data",
+    ):
+        best = _write(tmp_path / "best.yaml", [override])
+        assert invoke(["study=smoke", f"+best={best}", "plan=true"]).code == 2
+    assert not (tmp_path / "ran").exists()

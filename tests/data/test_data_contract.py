@@ -69,7 +69,7 @@ class Source:
         keys = {field.name for field in dataclasses.fields(locate(self.content["_target_"]).Options)}
         hub = files / ("wikitext" if name.startswith("wikitext") else "hub")
         small = {
-            "path": str(files / "lines.txt"), "local": str(hub), "packages": ["optuna"], "processes": 1,
+            "path": str(files / "lines.txt"), "local": str(hub), "packages": ["werkzeug"], "processes": 1,
             "train": 64, "heldout": 32, "valid_fraction": 0.2, "test_fraction": 0.2,
         }  # fmt: skip
         #: `train` is a number of rows for a task, and the name of a split on the hub.

@@ -38,7 +38,7 @@ def test_classes_have_the_same_share_in_every_split():
 
 
 def test_rows_are_not_sorted_by_class():
-    # A bound is taken over the first rows of a split, so they must hold all classes.
+    # Whoever looks at the first rows sees all classes.
     for split in SPLITS:
         assert len(set(DATA.labels[split][:60].tolist())) == CLASSES
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from harness.data import docstrings
@@ -56,7 +57,7 @@ def corpus(tmp_path, **changes):
     return Docstrings(options(**changes)).corpus(tmp_path / "cache")
 
 
-def test_reads_without_importing_and_splits_by_file(package, tmp_path):
+def test_reads_without_importing_and_splits_by_document(package, tmp_path):
     found = corpus(tmp_path)
     texts = {split: "\n".join(documents) for split, documents in found.documents.items()}
     everything = "\n".join(texts.values())
@@ -77,6 +78,41 @@ def test_split_of_a_file_does_not_move_when_others_come(package, tmp_path):
     for split in before.documents:
         assert set(before.documents[split]) <= set(after.documents[split])
     assert before.fingerprint != after.fingerprint
+
+
+def near_copies(package, pairs: int) -> list[tuple[str, str]]:
+    """Files whose docstrings have a beginning of 40 symbols and more in common, two by two, and an end of their own."""
+    rng, made = np.random.default_rng(0), []
+    for number in range(pairs):
+        a, b, c, d, e, f = rng.permutation(THINGS)[:6]
+        same = f"It is the {a} of the {b} by a {c} in the {d}"
+        made.append((f"{same} with an old {e}.", f"{same} or at {f}s."))
+        for copy, text in enumerate(made[-1]):
+            (package / f"copy{copy}_{number:03d}.py").write_text(f'"""{text}"""\n')
+    return made
+
+
+def test_documents_that_share_a_long_run_are_in_one_split(package, tmp_path):
+    pairs = near_copies(package, 60)
+    found = corpus(tmp_path)
+    split_of = {text: split for split, documents in found.documents.items() for text in documents}
+    assert all(split_of[one] == split_of[other] for one, other in pairs)
+    assert {split_of[one] for one, _ in pairs} == {"train", "valid", "test"}
+    assert len(split_of) / 2 < found.facts["groups"] <= len(split_of) - len(pairs)
+
+
+def test_a_group_that_is_much_of_the_text_is_never_held_out(package, tmp_path):
+    same = "These are the words that all of the many files in this package have in common"
+    for number, thing in enumerate(THINGS):
+        (package / f"many{number}.py").write_text(f'"""{same} but for the {thing} of the {number + 3} {thing}s."""\n')
+    found = corpus(tmp_path)
+    many = [text for text in found.documents["train"] if text.startswith(same)]
+    assert len(many) == len(THINGS)
+    share = sum(map(len, many)) / sum(len(text) for texts in found.documents.values() for text in texts)
+    assert found.facts["never_held_out"] == pytest.approx(share, abs=1e-4)
+    assert 10 <= len(found.documents["valid"]) <= 40 and 10 <= len(found.documents["test"]) <= 40
+    with pytest.raises(UserError, match=r"only \d\d% of the text can be held out"):
+        corpus(tmp_path, valid_fraction=0.45, test_fraction=0.45)
 
 
 def test_second_run_reads_the_cache(package, tmp_path, monkeypatch):

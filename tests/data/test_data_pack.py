@@ -1,5 +1,6 @@
 """Packing of documents into sequences: exact ids, cut ends, fingerprints, and a cache that is never trusted blindly."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -128,6 +129,34 @@ def test_spread_digest_sees_the_ends(tmp_path, monkeypatch):
         path.write_bytes(content)
         seen.add(file_digest(path))
     assert len(seen) == 4
+
+
+class Lossy(Letters):
+    """What is no letter is left out."""
+
+    loses = "signs_left_out"
+
+    def lost(self, documents, encoded):
+        return sum(d.count("-") for d in documents), sum(map(len, documents))
+
+
+@pytest.mark.parametrize(("signs", "noted"), [(1, False), (3, True)])
+def test_what_is_lost_is_a_fact_and_above_a_few_percent_a_note(tmp_path, signs, noted):
+    found = dataclasses.replace(corpus(train=("abcdefghij" * 9, "-" * signs + "abc")), notes=("from the source",))
+    for _ in range(2):  # encoded, then from the cache
+        data = pack(found, Spec(Lossy()), 3, tmp_path)
+        assert data.facts["signs_left_out_train"] == round(signs / (93 + signs), 4)
+        assert data.facts["signs_left_out_test"] == 0
+        assert data.notes[0] == "from the source" and len(data.notes) == 1 + noted
+        assert not noted or "signs left out under letters-26-(25,): 3.1% of train, 0.0% of valid" in data.notes[1]
+
+
+def test_text_that_is_mostly_lost_is_refused(tmp_path):
+    tokenizer = Lossy()
+    tokenizer.most_lost = 0.5
+    pack(corpus(valid=("abcd----",)), Spec(tokenizer), 3, tmp_path)
+    with pytest.raises(UserError, match="signs left out of the valid split are 56% of it.*tokenizer=bpe"):
+        pack(corpus(valid=("abcd-----",)), Spec(tokenizer), 3, tmp_path)
 
 
 @pytest.mark.parametrize(

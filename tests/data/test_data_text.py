@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from harness.data import stream
 from harness.data.chars import Characters, CharactersOptions
 from harness.data.text import Text, TextOptions
 from harness.errors import UserError
@@ -60,6 +61,79 @@ def test_kinds_of_documents(tmp_path):
     assert "".join(sum(whole.values(), [])) == "one\ntwo\n\nthree\n\n\nfour\n"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_every_ending_of_a_line_ends_one(tmp_path, end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(end.join(["one two", "three", "", "four", "", "five", ""]).encode())
+    assert sum(corpus(path).documents.values(), []) == ["one two", "three", "four", "five"]
+    paragraphs = sum(corpus(path, documents="paragraphs").documents.values(), [])
+    assert paragraphs == ["one two\nthree", "four", "five"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"one{end}two {k}"}) + "\n" for k in range(9)))
+    assert corpus(tmp_path / "a.jsonl").documents["train"][0] == "one\ntwo 0"
+
+
+def test_lines_of_white_space_separate_paragraphs(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n one\ntwo\n \t\nthree\n\u00a0\n\n  \nfour\n ")
+    assert sum(corpus(path, documents="paragraphs").documents.values(), []) == ["one\ntwo", "three", "four"]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 64])
+def test_blocks_cut_nothing(tmp_path, monkeypatch, block):
+    """Neither a character of several bytes, nor a CRLF, nor the byte-order mark, nor the place of a bad byte."""
+    monkeypatch.setattr(stream, "_BLOCK", block)
+    (tmp_path / "a.txt").write_bytes("\ufeffcaf\u00e9\r\nna\u00efve \U0001f600\r\rend".encode())
+    assert sum(corpus(tmp_path / "a.txt").documents.values(), []) == ["caf\u00e9", "na\u00efve \U0001f600", "end"]
+    for bad in (b"\xff\n", b"\xc3"):
+        (tmp_path / "b.txt").write_bytes("caf\u00e9 \r\nna\u00efve ".encode() + bad)
+        with pytest.raises(UserError, match=r"not UTF-8 \(byte 15\)"):
+            corpus(tmp_path / "b.txt")
+
+
+def test_lone_surrogates_are_replaced_and_counted(tmp_path):
+    lines = [
+        '{"text": "half \\ud83d of it"}',
+        '{"text": "all \\ud83d\\ude00 of it"}',
+        '{"text": "\\udfff and \\ud800"}',
+    ] * 3
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    found = corpus(tmp_path / "a.jsonl")
+    assert found.documents["train"][:3] == ["half \ufffd of it", "all \U0001f600 of it", "\ufffd and \ufffd"]
+    assert found.notes == (f"{tmp_path / 'a.jsonl'} has 9 lone surrogate(s), read as U+FFFD",)
+    assert corpus(write(tmp_path / "b.jsonl", LINES)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "documents", "words"),
+    [
+        ("a.txt", b"short\n" + b"x" * 300 + b"\nshort", "lines", "a line of more than 256 characters"),
+        ("a.txt", b"x" * 300, "lines", "a line of more than 256 characters.*break it into lines"),
+        ("a.jsonl", b'{"text": "' + b"x" * 300 + b'"}', "lines", "a line of more than 256 characters"),
+        ("a.txt", b"short\n" * 50, "paragraphs", "a paragraph of more than 256 characters.*data.documents=lines"),
+        ("a.txt", b"short\n\n" * 50, "whole", "a text of more than 256 characters.*data.documents=lines"),
+        ("a.txt.gz", gzip.compress(b"ab\n" * 5000), "lines", "unpacks to more than 50 times its size"),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch, name, content, documents, words):
+    for limit, value in (("LONGEST_DOCUMENT", 256), ("ALWAYS_UNPACKED", 1000), ("_BLOCK", 100)):
+        monkeypatch.setattr(stream, limit, value)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        corpus(tmp_path / name, documents=documents)
+    assert "\n" not in str(caught.value) and str(tmp_path / name) in str(caught.value)
+    (tmp_path / "fits.txt.gz").write_bytes(gzip.compress(b"\n".join(b"%d of many" % k for k in range(200))))
+    assert len(corpus(tmp_path / "fits.txt.gz").documents["train"]) == 180
+
+
+def test_a_bomb_is_refused_at_its_first_block(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(stream, "_decoded", lambda *a, **k: decoded.append(a) or "")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(bytes(1 << 24)))
+    with pytest.raises(UserError, match="NUL at byte 0"):
+        corpus(tmp_path / "a.txt.gz")
+    assert decoded == []
+
+
 def test_field_of_json_lines(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES)
     assert corpus(path, field="body").documents["train"][0] == "LINE NUMBER 0"
@@ -90,7 +164,7 @@ BAD_FILES = {
     "number.jsonl": (b'{"text": 3}\n', "line 1 has no text"),
     "list.jsonl": (b'["text"]\n', "line 1 has no text"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-    "blank.jsonl": (b'{"text": " "}\n', "only empty texts"),
+    "blank.jsonl": (b'{"text": " "}\n', "is empty under data.field=text"),
     "table.csv": (b"a,b\n", "unknown ending; choose one of .jsonl, .jsonl.gz, .txt, .txt.gz"),
     "noending": (b"text", "unknown ending"),
     "short.txt": (b"one\ntwo\n", "2 documents, too few"),

@@ -150,6 +150,30 @@ def test_bpe_of_little_text_has_fewer_tokens(tmp_path):
     assert 256 <= tokenizer.vocab_size < 300
 
 
+# ---- what characters leave out ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "text8", "printable"),
+    [
+        ("Plain (ASCII) text, $5 + 10 %.", (0, 24), (0, 24)),
+        ("Caf\u00e9 \u201cno. 1\u201d \u2014 na\u00efve", (0, 17), (0, 17)),  # folded; the dash becomes two
+        ("Cafe\u0301", (0, 5), (0, 5)),  # an accent alone
+        ("\u043c\u0438\u0440 42", (3, 5), (3, 5)),  # Cyrillic
+        ("\u65e5\u672c ok \U0001f600 \u20ac", (4, 6), (4, 6)),
+    ],
+)
+def test_what_has_no_symbol_is_counted(text, text8, printable):
+    for alphabet, expected in (("text8", text8), ("printable", printable)):
+        tokenizer = characters(alphabet)
+        assert tokenizer.lost([text, ""], tokenizer.encode_batch([text, ""])) == expected
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\u1680", "\u2003", "\u205f", "\u3000", "\x1f"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\v", "\f", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_what_separates_words_stays_a_separator(space, end):
+    assert through("printable", f"one{space}two{end}three") == "one two\nthree"
+    assert through("text8", f"one{space}two{end}three") == "one two three"
+
+
 # ---- pretrained ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def folder(tmp_path):
@@ -172,6 +196,24 @@ def test_pretrained_from_a_folder(folder):
     assert np.issubdtype(first.dtype, np.integer)
     assert tokenizer.vocab_size == 5 and tokenizer.separator == (1,) and tokenizer.separator_bytes == 0
     assert "lamp" in tokenizer.decode([2, 3])
+
+
+def test_pretrained_vocabulary_reaches_to_the_largest_id(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["door"] = 9
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Pretrained(PretrainedOptions(str(folder))).build([], folder, "")
+    assert tokenizer.vocab_size == 10 and tokenizer.encode_batch(["the door"])[0].tolist() == [2, 9]
+    assert all(isinstance(tokenizer.decode([v]), str) for v in range(10))
+
+
+def test_pretrained_counts_unknown_tokens_if_it_has_any(folder):
+    documents = ["the lamp", "the sofa and the door"]
+    tokenizer = Pretrained(PretrainedOptions(str(folder))).build([], folder, "")
+    assert tokenizer.loses == "unknown_tokens"
+    assert tokenizer.lost(documents, tokenizer.encode_batch(documents)) == (2, 7)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+    assert Pretrained(PretrainedOptions(str(folder))).build([], folder, "").loses == ""
 
 
 def test_pretrained_identity_follows_the_content(folder):

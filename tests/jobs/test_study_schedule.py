@@ -167,6 +167,27 @@ def test_eta_is_the_rest_at_the_pace_of_what_was_done_here(time):
     assert display.eta() == 0.0
 
 
+def test_eta_begins_as_expected_and_does_not_climb_in_silence(time):
+    tasks = _tasks((A, (), 40.0), (B, (), 60.0))
+    display = Display(tasks, io.StringIO(), expected=100.0)
+    assert display.eta() == 100.0
+    tasks[A].state = "running"
+    seen = []
+    for _ in range(6):
+        time.value += 10.0
+        seen.append(display.eta())
+    assert seen == [90.0, 80.0, 70.0, 60.0, 50.0, 40.0]
+    tasks[
+        A
+    ].fraction = 0.25  # a tenth of all in 60 seconds: 540 at this pace, which is half believed, and 90 as expected
+    assert display.eta() == pytest.approx(0.5 * 540.0 + 0.5 * 90.0)
+    tasks[A].state = "done"
+    time.value += 60.0
+    assert display.eta() == pytest.approx(120.0 * 60 / 40), "and then its own pace"
+    time.value += 1000.0
+    assert display.eta() == 0.0
+
+
 def test_a_log_gets_a_line_now_and_then(time):
     stream = io.StringIO()
     tasks = _tasks((A, (), 1.0), (JUDGE, (), 1.0))

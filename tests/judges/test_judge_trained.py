@@ -17,7 +17,7 @@ from harness.judges.trained import TrainedJudge, TrainedJudgeOptions
 from harness.store import read_jsonl
 from harness.training import checkpoint
 from harness.training.optimizer import rate_at
-from tests.kit.hub_fixtures import EOS, WORDS, word_data
+from tests.kit.hub_fixtures import EOS, WORDS, altered, word_data
 
 DATA = word_data()
 
@@ -115,6 +115,18 @@ def test_a_judge_that_was_tampered_with_is_refused(tmp_path):
     with pytest.raises(UserError, match="delete that folder"):
         train(tmp_path, steps=2)
     assert judge.identity.startswith("trained-")
+
+
+def test_a_judge_whose_configuration_or_tokenizer_was_altered_is_refused(tmp_path):
+    train(tmp_path, steps=2)
+    (folder,) = (tmp_path / "judges").iterdir()
+    for name, changes in (("config.json", {"rms_norm_eps": 1.0}), ("tokenizer.json", {"truncation": None, "more": 1})):
+        before = (folder / name).read_bytes()
+        altered(str(folder), name, **changes)
+        with pytest.raises(UserError, match="not the one that was trained|cannot be read"):
+            train(tmp_path, steps=2)
+        (folder / name).write_bytes(before)
+    train(tmp_path, steps=2)
 
 
 def test_another_seed_is_another_judge_and_the_record_says_what_it_is(trained, tmp_path):

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from harness.errors import UserError
 from harness.judges.pretrained import PretrainedJudge, PretrainedJudgeOptions
 from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl, windows_of
+from harness.metrics.mauve import cached_features
 from harness.nn.pretrained import sha256_of_weights
-from tests.kit.hub_fixtures import EOS, V, byte_tokenizer, save, tiny_gpt2, unigram_gpt2, word_data
+from tests.kit.hub_fixtures import EOS, V, altered, byte_tokenizer, save, tiny_gpt2, unigram_gpt2, word_data
 
 TEXTS = ["hello world", "a", "", "the quick brown fox", "zz", "the lazy dog slept on and on", "q"]
 DATA = word_data()
@@ -149,13 +150,38 @@ def test_dtype_is_what_was_asked_for_not_what_the_file_holds(tmp_path):
         CausalReader(judge.reader.model, ids_of, "float32", Reading(8, 4, "mean", 64))
 
 
-def test_identity_follows_the_weights_and_not_the_place(tmp_path):
-    one, same, other = (
-        judge_of(save(tmp_path / place / "tiny", tiny_gpt2(seed))).identity
-        for place, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
-    assert one == same != other
-    assert str(tmp_path) not in one and one.startswith("tiny@weights-")
+def test_identity_follows_the_content_and_not_the_place(tmp_path):
+    """Weights, tokenizer and configuration: each changes what the judge says of the same text."""
+    plain = judge_of(save(tmp_path / "a" / "tiny", tiny_gpt2()))
+    same = judge_of(save(tmp_path / "b" / "tiny", tiny_gpt2()))
+    weights = judge_of(save(tmp_path / "c" / "tiny", tiny_gpt2(1)))
+    tokenizer = judge_of(save(tmp_path / "d" / "tiny", tiny_gpt2(), byte_tokenizer(backwards=True)))
+    config = judge_of(altered(save(tmp_path / "e" / "tiny", tiny_gpt2()), "config.json", layer_norm_epsilon=0.5))
+    assert plain.identity == same.identity and plain.files_key() == same.files_key()
+    assert str(tmp_path) not in plain.identity and plain.identity.startswith("tiny@content-")
+    judges = (plain, weights, tokenizer, config)
+    assert len({judge.identity for judge in judges}) == len({judge.files_key() for judge in judges}) == 4
+    assert len({float(judge.score(TEXTS[:1]).nll_N[0]) for judge in judges}) == 4
+
+
+def test_features_are_cached_by_all_that_reads(tmp_path):
+    one = judge_of(save(tmp_path / "a" / "tiny", tiny_gpt2()))
+    other = judge_of(save(tmp_path / "b" / "tiny", tiny_gpt2(), byte_tokenizer(backwards=True)))
+    first = cached_features(one, TEXTS, tmp_path)
+    assert not np.allclose(cached_features(other, TEXTS, tmp_path), first)
+    assert np.array_equal(cached_features(one, TEXTS, tmp_path), first)
+
+
+def test_a_table_shorter_than_the_tokenizer_is_refused_before_the_weights_are_read(tmp_path):
+    longer = byte_tokenizer()
+    longer.add_tokens([f"<{k}>" for k in range(5)])
+    folder = save(tmp_path / "short", tiny_gpt2(), longer)
+    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(folder)).check(DATA), lambda: judge_of(folder)):
+        with pytest.raises(
+            UserError, match="ids up to 261, and its model's table 257 rows, for ids up to 256"
+        ) as caught:
+            ask()
+        assert folder in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_bos_is_put_in_front_only_where_the_tokenizer_does_it(tmp_path):
@@ -219,7 +245,7 @@ def test_bad_options_of_a_pretrained_judge(folder):
 def test_heldout_text_is_read_as_samples_are(folder):
     judge = judge_of(folder, heldout_rows=7)
     texts = heldout_texts(DATA, 7)
-    assert len(texts) == 7 and texts[0] == DATA.decode(DATA.splits["test"][0].tolist())
+    assert len(set(texts)) == 7 and set(texts) <= {DATA.decode(row) for row in DATA.splits["test"].tolist()}
     assert judge.heldout_ppl == pooled_ppl(judge.score(texts))
 
 

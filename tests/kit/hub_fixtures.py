@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ V = 257
 WORDS = ("lantern", "harbour", "cottage", "village", "orchard", "morning", "weather", "journey")
 
 
-def byte_tokenizer(bos: bool = False, eos: str = EOS) -> PreTrainedTokenizerFast:
-    """Ids in the order of the byte alphabet, end-of-text last; with `bos`, it puts end-of-text in front by itself."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def byte_tokenizer(bos: bool = False, eos: str = EOS, backwards: bool = False) -> PreTrainedTokenizerFast:
+    """Ids in the order of the byte alphabet (or `backwards`), end-of-text last; with `bos`, it puts that in front by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=backwards)
     vocab = {symbol: i for i, symbol in enumerate(alphabet)} | {eos: V - 1}
     raw = tokenizers.Tokenizer(token_models.BPE(vocab=vocab, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,6 +63,13 @@ def save(folder: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFas
     model.save_pretrained(folder)
     (tokenizer or byte_tokenizer()).save_pretrained(folder)
     return str(folder)
+
+
+def altered(folder: str, name: str, **changes: object) -> str:
+    """The folder, with some values of one of its JSON files changed."""
+    path = Path(folder, name)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    return folder
 
 
 def word_data(rows: int = 400, length: int = 32, seed: int = 0) -> TokenData:

@@ -90,6 +90,14 @@ def test_loss_is_finite_and_reaches_exactly_the_parameters_of_its_stage(method):
     assert all("latent_out" in name for name in missed), f"never trained: {missed}"
 
 
+def test_it_trains_on_the_smallest_part_that_it_names(method):
+    for stage in method.stages():
+        method.train().set_stage(stage.name)
+        loss = method.loss(X[: method.smallest_part], generator_of(1)).total
+        loss.backward()
+        assert torch.isfinite(loss)
+
+
 def test_loss_depends_on_its_generator_only(method):
     for stage in method.stages():
         method.eval().set_stage(stage.name)

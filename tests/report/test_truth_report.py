@@ -87,7 +87,7 @@ def test_distances_are_logged_where_they_are_known(known):
     row = ROWS[2] | {"time_ms": 5, "excess_nats": math.inf}
     if not known:
         row = {k: v for k, v in row.items() if not k.startswith(("bound_", "reverse_", "path_"))}
-    scores = logged_scores(row, ["excess_nats", "excess_nats_se"])
-    assert scores["excess_nats"] == math.inf and scores["excess_nats_se"] == 0.1
-    names = [f"{name}{end}" for name in TRUTH for end in ("", "_se")]
+    scores = logged_scores(row, [EXCESS])
+    assert scores["results/excess_nats"] == math.inf and scores["standard_errors/excess_nats"] == 0.1
+    names = [place for name in TRUTH for place in (f"scores_other/{name}", f"standard_errors/{name}")]
     assert [scores[name] for name in names] == ([5.0, 0.1, 3.0, 0.2, 4.0, 0.3] if known else [None] * 6)

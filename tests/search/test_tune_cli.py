@@ -60,7 +60,7 @@ def _stopped(process: subprocess.Popen, log: Path, how: str) -> None:
             each.send_signal(signal.SIGINT)
     else:
         process.terminate()
-    assert process.wait(60) == 130
+    assert process.wait(60) == (130 if how == "terminal" else 143)
     assert len(workers) == 1 and not psutil.wait_procs(workers, timeout=60)[1]
     said = log.read_text()
     assert said.strip().splitlines()[-1].startswith("stopped; the same command continues") and "Traceback" not in said

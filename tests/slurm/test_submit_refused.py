@@ -39,6 +39,9 @@ def box(tmp_path, monkeypatch) -> Path:
         (["wait=maybe"], "wait=maybe"),
         (["slurm.more.comment='a\n#SBATCH --uid=0'"], "slurm.more.comment=a\\n#SBATCH --uid=0: a line feed ends an option"),
         (["slurm.partition='gpu\nrm'"], "slurm.partition=gpu\\nrm: a line feed ends an option of sbatch"),
+        (["slurm.more.comment='a\n'"], "slurm.more.comment=a\\n: a line feed ends an option of sbatch"),
+        (["slurm.more.comment='a\rb'"], "slurm.more.comment=a\\rb: a line feed ends an option of sbatch"),
+        (["runs_dir='/tmp/a\n#SBATCH --uid=0'"], "runs_dir=/tmp/a\\n#SBATCH --uid=0: "),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_meant(toy, arguments, line):
@@ -56,6 +59,16 @@ def test_options_and_the_study_are_told_apart(toy):
     assert (plan.slurm.gpus, plan.slurm.setup, plan.wait) == (1, ["a b", "c"], False)
     assert plan.slurm.more == {"reservation": "x"}
     assert list(plan.jobs[0].arguments) == toy[2:]
+
+
+def test_what_jobs_are_given_holds_no_login(toy):
+    plan = plan_study([*toy[2:], "tracking.uri='http://me:my secret@host'"], [Path(toy[1])], "me")
+    assert all("secret" not in repr(job) for job in [*plan.jobs, plan.last]) and "secret" not in str(plan)
+    tree = plan.last.loaded().tree
+    assert (
+        tree["tracking"]["uri"] == "http://***@host"
+        and plan.last.loaded().cfg.tracking.uri == "http://me:my secret@host"
+    )
 
 
 @pytest.mark.parametrize(

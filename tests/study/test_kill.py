@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,14 +69,21 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
 
 
 def test_interrupt_is_answered_in_one_line(finished, tmp_path):
-    """Ctrl-C goes to the parent and to the workers; the exit code is that of a shell."""
+    """Ctrl-C, twice, goes to the parent and to the workers; the exit code is that of a shell; tracking knows."""
     runs, log = tmp_path / "runs", tmp_path / "log"
-    process = start("harness.run", command(finished.corpus, runs, finished.cache, "only=[mdlm]"), log)
+    runs.mkdir()
+    shutil.copy(finished.runs / "mlflow.db", runs)
+    tracked = ("tracking.enabled=true", "tracking.experiment=stopped")
+    process = start("harness.run", command(finished.corpus, runs, finished.cache, "only=[mdlm]", *tracked), log)
     wait_for(lambda: any(runs.glob("smoke/weights/*/curves.jsonl")), process, log)
     workers = workers_of(process)
-    for each in (*workers, psutil.Process(process.pid)):
-        each.send_signal(signal.SIGINT)
+    for each in (*workers, psutil.Process(process.pid)) * 2:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGINT)
     assert process.wait(_PATIENCE) == 130
+    with sqlite3.connect(runs / "mlflow.db") as base:
+        query = "SELECT status FROM runs JOIN experiments USING (experiment_id) WHERE experiments.name = 'stopped'"
+        assert {status for (status,) in base.execute(query)} == {"KILLED"}
     assert log.read_text().strip().splitlines()[-1] == "stopped; the same command continues where it was"
     assert "Traceback" not in log.read_text()
     assert not psutil.wait_procs(workers, timeout=5)[1]

@@ -26,8 +26,9 @@ def runs(client) -> dict:
 
 
 def test_one_parent_and_a_child_for_each_cell(runs):
-    cells = {"smoke/data", *(f"smoke/{name}/{label}/seed0" for name, label in ROWS)}
-    assert set(runs) == {"smoke", *cells}
+    cells = set(runs) - {"smoke"}
+    assert len(cells) == len(ROWS) + 1
+    assert {"Held-out data", "MDLM · seed 0", "SEQ · seed 0", "Autoregressive · seed 0", "Bigram · seed 0"} < cells
     parent = runs["smoke"].info.run_id
     assert {runs[cell].data.tags["mlflow.parentRunId"] for cell in cells} == {parent}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -35,20 +36,24 @@ def test_one_parent_and_a_child_for_each_cell(runs):
 
 def test_scores_are_points_at_their_budget(runs, client, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet").set_index(["method", "nfe"])
-    run = runs["smoke/seq/diffusion/seed0"].info.run_id
-    for name in ("gen_ppl", "entropy", "mauve", "seconds_per_seq", "equivalent_nfe", "nelbo_nats_per_token"):
-        points = {m.step: m.value for m in client.get_metric_history(run, name)}
-        assert points == {k: pytest.approx(frame.loc[("seq", k), name]) for k in BUDGETS}
+    run = runs["SEQ · seed 0"].info.run_id
+    results, costs = ("gen_ppl", "entropy", "mauve", "nelbo_nats_per_token"), ("seconds_per_seq", "equivalent_nfe")
+    for place in (*(f"results/{name}" for name in results), *(f"sampling/{name}" for name in costs)):
+        points = {m.step: m.value for m in client.get_metric_history(run, place)}
+        assert points == {k: pytest.approx(frame.loc[("seq", k), place.split("/")[1]]) for k in BUDGETS}
+    # What only gives the scale is a line along the methods' budgets: 32 calls would squeeze them together.
+    autoregressive = client.get_metric_history(runs["Autoregressive · seed 0"].info.run_id, "results/gen_ppl")
+    assert {m.step for m in autoregressive} == set(BUDGETS) and len({m.value for m in autoregressive}) == 1
     curve = client.get_metric_history(run, "valid/bound_nats_per_token")
     # SEQ's steps cost more than the plain denoiser's, and the study matches FLOPs.
     steps = [m.step for m in curve]
     assert steps == sorted(steps) and len(steps) >= 3 and steps[-1] < 60
-    plain = runs["smoke/mdlm/ancestral/seed0"].info.run_id
+    plain = runs["MDLM · seed 0"].info.run_id
     assert [m.step for m in client.get_metric_history(plain, "valid/bound_nats_per_token")] == [20, 40, 60]
 
 
 def test_parameters_tags_and_data(runs, finished):
-    run = runs["smoke/seq/diffusion/seed0"]
+    run = runs["SEQ · seed 0"]
     assert run.data.params["method.slots"] == "4" and run.data.params["method._target_"] == "lddm.seq.SEQ"
     assert run.data.params["scale.width"] == "32" and run.data.params["seed"] == "0"
     assert not any(key.startswith("methods.") for key in run.data.params)
@@ -65,17 +70,17 @@ def test_figures_and_files_hang_on_the_parent(runs, client, finished):
     logged = {Path(item.path).name for item in client.list_artifacts(parent, "figures")}
     assert logged == {path.name for path in (finished.folder / "figures").glob("*.png")}
     files = {item.path for item in client.list_artifacts(parent)}
-    assert {"report.md", "results.parquet", "config.yaml", "protocol.json"} <= files
-    assert {item.path for item in client.list_artifacts(runs["smoke/seq/diffusion/seed0"].info.run_id)} >= {
-        "samples.json"
-    }
+    assert {"report.md", "report.html", "results.parquet", "config.yaml", "protocol.json"} <= files
+    about = runs["smoke"].data.tags["mlflow.note.content"]
+    assert about.startswith("| Method | NFE |") and "| MDLM | 4 |" in about and len(about) <= 5000
+    assert {item.path for item in client.list_artifacts(runs["SEQ · seed 0"].info.run_id)} >= {"samples.json"}
 
 
 def test_rows_name_their_run(runs, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet")
     places = [
-        f"smoke/{m}/{s}/seed{k}" if s else f"smoke/{m}"
-        for m, s, k in zip(frame.method, frame.sampler, frame.seed, strict=True)
+        f"{title} · seed {seed}" if sampler else title
+        for title, sampler, seed in zip(frame.title, frame.sampler, frame.seed, strict=True)
     ]
     assert dict(zip(places, frame.mlflow_run_id, strict=True)) == {
         name: run.info.run_id for name, run in runs.items() if name != "smoke"

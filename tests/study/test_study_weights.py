@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from harness.config.load import load
-from harness.study.cells import data_cell, make_cells
+from harness.study.cells import config_key, data_cell, make_cells
 from harness.study.session import Session
 from harness.study.tasks import make_tasks
+from tests.kit.hub_fixtures import altered, save, tiny_gpt2
 from tests.kit.study_kit import command, invoke, use_threads, write_corpus
 
 MORE = [
@@ -99,3 +100,38 @@ def test_samplers_that_are_not_there_are_refused_in_one_line(arguments, word, me
     choice = [] if word.startswith("only") else ["only=[seq]"]
     said = invoke([*(a for a in arguments if not a.startswith("only")), *choice, word])
     assert said.code == 2 and message in said.error and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["scale.batch=1"],
+            "scale.batch=1: methods.seq trains on 2 sequences at a time or more; use scale.batch=2 or more",
+        ),
+        (
+            ["scale.batch=6", "train.accumulate=6"],
+            "scale.batch=6, cut into train.accumulate=6 parts: methods.seq trains on 2 sequences at a time or more; "
+            "use scale.batch=12 or more",
+        ),
+    ],
+)
+def test_parts_that_a_method_cannot_be_trained_on_are_refused_before_any_work(arguments, more, message):
+    said = invoke([*arguments, "study.name=small", *more])
+    assert said.code == 2 and said.error == f"error: {message}"
+    session = Session(load([*arguments, *more, "only=[mdlm]"]).tree)
+    assert [cell.method for cell in make_cells(session)] == ["mdlm"]
+
+
+def test_a_judge_whose_files_were_altered_is_another_configuration(arguments, tmp_path):
+    folder = save(tmp_path / "tiny", tiny_gpt2())
+
+    def key() -> str:
+        own = [a for a in arguments if not a.startswith("judge.")]
+        session = Session(load([*own, "judge=pretrained", f"judge.model={folder}"]).tree)
+        return config_key(session, make_cells(session))
+
+    before = key()
+    assert key() == before
+    altered(folder, "config.json", layer_norm_epsilon=0.5)
+    assert key() != before

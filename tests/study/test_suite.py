@@ -215,6 +215,16 @@ def test_a_key_that_only_one_task_has_is_set_where_that_task_runs_alone(tmp_path
     assert said.code == 0 and yaml.safe_load(said.out)["data"]["noise"] == 0.3
 
 
+def test_other_data_than_the_task_s_are_refused_in_one_line(tmp_path):
+    arguments = suite_arguments(tmp_path, "study.tasks.short=['data=alternating']")
+    said = invoke([*arguments, "data=docstrings", "only_tasks=[short]", "--cfg", "job"])
+    assert said.code == 2 and said.out == ""
+    assert said.error == (
+        "error: task short: data=docstrings: the task has data=alternating; choose another with only_tasks, or leave it out"
+    )
+    assert invoke([*arguments, "data=alternating", "only_tasks=[short]", "--cfg", "job"]).code == 0
+
+
 def test_plan_shows_every_task_and_the_total(tmp_path):
     said = invoke(suite_arguments(tmp_path, FLOOR, "plan=true"))
     assert said.code == 0, said.err

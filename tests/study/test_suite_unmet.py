@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import yaml
+
+from harness.config.rows import budgets_of
 from harness.errors import BudgetError
 from harness.store import ResultsTable
 from harness.study.budget import parse_budgets, unmet_budgets
+from harness.study.cells import left_out
 from tests.kit.study_kit import invoke
 from tests.kit.study_plugins import IndependentOptions, Positions, PositionsOptions
 from tests.kit.suite_kit import Choosy, suite_arguments
@@ -65,6 +70,54 @@ def test_a_method_may_have_budgets_of_its_own(tmp_path):
     frame = ResultsTable.read(tmp_path / "runs" / "toy" / "results.parquet")
     budgets = frame.groupby("method")["nfe"].apply(lambda nfe: list(nfe.dropna()))
     assert budgets["choosy"] == [3] and budgets["positions"] == [2, 4]
+
+
+def test_what_the_data_lost_is_said_in_the_same_places():
+    session = SimpleNamespace(data=SimpleNamespace(notes=("a line",)), rows={}, cfg=SimpleNamespace(study=None))
+    assert left_out(session) == ["a line"]
+
+
+CUT = "left out, as study.nfe=[2, 3] was typed; type study.nfe_of"
+
+
+@pytest.mark.parametrize(
+    ("own", "more", "budgets", "line"),
+    [
+        (
+            "{positions: {own: [2, 4, 8]}}",
+            [],
+            {"independent": [2, 3], "own": [2]},
+            f"positions.own: 4, 8 {CUT}.positions.own",
+        ),
+        (
+            "{positions: {own: [4]}}",
+            [],
+            {"independent": [2, 3], "own": [2, 3]},
+            f"positions.own: 4 {CUT}.positions.own",
+        ),
+        ("{positions: [1, 4]}", [], {"independent": [1], "own": [1]}, f"positions: 4 {CUT}.positions="),
+        ("{positions: [1, 3]}", [], {"independent": [1, 3], "own": [1, 3]}, ""),
+        ("{positions: [4]}", ["study.nfe_of.positions=[4,8]"], {"independent": [4, 8], "own": [4, 8]}, ""),
+    ],
+)
+def test_budgets_that_were_typed_win_over_those_of_rows_in_files(tmp_path, own, more, budgets, line):
+    arguments = _alone(tmp_path, "methods.positions.samplers.own={sampler: independent}", "study.nfe=[2,3]", *more)
+    path = tmp_path / "configs" / "study" / "toy.yaml"
+    path.write_text(path.read_text().replace("nfe: [2, 4]", f"nfe: [2, 4], nfe_of: {own}"))
+    said = invoke([a for a in arguments if "choosy" not in a] + ["--cfg", "job"])
+    assert said.code == 0, said.err
+    study = yaml.safe_load(said.out)["study"]
+    found = {label: budgets_of(study["nfe_of"], study["nfe"], "positions", label) for label in budgets}
+    assert found == budgets
+    assert (line in said.err and said.err.count("\n") == 1) if line else not said.err
+
+
+def test_without_typed_budgets_those_of_files_stand(tmp_path):
+    arguments = [a for a in _alone(tmp_path, "study.samples=24") if "choosy" not in a]
+    path = tmp_path / "configs" / "study" / "toy.yaml"
+    path.write_text(path.read_text().replace("nfe: [2, 4]", "nfe: [2, 4], nfe_of: {positions: [8]}"))
+    said = invoke([*arguments, "--cfg", "job"])
+    assert yaml.safe_load(said.out)["study"]["nfe_of"] == {"positions": [8]} and not said.err
 
 
 @pytest.mark.parametrize(

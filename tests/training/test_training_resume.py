@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from baselines.mdlm import MDLM, MDLMOptions
 from harness.errors import UserError
 from harness.interface import Method
+from harness.nn.transformer import Block
 from harness.store import append_jsonl, read_jsonl
 from harness.training import checkpoint
 from harness.training.ema import EMA
@@ -17,7 +19,21 @@ from tests.kit.toys import generator_of, job_of, one_thread, scramble, tiny_prob
 PROBLEM = tiny_problem()
 SPEED = "train/tokens_per_second"
 SMALL = {"slots": 2, "dims": 2, "encoder_depth": 1}
+
+
+class Tied(MDLM):
+    """Its network has two names, and so have gains in it."""
+
+    def __init__(self, problem, options: MDLMOptions) -> None:
+        super().__init__(problem, options)
+        self.again = self.network
+        for block in self.network.modules():
+            if isinstance(block, Block):
+                block.norm_m = block.norm_a
+
+
 BUILDERS = {
+    "tied": lambda: Tied(PROBLEM, MDLMOptions()),
     "mdlm": lambda: MDLM(PROBLEM, MDLMOptions()),
     # A half-way boundary falls on a multiple of 10, where progress is reported and a kill can be placed.
     "fuji": lambda: FUJI(PROBLEM, FUJIOptions(**SMALL, encoder_share=0.5)),
@@ -194,3 +210,26 @@ def test_a_torn_line_of_the_curves_is_written_again(tmp_path):
     assert all(values[step] == dict(curves(tmp_path / "whole"))[step] for step in values)
     append_jsonl(path, {"step": 50, "values": {}})
     assert curves(folder)[-1][0] == 50
+
+
+# ---- tensors with several names -------------------------------------------------------------------------------------
+def test_a_tensor_of_several_names_is_written_once_and_read_under_all(tmp_path):
+    path, base = tmp_path / "a.safetensors", torch.arange(12.0).view(3, 4)
+    given = {"a": base, "b": base, "rows": base[:2], "turned": base.T, "flat": base.view(12), "none": torch.zeros(0)}
+    checkpoint.save_tensors(path, given, {"step": 3})
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(given) - {"b"}
+    read, meta = checkpoint.load_tensors(path)
+    assert meta == {"step": 3} and read["a"] is read["b"]
+    assert read.keys() == given.keys() and all(torch.equal(read[name], given[name]) for name in given)
+
+
+def test_tied_weights_come_back_tied(tmp_path):
+    method, other = build("tied"), build("tied", seed=1)
+    checkpoint.save_tensors(tmp_path / "model.safetensors", dict(method.state_dict()), {})
+    checkpoint.load_model(other, checkpoint.load_tensors(tmp_path / "model.safetensors")[0], tmp_path)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in method.state_dict().items())
+    assert len(list(other.parameters())) == len(list(method.parameters())) < len(list(build("mdlm").parameters()))
+    checkpoint.save_tensors(tmp_path / "plain.safetensors", dict(build("mdlm").state_dict()), {})
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("model", "plain")]
+    assert sizes[0] < 1.1 * sizes[1], "what has two names is not there twice"

@@ -1,0 +1,102 @@
+"""Ctrl-C, SIGTERM and SIGHUP: one line, the exit code of a shell, and what was begun ends whole however often they come."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.jobs.pool import Message, Pool, Talk
+from harness.jobs.schedule import Task
+
+_ROOT = Path(__file__).parents[2]
+_SAID = "stopped; the same command continues where it was\n"
+#: A command that works until it is stopped, and then takes a while to put its things in order.
+_COMMAND = """
+import sys, time
+from pathlib import Path
+from harness import cli
+
+def run(given):
+    folder = Path(given.overrides[0])
+    try:
+        (folder / "at work").touch()
+        time.sleep(60)
+    finally:
+        time.sleep(0.5)
+        (folder / "in order").touch()
+        time.sleep(0.5)
+
+sys.exit(cli.main(run, lambda folders: ""))
+"""
+
+
+def _start(folder: Path, *, ignored: tuple[signal.Signals, ...] = ()) -> subprocess.Popen:
+    def prepare() -> None:
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMAND, str(folder)], cwd=_ROOT, env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        stderr=subprocess.PIPE, text=True, preexec_fn=prepare,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not (folder / "at work").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_answered_in_one_line_with_the_code_of_a_shell(tmp_path, number, code):
+    process = _start(tmp_path)
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1] == _SAID and process.returncode == code
+    assert (tmp_path / "in order").exists()
+
+
+def test_more_of_them_change_nothing(tmp_path):
+    process = _start(tmp_path)
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.15)
+    assert process.communicate(timeout=30)[1] == _SAID and process.returncode == 130
+    assert (tmp_path / "in order").exists(), "what the first one set in motion ended"
+
+
+def test_what_is_ignored_from_the_start_stays_so(tmp_path):
+    process = _start(tmp_path, ignored=(signal.SIGHUP,))  # as under nohup
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[1] == _SAID and process.returncode == 143
+
+
+def _begin(context: object):
+    def serve(job: object, talk: Talk) -> str:
+        return f"did {job}"
+
+    return serve
+
+
+def test_a_worker_hears_nothing_of_a_terminal_from_its_first_moment_on():
+    pool = Pool(_begin, None, 1)
+    said: list[Message] = []
+    try:
+        for number in (signal.SIGINT, signal.SIGHUP):  # while it still imports what it needs
+            os.kill(pool.workers[0].process.pid, number)
+        pool.assign(pool.workers[0], Task(("kind", "name"), job="it"))
+        until = time.monotonic() + 60
+        while not said and time.monotonic() < until:
+            pool.poll(1.0, lambda task, message: said.append(message))
+    finally:
+        pool.stop()
+    assert [(m.kind, m.value) for m in said] == [("done", "did it")]
