@@ -70,7 +70,7 @@ class SEQDiscrete(LatentModel):
     """p(c) by masked diffusion over S codes, p(x | c) by masked diffusion over L tokens beside them."""
 
     Options = SEQDiscreteOptions
-    title = "SEQ, discrete latent"
+    title = "SEQ, EM codes"
     encoder_title = "SEQ, encoder codes"
 
     def __init__(self, problem: Problem, options: SEQDiscreteOptions) -> None:
