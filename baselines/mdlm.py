@@ -46,9 +46,9 @@ class MDLM(MaskedModel):
     def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
         return self.network(x_NL, select_NL, t_N)
 
-    def _terms(self, x_BL: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
-        """Cross-entropies at one time for each sequence."""
-        t_B = stratified_times(x_BL.shape[0], generator)
+    def _terms(self, x_BL: Tensor, generator: torch.Generator, largest: float = 1.0) -> masked.MaskedTerms:
+        """Cross-entropies at one time for each sequence, up to `largest`."""
+        t_B = stratified_times(x_BL.shape[0], generator, largest)
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
         logits_MV = self.network(xt_BL, masked_BL, t_B.float())
         nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
@@ -56,7 +56,7 @@ class MDLM(MaskedModel):
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """The chosen weighting of the NELBO (MDLM, eq. 10), nats per token."""
-        terms = self._terms(x_BL, generator)
+        terms = self._terms(x_BL, generator, self.largest_time)
         total = terms.loss(self.options.loss, x_BL.shape[1])
         return Loss(total, {"nelbo_nats_per_token": terms.nelbo_B.detach().mean() / x_BL.shape[1]})
 

@@ -102,6 +102,9 @@ class Method(nn.Module, ABC):
     role: str = "method"
     #: Fewest sequences that its loss can be trained on.
     smallest_part: int = 1
+    #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
+    #: by `bound`, so that a bound is one at any step.
+    largest_time: float = 1.0
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()

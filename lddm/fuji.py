@@ -76,10 +76,11 @@ class FUJI(GaussianLatentModel):
         """Times (t_x, t_z) to train on, (B,) each: on the path, or apart; with a share of pure noise as the latent."""
         o = self.options
         if o.times == "path":
-            t_x_B = stratified_times(count, generator)
+            t_x_B = stratified_times(count, generator, self.largest_time)
             t_z_B = self.path.latent_time(t_x_B)
         else:
-            t_x_B, t_z_B = token_times(count, o.full_mask, generator), stratified_times(count, generator)
+            t_x_B = token_times(count, o.full_mask, generator, self.largest_time)
+            t_z_B = stratified_times(count, generator)
             # Both are stratified in the order of the batch: unshuffled, they would move together.
             t_z_B = t_z_B[torch.randperm(count, generator=generator, device=t_z_B.device)]
         drop_B = torch.rand(count, generator=generator, device=t_z_B.device) < o.latent_dropout

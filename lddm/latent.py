@@ -100,9 +100,9 @@ class LatentEncoder(nn.Module):
         self.standardise.train(not frozen and self.training)
 
 
-def token_times(count: int, full_mask: float, generator: torch.Generator) -> Tensor:
-    """Token times (count,) float64, stratified and uniform, of which a share `full_mask` is set to 1."""
-    t_B = stratified_times(count, generator)
+def token_times(count: int, full_mask: float, generator: torch.Generator, largest: float = 1.0) -> Tensor:
+    """Token times (count,) float64, stratified and uniform up to `largest`, of which a share `full_mask` is set to 1."""
+    t_B = stratified_times(count, generator, largest)
     if full_mask == 0.0:
         return t_B
     full_B = torch.rand(count, generator=generator, device=t_B.device) < full_mask

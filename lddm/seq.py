@@ -110,7 +110,8 @@ class SEQ(GaussianLatentModel):
         drop_B = torch.rand(B, generator=generator, device=x_BL.device) < o.latent_dropout
         t_z_B = torch.where(drop_B, 1.0, uniform_B * o.decoder_noise)
         z_BSD = gaussian.diffuse(z0_BSD, t_z_B, self.latent_schedule, gaussian_noise(z0_BSD.shape, generator))
-        terms = self._token_terms(x_BL, z_BSD, t_z_B, token_times(B, o.full_mask, generator), generator)
+        t_B = token_times(B, o.full_mask, generator, self.largest_time)
+        terms = self._token_terms(x_BL, z_BSD, t_z_B, t_B, generator)
         total = terms.loss(o.loss, x_BL.shape[1])
         parts = {"token_nats_per_token": (terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)).detach()}
         return self._matched(Loss(total, parts), z0_BSD, generator)

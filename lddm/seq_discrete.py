@@ -70,7 +70,7 @@ class SEQDiscrete(LatentModel):
     """p(c) by masked diffusion over S codes, p(x | c) by masked diffusion over L tokens beside them."""
 
     Options = SEQDiscreteOptions
-    title = "SEQ, discrete latent"
+    title = "SEQ, EM codes"
     encoder_title = "SEQ, encoder codes"
 
     def __init__(self, problem: Problem, options: SEQDiscreteOptions) -> None:
@@ -144,11 +144,13 @@ class SEQDiscrete(LatentModel):
         c_BS, _ = self.encode(x_BL, generator)
         self.bank.put(c_BS)
         if self._stage == "tokens":
-            terms = self._token_terms(x_BL, c_BS, token_times(len(x_BL), o.full_mask, generator), generator)
+            t_B = token_times(len(x_BL), o.full_mask, generator, self.largest_time)
+            terms = self._token_terms(x_BL, c_BS, t_B, generator)
             name, length = "token_nats_per_token", x_BL.shape[1]
         else:
             c_BS = self.bank.draw(o.latent_batch, generator)
-            terms = self._code_terms(c_BS, token_times(len(c_BS), o.full_mask, generator), generator)
+            t_B = token_times(len(c_BS), o.full_mask, generator, self.largest_time)
+            terms = self._code_terms(c_BS, t_B, generator)
             name, length = "code_nats_per_code", o.slots
         mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
         return Loss(terms.loss(o.loss, length), {name: mean.detach()})

@@ -62,11 +62,14 @@ class TrainConfig:
     warmup: float = ranged(0.05, 0, 1)  # share of a stage's steps
     decay: str = chosen("cosine", ("cosine", "linear", "constant"))  # of the learning rate after the warm-up
     final_lr: float = ranged(0.05, 0, 1)  # of the peak, where it decays
-    weight_decay: float = ranged(0.01, 0)  # of AdamW
+    optimizer: str = chosen("adamw", ("adamw", "muon"))  # muon: on the matrices of the blocks, AdamW on all else
+    muon_lr: float = ranged(0.02, 0, above=True)  # the peak of Muon's rate; scale.lr is AdamW's
+    weight_decay: float = ranged(0.01, 0)  # of matrices
     beta1: float = ranged(0.9, 0, 1, below=True)  # of AdamW
     beta2: float = ranged(0.98, 0, 1, below=True)  # of AdamW
+    mask_growth: float = ranged(0.0, 0, 1)  # share of a stage's steps in which the masked share grows from 0.3 to all
     clip: float = ranged(1.0, 0, above=True, also=(math.inf,))  # largest norm of a gradient
-    ema: float = ranged(0.995, 0, 1, below=True)  # decay of the averaged weights; 0 keeps no average
+    ema: float = ranged(0.1, 0, 1)  # share of a stage's steps that the averaged weights look back; 0 keeps no average
     accumulate: int = ranged(1, 1)  # parts that a batch is cut into; their losses and gradients, means, are averaged
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation
@@ -83,7 +86,7 @@ class ComputeConfig:
     workers: int = ranged(0, 0)  # cells at a time; 0: one for each core (CPU) or each GPU
     threads: int = ranged(1, 1)  # CPU threads of a worker; results are the same to the bit only at the same number
     processes: int = ranged(1, 1)  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
-    compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU
+    compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU, and where it pays
     sample_batch: int = ranged(250, 1)  # sequences that are drawn at a time
 
 

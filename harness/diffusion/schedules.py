@@ -72,11 +72,11 @@ def token_schedule(name: str) -> TokenSchedule:
     return TOKEN_SCHEDULES[name]()
 
 
-def stratified_times(count: int, generator: torch.Generator) -> Tensor:
-    """`count` times in (0, 1], float64: one shared uniform plus i / count, wrapped (VDM, appendix I.1).
+def stratified_times(count: int, generator: torch.Generator, largest: float = 1.0) -> Tensor:
+    """`count` times in (0, largest], float64: one shared uniform plus i / count, wrapped (VDM, appendix I.1).
 
-    Every time is uniform by itself; together they cover the unit interval, which lowers the variance of a batch's loss.
+    Every time is uniform by itself; together they cover the interval, which lowers the variance of a batch's loss.
     """
     u = torch.rand(1, generator=generator, dtype=torch.float64, device=generator.device)
     grid = torch.arange(count, dtype=torch.float64, device=generator.device) / count
-    return 1.0 - torch.remainder(u + grid, 1.0)
+    return largest * (1.0 - torch.remainder(u + grid, 1.0))

@@ -22,7 +22,7 @@ from harness.errors import UserError
 from harness.progress import counted
 from harness.training import checkpoint
 from harness.training.log import TrainingLog
-from harness.training.optimizer import adamw, rate_at, set_rate
+from harness.training.optimizer import Optimizer, adamw, rate_at
 
 _BETAS = (0.9, 0.95)
 _FINAL_LR = 0.1  # of the peak
@@ -42,6 +42,7 @@ class Recipe:
     clip: float
     seed: int
     bfloat16: bool
+    muon_lr: float = 0.0
 
 
 def windows(stream_T: np.ndarray, recipe: Recipe, step: int) -> np.ndarray:
@@ -68,7 +69,7 @@ def fit(
     Raises `UserError` where training diverges.
     """
     trunk: nn.Module = model.model  # it has all parameters: the head is the embedding
-    optimizer = adamw(trunk, recipe.lr, _BETAS, recipe.weight_decay, lambda _, p: p.ndim > 1)
+    optimizer = adamw(trunk, recipe.lr, _BETAS, recipe.weight_decay, lambda _, p: p.ndim > 1, recipe.muon_lr)
     first, kept = _restore(trunk, optimizer, path, label)
     curve = path.with_name("curves.jsonl")
     if first:
@@ -80,14 +81,14 @@ def fit(
     model.train()
     losses: list[float] = []
     for step in range(first, recipe.steps):
-        rate = rate_at(step, recipe.steps, recipe.lr, recipe.warmup, _FINAL_LR)
-        set_rate(optimizer, rate)
+        rate = rate_at(step, recipe.steps, recipe.warmup, _FINAL_LR)
+        optimizer.set_rate(rate)
         values = _step(model, optimizer, windows(stream_T, recipe, step), recipe)
         losses.append(values["loss"].item())
         at = step + 1
         if not math.isfinite(losses[-1]) or (at == recipe.steps and checkpoint.not_finite(trunk)):
             raise UserError(f"judge lr={recipe.lr} makes training diverge at step {at}; use {recipe.lr / 3:.2g}")
-        log.add(values, rate)
+        log.add(values, rate * recipe.lr)
         if at % _LOG_EVERY == 0 or at == recipe.steps:
             log.write(at)
             progress(f"judge: {counted(f'train{log.words(at)}', at, recipe.steps)}")
@@ -98,7 +99,7 @@ def fit(
     return float(np.mean(losses[-max(1, recipe.steps // 10) :]))
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, window_BC: np.ndarray, recipe: Recipe) -> dict[str, Tensor]:
+def _step(model: Any, optimizer: Optimizer, window_BC: np.ndarray, recipe: Recipe) -> dict[str, Tensor]:
     ids_BC = torch.from_numpy(window_BC).to(model.device)
     with torch.autocast(ids_BC.device.type, torch.bfloat16, enabled=recipe.bfloat16):
         logits_BCV = model(input_ids=ids_BC, use_cache=False).logits
@@ -106,13 +107,11 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, window_BC: np.ndarray, r
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     return {"loss": loss.detach(), "gradient_norm": norm}
 
 
-def _restore(
-    trunk: nn.Module, optimizer: torch.optim.Optimizer, path: Path, label: str
-) -> tuple[int, dict[str, Tensor]]:
+def _restore(trunk: nn.Module, optimizer: Optimizer, path: Path, label: str) -> tuple[int, dict[str, Tensor]]:
     """The step to go on from and the checkpoint; 0 where there is none, or one that is damaged or of another label."""
     if not path.is_file():
         return 0, {}

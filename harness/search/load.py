@@ -17,10 +17,12 @@ from harness.config.best import key_of
 from harness.config.compose import flatten, leaves
 from harness.config.load import Loaded, load_draft
 from harness.config.messages import nearest_key
+from harness.config.registry import build_options
 from harness.config.rows import rows_of
 from harness.config.schema import is_plain, need
 from harness.config.trees import plain
 from harness.errors import UserError, nearest
+from harness.metrics.base import columns_of
 from harness.search.loaded import ELSEWHERE, LoadedTune
 from harness.search.schema import DimensionConfig, JudgedConfig, TuneConfig, literal, overrides_of, suggest_one, token
 from harness.search.storage import checked_url
@@ -101,11 +103,10 @@ def check_config(loaded: LoadedTune) -> None:
     need(is_plain(cfg.name), "tune.name", cfg.name, "names a folder; use letters, digits, '.', '_' and '-'")
     _check_seeds(cfg)
     _check_space(cfg, base)
-    session = Session(base.tree)
-    columns = known_columns(session.columns)
-    headline = next((c.name for c in session.columns if c.headline), "")
-    _check_judged(cfg, columns, headline)
-    _check_pruner(loaded, {c.name for c in session.columns})
+    metrics = [build_options(node, f"metrics.{name}") for name, node in base.tree["metrics"].items()]
+    columns = columns_of([cls(options) for cls, options in metrics])
+    _check_judged(cfg, known_columns(columns), next((c.name for c in columns if c.headline), ""))
+    _check_pruner(loaded, {c.name for c in columns})
 
 
 def _check_seeds(cfg: TuneConfig) -> None:

@@ -37,7 +37,7 @@ class Context:
     folder: Path
     weights: Path  # the study's own folder of weights, which all of its searches share
     identity: str
-    #: The data's own scores, once they are known; see `harness.search.objective.data_values`.
+    #: The data's own scores, once they are known; see `harness.search.trial.data_values`.
     of_data: dict[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -111,7 +111,7 @@ class LoadedTune:
         return tree | {"only": [self.cfg.method], "plan": False}
 
     def job(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of the trial of these values (see `harness.search.space.suggest`), for a worker.
+        """The configuration of the trial of these values (see `harness.search.schema.suggest`), for a worker.
 
         Raises `UserError` for values that are not possible.
         """

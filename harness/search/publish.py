@@ -8,7 +8,7 @@ right.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -116,7 +116,7 @@ class SearchLog:
         Few calls, since each is a transaction: a store on a disk takes some 20 ms for one.
         """
         state, ended = _ENDS[status(trial)]
-        curves = points(curves_of(self.loaded, trial.params)) if state != "killed" else []
+        curves = curve_points(self.loaded, trial.params) if state != "killed" else []
         lines = [*curves, *score_points(self.loaded, trial)]
         if lines:
             self.tracker.log_curves(run, lines)
@@ -126,18 +126,14 @@ class SearchLog:
 
 
 # ---- what the run of a trial shows ------------------------------------------------------------------------------------
-def curves_of(loaded: LoadedTune, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the training curves of a trial's weights; none where nothing was trained or the values are refused."""
+def curve_points(loaded: LoadedTune, params: Mapping[str, Any]) -> list[Point]:
+    """The training curves of a trial's weights; none where nothing was trained or the values are refused."""
     try:
         session = Session(loaded.job(dict(params)), loaded.context.weights)
         session.adopt(loaded.context.session)
-        return read_jsonl(make_cells(session)[0].weights.curves)
+        lines = read_jsonl(make_cells(session)[0].weights.curves)
     except UserError:
         return []
-
-
-def points(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """Lines of `curves.jsonl` as points."""
     return [
         {"name": name, "value": value, "step": line["step"], "time_ms": line["time_ms"]}
         for line in lines

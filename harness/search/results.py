@@ -32,12 +32,10 @@ from harness.tracking.uri import redact, without_logins
 
 REPORT, BEST = "report.md", "best.yaml"
 _ABOUT = {
-    "history": "Values of the trials in the order in which they began.",
     "importances": "Importance by PED-ANOVA (Watanabe et al., 2023): how far the best trials (a tenth of them, or five) are "
     "from being spread as all trials are, in each dimension by itself; shares of the sum.",
     "slice": "Each dimension by itself; trials that break a constraint are grey.",
     "contour": "Pairs of the most important dimensions; colours between the trials are interpolated.",
-    "pareto": "The front of the trials that meet the constraints.",
     "confirm": "The default and the best configurations with fresh seeds; a line joins what has the same seed.",
 }
 

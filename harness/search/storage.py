@@ -177,7 +177,6 @@ def _open_journal(loaded: LoadedTune) -> Store:
     asking = path.with_name("ask.lock")
     try:
         with waiting_for(asking):
-            _check_lines(path)
             lock: Any = WholeLines(path)  # it has the methods of Optuna's
             storage = JournalStorage(JournalFileBackend(str(path), lock))
             others = [s.study_name for s in storage.get_all_studies() if s.study_name != loaded.name]
@@ -189,19 +188,11 @@ def _open_journal(loaded: LoadedTune) -> Store:
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another folder with runs_dir=DIR") from None
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        lines = enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        bad = next((f", line {number}," for number, line in lines if not line.startswith("{")), "")
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(f"{path} is not the journal of a study ({why}); move it away to begin anew") from None
+        raise UserError(f"{path}{bad} is not the journal of a study ({why}); move it away to begin anew") from None
     return Store(study, storage, lambda: waiting_for(asking))
-
-
-def _check_lines(path: Path) -> None:
-    """Raise `UserError` for the first line that is no record; the last one may be torn."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}, line {number}, is not JSON; move the file away to begin anew") from None
 
 
 # ---- the database -----------------------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.config.schema import TrainConfig
 from harness.diffusion import masked
 from harness.diffusion.schedules import stratified_times
 from harness.errors import BudgetError
 from harness.interface import Method, Problem, Sampler
 from harness.nn.networks import TokenNetwork
+from harness.training.optimizer import rehearse_step
 from harness.training.seeds import step_generator
 
 
@@ -79,21 +81,23 @@ def full_call_flops(problem: Problem) -> int:
         return count_flops(lambda: network(x_1L))
 
 
-def stage_flops(method: Method, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def stage_flops(method: Method, train: TrainConfig, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """FLOPs of a training step on the batch `x_BL`, one number for each of the method's stages: the mean over draws.
 
-    Each draw has a generator of its own, of one of `keys`. Whatever the loss keeps (a bank of latents) is changed as by a
-    step of training; the parameters and their gradients are not.
+    They are those of the loss, of its gradient, and of the optimizer's own products. Each draw has a generator of its own,
+    of one of `keys`. Whatever the loss keeps (a bank of latents) is changed as by a step of training; the parameters and
+    their gradients are not.
     """
     counted = []
     for stage in method.stages():
         method.set_stage(stage.name)
-        counted.append(_mean_flops(lambda g: method.loss(x_BL, g).total.backward(), x_BL, keys))
+        flops = _mean_flops(lambda g: method.loss(x_BL, g).total.backward(), x_BL, keys)
+        counted.append(flops + count_flops(lambda: rehearse_step(method, train)))
         method.zero_grad(set_to_none=True)
     return tuple(counted)
 
 
-def reference_step_flops(problem: Problem, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
+def reference_step_flops(problem: Problem, train: TrainConfig, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
     """FLOPs of a training step of the plain masked denoiser of the study's shape on `x_BL`: the mean over draws.
 
     One uniform time for each sequence, the LM head at the masked positions alone.
@@ -106,7 +110,7 @@ def reference_step_flops(problem: Problem, x_BL: Tensor, keys: Sequence[tuple[in
         xt_BL, masked_BL = masked.mask_tokens(x_BL, alpha_B, problem.vocab_size, generator)
         masked.masked_nll(network(xt_BL, masked_BL), x_BL, masked_BL).sum().backward()
 
-    return _mean_flops(step, x_BL, keys)
+    return _mean_flops(step, x_BL, keys) + count_flops(lambda: rehearse_step(network, train))
 
 
 def _mean_flops(step: Callable[[torch.Generator], object], x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:

@@ -97,16 +97,16 @@ def settle(session: Session, name: str, method: Method, fit_flops: int = 0) -> T
 
     Raises `UserError` where the budget does not cover the fit, and where a step has no FLOPs that could be counted.
     """
-    scale = session.cfg.scale
+    scale, train = session.cfg.scale, session.cfg.train
     if scale.match == "tokens":
         return TrainPlan(scale.steps, fit_flops)
     x_BL = first_batch(session)
     # A loss may keep what it saw, so another copy is counted.
     copy = session.build(name).to(session.numerics.device).train()
     copy.load_state_dict(method.state_dict())
-    counted = stage_flops(copy, x_BL, _DRAWS)
+    counted = stage_flops(copy, train, x_BL, _DRAWS)
     mean = sum(stage.share * flops for stage, flops in zip(method.stages(), counted, strict=True))
-    reference = reference_step_flops(session.problem, x_BL, _DRAWS)
+    reference = reference_step_flops(session.problem, train, x_BL, _DRAWS)
     budget = scale.steps * reference
     if not mean:
         raise UserError(f"scale.match=flops: a step of {name} has no FLOPs to count; use scale.match=tokens")

@@ -5,19 +5,18 @@ Shapes: N sequences, L tokens.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from harness.interface import Draw, Sampler
-from harness.nn.transformer import Trunk
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
+from harness.training.compiled import compile_trunks
 from harness.training.precision import Numerics
 from harness.training.seeds import step_generator
 
@@ -40,21 +39,6 @@ class SamplerError(RuntimeError):
     """A sampler broke its contract: calls, mask tokens or dtype. A defect of its code, never of the user."""
 
 
-def compile_trunks(networks: Iterable[nn.Module]) -> None:
-    """Compile the bidirectional trunks of the networks, in place; shapes are fixed by the size of a batch or chunk."""
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, Trunk) and not module.causal:
-                module.compile(dynamic=False)
-
-
-def say_uncompiled(name: str, what: str, error: Exception) -> None:
-    """A line with the compiler's reason: `what` (of the cell or the weights `name`) goes on without it."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
-    reason = lines[0] if lines else type(error).__name__
-    print(f"\n{name}: torch.compile failed ({reason}); {what} runs uncompiled", file=sys.stderr, flush=True)
-
-
 def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:
     """`sampler.draw` with its contract checked: calls by hook, ids below V, float64 draws."""
     with counted_calls(sampler) as calls:
@@ -70,9 +54,9 @@ def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generato
     return draw
 
 
-def warm_up(sampler: Sampler, part: Part, chunk: int, numerics: Numerics) -> None:
+def warm_up(sampler: Sampler, part: Part, chunk: int, numerics: Numerics, cache: Path) -> None:
     """Compile the trunks and run them once at the chunk size, outside the timed calls."""
-    compile_trunks(sampler.networks().values())
+    compile_trunks(sampler.networks().values(), cache)
     generator = step_generator(numerics.device, 0)
     with torch.inference_mode(), numerics.autocast():
         sampler.draw(chunk, part.nfe, generator, part.temperature)

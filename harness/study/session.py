@@ -48,15 +48,15 @@ class Session:
 
     def adopt(self, other: Session) -> None:
         """Take over what `other` has made already and what would be the same here: data, held-out rows, judge, metrics."""
-        kept = ["numerics"] if self.cfg.compute == other.cfg.compute else []
+        kept: list[str] = []
         same = all(self.tree[key] == other.tree[key] for key in ("data", "tokenizer"))
         if same and (self.cfg.scale.length, self.cfg.cache_dir) == (other.cfg.scale.length, other.cfg.cache_dir):
             kept.append("data")
             if self.cfg.study.samples == other.cfg.study.samples:
                 kept += ["_held_out", "_held_out_hash", "reference", "held_out"]
             # A prepared judge knows the data and the device.
-            if self.tree["judge"] == other.tree["judge"] and "numerics" in kept:
-                kept.append("judge")
+            if self.tree["judge"] == other.tree["judge"] and self.cfg.compute == other.cfg.compute:
+                kept += ["judge", "judge_files"]
         kept += ["metrics"] if self.tree["metrics"] == other.tree["metrics"] else []
         self.__dict__ |= {name: other.__dict__[name] for name in kept if name in other.__dict__}
         if "judge" in kept and "judge" in other.__dict__:
@@ -76,8 +76,12 @@ class Session:
     # ---- parts ----------------------------------------------------------------------------------------------------
     @cached_property
     def numerics(self) -> Numerics:
-        c = self.cfg.compute
-        numerics = resolve(c.device, c.precision, c.compile)
+        c, s, study = self.cfg.compute, self.cfg.scale, self.cfg.study
+        call = (
+            2 * s.depth * (4 + 2 * s.mlp_ratio) * s.width**2 * s.length
+        )  # FLOPs for a sequence, in the blocks' matrices
+        sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
+        numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
         return numerics
 
@@ -194,8 +198,10 @@ class Session:
         # Several processes add in another order, and a method that keeps latents of its batches keeps others: like the
         # number of threads, their number is part of what may be continued and of what is the same to the bit.
         several = {"processes": self.cfg.compute.processes} if self.cfg.compute.processes > 1 else {}
+        compiled = {"compiled": True} if self.numerics.compile_training else {}
         return short_hash(
             several
+            | compiled
             | {
                 "method": node,
                 "scale": dataclasses.asdict(self.cfg.scale),

@@ -27,9 +27,10 @@ from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Part, Weights
 from harness.study.fit import fit
 from harness.study.made import made_by
-from harness.study.sampling import draw_samples, say_uncompiled, warm_up
+from harness.study.sampling import draw_samples, warm_up
 from harness.study.session import Session
 from harness.training import checkpoint, loop
+from harness.training.compiled import say_uncompiled
 
 Progress = Callable[[str, int, int], None]
 OnTrained = Callable[[Method, int, dict[str, float]], None]
@@ -117,7 +118,9 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
         return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
-    counted = plan.stage_flops or stage_flops(method, match.first_batch(session), [(weights.seed, 4)])
+    counted = plan.stage_flops or stage_flops(
+        method, session.cfg.train, match.first_batch(session), [(weights.seed, 4)]
+    )
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
     fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
@@ -185,7 +188,7 @@ def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
     if session.numerics.compile_sampling and cell.role == "method":
         chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
         try:
-            warm_up(sampler, part, chunk, session.numerics)
+            warm_up(sampler, part, chunk, session.numerics, session.cache)
         except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
             say_uncompiled(cell.name, "sampling", error)
             sampler = load_sampler(session, cell)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.store import Damaged, sealed, unsealed, write_bytes
+from harness.training.optimizer import Optimizer
 
 #: In the file's facts: names of tensors that are another one's too, by name.
 _TWINS = "twins"
@@ -82,7 +83,7 @@ def _hash_of(tensors: dict[str, Tensor]) -> str:
     return total.hexdigest()[:16]
 
 
-def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(model: nn.Module, shadow: dict[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
     """All tensors of a training run under prefixed names: model (with buffers), average, optimizer moments."""
     out = {f"model/{k}": v for k, v in model.state_dict().items()}
     out |= {f"ema/{k}": v for k, v in shadow.items()}
@@ -96,7 +97,7 @@ def restore_training_state(
     tensors: dict[str, Tensor],
     model: nn.Module,
     shadow: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     path: Path,
 ) -> None:
     """Inverse of `training_state`; `UserError` where the checkpoint is of another model."""

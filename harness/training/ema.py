@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average with decay min(decay, (1 + k) / (10 + k)) after k updates, so that a short run is not held to its start."""
+    """Average that looks back `share` of the updates so far: decay s k / (1 + s k) in update k, whatever the run's length."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, module: nn.Module, share: float) -> None:
+        self.share = share
         self.updates = 0
         self._live = dict(module.named_parameters())
         self.shadow = {name: p.detach().clone() for name, p in self._live.items()}
@@ -21,9 +21,9 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the live parameters; call after each optimizer step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self._live.values()], 1.0 - decay)
+        weight = 1.0 / (1.0 + self.share * self.updates)
+        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self._live.values()], weight)
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -28,7 +28,7 @@ from harness.training import checkpoint
 from harness.training.distributed import Group, SharedLoss
 from harness.training.ema import EMA
 from harness.training.log import TrainingLog
-from harness.training.optimizer import adamw, learning_rate, set_rate
+from harness.training.optimizer import Optimizer, learning_rate, method_optimizer
 from harness.training.precision import Numerics
 from harness.training.seeds import step_generator
 
@@ -100,7 +100,7 @@ def train(job: Job) -> dict[str, float]:
     _calibrate(job)
     bad = checkpoint.not_finite(job.method)
     if bad:
-        raise Diverged(f"{bad} is not finite after step {first}; a smaller scale.lr (now {job.scale.lr}) may help")
+        raise Diverged(f"{bad} is not finite after step {first}; {_way_out(job)}")
     return {"train_seconds": run.seconds()}
 
 
@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         job.method.to(job.numerics.device)
-        self.optimizer = _optimizer(job.method, job.scale, job.train)
+        self.optimizer = method_optimizer(job.method, job.scale, job.train)
         self.ema = EMA(job.method, job.train.ema)
         self.path = job.folder / "train.safetensors"
         self.at, self._before = 0, 0.0
@@ -138,12 +138,14 @@ class _Run:
             self.ema.restart()
         with job.group.shared(job.method) as loss:
             for step in range(self.at, first + count):
-                rate = learning_rate(job.train, job.scale.lr, step - first, count)
-                values = _step(job, loss, self.optimizer, step, rate)
+                rate = learning_rate(job.train, step - first, count)
+                self.optimizer.set_rate(rate)
+                job.method.largest_time = largest_time(job.train, step - first, count)
+                values = _step(job, loss, self.optimizer, step)
                 self.ema.update()
                 self.at = step + 1
                 if job.group.leads:
-                    self.log.add(values, rate)
+                    self.log.add(values, rate * job.scale.lr)
                     self._report(stage)
                     self._keep(first + count)
                     if self.at % 10 == 0 or self.at == job.scale.steps:
@@ -160,7 +162,8 @@ class _Run:
             job.method.eval()
             # They cost as much as many steps, and only show: half-way and at the end is enough.
             instruments = self.at in (self.validations[(len(self.validations) - 1) // 2], job.scale.steps)
-            with torch.no_grad(), self.ema.applied():
+            # Another batch and no gradient would be compiled anew.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.ema.applied():
                 values = self.log.write(self.at, lambda: _held_out(job, instruments))
                 if job.on_validation is not None:
                     job.on_validation(self.at, values)
@@ -179,30 +182,32 @@ class _Run:
             checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
 
 
+def largest_time(train: TrainConfig, step: int, steps: int) -> float:
+    """The largest time of the tokens in step `step` of a stage of `steps`: from 0.3 to 1 in the share `train.mask_growth`.
+
+    With few masks the neighbours of a masked token are shown, and what can be learnt from them is learnt first.
+    """
+    growing = train.mask_growth * steps
+    return min(1.0, 0.3 + 0.7 * step / growing) if growing else 1.0
+
+
 def validation_steps(steps: int, count: int) -> list[int]:
     """After which steps the held-out bound is measured: `count` times, evenly, and at the end."""
     every = max(1, steps // count)
     return [*range(every, steps, every), steps]
 
 
-def _optimizer(method: Method, scale: ScaleConfig, train: TrainConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices only: gains, biases and embeddings are scales, not maps."""
-    betas = (train.beta1, train.beta2)
-    return adamw(method, scale.lr, betas, train.weight_decay, lambda name, p: p.dim() == 2 and "embed" not in name)
-
-
-def _step(job: Job, loss: SharedLoss, optimizer: torch.optim.Optimizer, step: int, lr: float) -> dict[str, Tensor]:
+def _step(job: Job, loss: SharedLoss, optimizer: Optimizer, step: int) -> dict[str, Tensor]:
     """One optimizer step on the mean of the parts' losses; each part has noise of its own, whoever computes it.
 
     Returns the step's loss, its named parts and the norm of the gradient before it is clipped, still on the device.
 
     A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
     """
-    set_rate(optimizer, lr)
     train_NL = job.data.splits["train"]
     rows = batch_rows(len(train_NL), job.scale.batch, step, job.seed)
     x_BL = torch.from_numpy(np.asarray(train_NL[np.sort(rows)], dtype=np.int64)).to(job.numerics.device)
-    optimizer.zero_grad(set_to_none=True)
+    job.method.zero_grad(set_to_none=True)
     chunks = x_BL.chunk(job.train.accumulate)
     mine = job.group.parts(len(chunks))
     made: dict[int, Loss] = {}
@@ -231,8 +236,13 @@ def _together(job: Job, made: dict[int, Loss], count: int, step: int) -> dict[st
     job.group.add(value_PK)  # zeros where another process has the value
     for total in value_PK[:, 0].tolist():
         if not math.isfinite(total):
-            raise Diverged(f"the loss is {total} at step {step + 1}; a smaller scale.lr (now {job.scale.lr}) may help")
+            raise Diverged(f"the loss is {total} at step {step + 1}; {_way_out(job)}")
     return dict(zip(("loss", *names), value_PK.mean(0), strict=True))
+
+
+def _way_out(job: Job) -> str:
+    muon = f" or train.muon_lr (now {job.train.muon_lr})" if job.train.optimizer == "muon" else ""
+    return f"a smaller scale.lr (now {job.scale.lr}){muon} may help"
 
 
 def _calibrate(job: Job) -> None:
@@ -240,7 +250,7 @@ def _calibrate(job: Job) -> None:
     train_NL = job.data.splits["train"]
     rows = np.sort(batch_rows(len(train_NL), min(2048, len(train_NL)), 0, job.seed + 7919))
     x_NL = torch.from_numpy(np.asarray(train_NL[rows], dtype=np.int64)).to(job.numerics.device)
-    with torch.no_grad(), job.numerics.autocast():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), job.numerics.autocast():
         job.method.calibrate(x_NL)
 
 

@@ -28,11 +28,18 @@ class Numerics:
         return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
 
 
-def resolve(device: str, precision: str, compile_mode: str = "false") -> Numerics:
+#: What compiling saves on a CPU, seconds for each FLOP, and what it takes once, seconds for a model's trunks in training
+#: and for a sampler's. Measured on one core (docs/log.md, 2026-11-27); it takes less where the cache has them.
+_SAVED, _TAKEN_TRAINING, _TAKEN_SAMPLING = 5e-12, 30.0, 10.0
+
+
+def resolve(
+    device: str, precision: str, compile_mode: str = "false", training_flops: float = 0, sampling_flops: float = 0
+) -> Numerics:
     """Turn `auto` into what this machine has; raises `UserError` for a device that is not there.
 
-    Compilation pays on a GPU for both training and sampling. On a CPU it takes half a minute for a training step, which a
-    short run does not win back, and a few seconds for a sampler's trunk, which then runs 1.8 times as fast.
+    Compilation pays on a GPU. On a CPU it pays for a model that takes so many FLOPs to train, or to draw from, that more
+    time is saved than taken, by an estimate that is the same in each run: what goes on after a kill must round as before.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,8 +60,12 @@ def resolve(device: str, precision: str, compile_mode: str = "false") -> Numeric
     can = kind == "cuda" or any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "c++", "clang++"))
     if mode == "true" and not can:
         raise UserError("compute.compile=true: no C++ compiler found, which torch.compile needs on a CPU; use auto")
-    sampling = can and mode != "false"
-    return Numerics(device, precision, mode == "true" or (mode == "auto" and kind == "cuda"), sampling)
+
+    def compiles(flops: float, taken: float) -> bool:
+        return mode == "true" or (mode == "auto" and can and (kind == "cuda" or flops * _SAVED > taken))
+
+    training, sampling = compiles(training_flops, _TAKEN_TRAINING), compiles(sampling_flops, _TAKEN_SAMPLING)
+    return Numerics(device, precision, training, sampling)
 
 
 @contextmanager
@@ -70,10 +81,13 @@ def threads(count: int) -> Iterator[None]:
 
 def cpu_has_bfloat16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware; elsewhere autocast is slower than float32."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_flags() -> set[str]:
+    """What the CPU can do, in Linux's words; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as handle:
-            flags = next((line for line in handle if line.startswith(("flags", "Features"))), "")
+            return set(next((line for line in handle if line.startswith(("flags", "Features"))), "").split())
     except OSError:
-        return False
-    words = set(flags.split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+        return set()

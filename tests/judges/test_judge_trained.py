@@ -153,7 +153,7 @@ def test_training_text_covers_the_split_and_reads_on_across_rows(monkeypatch):
 
 
 def test_learning_rate_warms_up_and_decays():
-    rates = [rate_at(step, 100, peak=1.0, warm=10, final=0.1) for step in range(100)]
+    rates = [rate_at(step, 100, warm=10, final=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert max(rates) == pytest.approx(1.0) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)

@@ -56,11 +56,17 @@ class Run:
 
     name: str
     parts: int
+    optimizer: str = "adamw"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.parts}-{self.optimizer}"
 
     def job(self, method, folder: Path, **more):
         from tests.kit.toys import job_of
 
-        return replace(job_of(method, folder / f"{self.name}-{self.parts}", accumulate=self.parts), **more)
+        own = {"accumulate": self.parts, "optimizer": self.optimizer}
+        return replace(job_of(method, folder / self.label, **own), **more)
 
 
 def _train(runs: list[Run], folder: Path) -> None:
@@ -80,7 +86,7 @@ def _train(runs: list[Run], folder: Path) -> None:
         except Diverged as error:
             say({"rank": group.rank, "diverged": str(error)})
         state = {key: value.contiguous() for key, value in method.state_dict().items()}
-        own = folder / f"{run.name}-{run.parts}"
+        own = folder / run.label
         own.mkdir(exist_ok=True)  # a training that diverged at once wrote nothing
         save_file(state, own / f"rank{group.rank}.safetensors")
     distributed.leave()

@@ -96,7 +96,7 @@ def test_a_corrupted_journal_and_the_journal_of_another_study(toy):
     assert "holds the study 'tunable/heat'" in _refused([*toy, "tune.name=other", f"runs_dir={_moved(folder)}"])
     journal = folder / "journal.log"
     journal.write_text("broken\n" + journal.read_text())
-    assert "journal.log, line 1, is not JSON" in _refused(toy)
+    assert "journal.log, line 1, is not the journal" in _refused(toy)
 
 
 def _moved(folder: Path) -> Path:

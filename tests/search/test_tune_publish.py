@@ -11,12 +11,12 @@ import pytest
 
 from harness.config.schema import TrackingConfig
 from harness.search import publish, runner
-from harness.search.publish import NUMBER, REASON, STATE, SearchLog, points, score_points
+from harness.search.publish import NUMBER, REASON, STATE, SearchLog, score_points
 from harness.search.trials import STOPPED
 from harness.tracking.mlflow_tracker import MlflowTracker
 from tests.kit.tune_kit import BEGAN, TrialState, add, make_config, make_loaded, make_study
 
-CURVES = [{"step": s, "time_ms": 10**12 + s, "values": {"loss/total": 1 / s}} for s in range(1, 101)]
+CURVES = [{"name": "loss/total", "value": 1 / s, "step": s, "time_ms": 10**12 + s} for s in range(1, 101)]
 PARAMS = {"methods.seq.slots": 3, "methods.seq.noise": 0.1}
 SCORES = {"excess@4": 0.5, "excess_se@4": 0.01, "entropy@4": 1.5, "excess@2": 1.0}
 FACTS = {"score": SCORES, "seconds": {"train": 2.0, "sample": 1.0}, "entropy": -0.5}
@@ -31,7 +31,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def made(root, monkeypatch, request):
     """(loaded, study), a search of its own in the store."""
-    monkeypatch.setattr(publish, "curves_of", lambda loaded, params: CURVES)
+    monkeypatch.setattr(publish, "curve_points", lambda loaded, params: CURVES)
     loaded = make_loaded(root, make_config(constrained=True), tracked=True, identity=request.node.name)
     return loaded, make_study()
 
@@ -212,7 +212,6 @@ def test_without_tracking_nothing_is_opened(tmp_path):
 
 
 def test_points(tmp_path):
-    assert [(p["name"], p["step"]) for p in points(CURVES[:3])] == [("loss/total", step) for step in (1, 2, 3)]
     study = make_study()
     add(study, PARAMS, [3.0], score={"a@4": 1.0, "a@16": 2.0, "b@4": float("nan")})
     found = score_points(make_loaded(tmp_path), study.trials[0])

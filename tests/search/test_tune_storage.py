@@ -79,8 +79,8 @@ def test_records_of_many_writers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("not json\n", ", line 2, is not JSON"),
-        ("[1]\n", "is not the journal"),
+        ("not json\n", ", line 2, is not the journal"),
+        ("[1]\n", ", line 2, is not the journal"),
         ('{"op_code": 77}\n', "is not the journal"),
     ],
 )

@@ -14,6 +14,7 @@ from harness.errors import UserError
 from harness.jobs.locks import waiting_for
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
+from harness.search.publish import curve_points
 from harness.search.trial import Pruned, TrialResult, TrialRunner, data_values
 from harness.store import read_json, read_jsonl
 from harness.study.cells import make_cells
@@ -110,8 +111,11 @@ def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
         f"{TUNED}.path": "bent",
         f"{TUNED}.corners": "[0.5,0.25]",
     }
-    first = _runner(configs, tune="toy").run(params, None, _quiet)
+    runner = _runner(configs, tune="toy")
+    first = runner.run(params, None, _quiet)
     assert first.trained and len(first.constraints) == 1
+    bound = [p["step"] for p in curve_points(runner.loaded, params) if p["name"] == "valid/bound_nats_per_token"]
+    assert bound == [10, 20, 30] and curve_points(runner.loaded, {SPREAD: 5.0}) == [], "of its own weights, if any"
     for name in ("_step", "_held_out"):
         monkeypatch.setattr(loop, name, _no_training)
     monkeypatch.setattr("harness.study.steps.draw_samples", _no_training)

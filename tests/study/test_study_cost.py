@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from baselines.mdlm import MDLM, MDLMOptions
+from harness.config.schema import TrainConfig
 from harness.errors import BudgetError
 from harness.interface import Problem
 from harness.nn.transformer import TrunkShape
 from harness.store import ResultsTable, read_json
-from harness.study.budget import count_flops, counted_calls, full_call_flops, parse_budgets
+from harness.study.budget import count_flops, counted_calls, full_call_flops, parse_budgets, stage_flops
 from harness.study.cells import Part
 from harness.study.sampling import SamplerError, checked_draw, draw_samples
 from harness.training.precision import Numerics
@@ -111,6 +112,28 @@ def test_budgets_are_those_that_a_sampler_can_meet():
     assert parse_budgets(seq, [2, 3]) == (2, 3)
     with pytest.raises(BudgetError, match="nfe=1 cannot be met by SEQ.*use 2"):
         parse_budgets(seq, [1, 2])
+
+
+def _iterations(rows: int, columns: int) -> int:
+    """Three Newton-Schulz iterations, a m x n matrix with m <= n: X X', its square, and the product with X."""
+    m, n = sorted((rows, columns))
+    return 3 * 2 * (m * m * n + m**3 + m * m * n)
+
+
+@pytest.mark.parametrize("seq", [False, True])
+def test_training_flops_hold_the_iterations_of_muon_for_what_a_stage_trains(seq):
+    E, hidden = 16, 32
+    block = _iterations(3 * E, E) + _iterations(E, E) + 2 * _iterations(hidden, E)
+    method, expected = MDLM(PROBLEM, MDLMOptions()), [3 * block]
+    if seq:
+        method = SEQ(PROBLEM, SEQOptions(slots=4, dims=3, prior_depth=2, encoder_depth=1))
+        # Encoder and decoder first; then the prior, whose blocks have a map of the time besides.
+        expected = [(1 + 3) * block, 2 * (block + _iterations(6 * E, E))]
+    x_BL = torch.zeros((4, PROBLEM.length), dtype=torch.int64)
+    before = {name: value.clone() for name, value in method.named_parameters()}
+    plain, muon = (stage_flops(method, TrainConfig(optimizer=o), x_BL, [(0,), (1,)]) for o in ("adamw", "muon"))
+    assert [m - p for m, p in zip(muon, plain, strict=True)] == expected
+    assert all(torch.equal(value, before[name]) for name, value in method.named_parameters())
 
 
 def test_training_cost_is_three_passes_for_each_token(finished):

@@ -54,9 +54,10 @@ def plan_of(cell: Cell) -> dict:
 
 
 # ---- as many steps as the budget allows --------------------------------------------------------------------------------
-def test_methods_of_different_cost_train_for_the_same_flops(start):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_methods_of_different_cost_train_for_the_same_flops(start, optimizer):
     only = "only=[mdlm,wide,staged,fitted]"
-    session, cells = start("scale.match=flops", only)
+    session, cells = start("scale.match=flops", f"train.optimizer={optimizer}", only)
     facts, steps = {}, {}
     for name, cell in cells.items():
         work.train_cell(session, cell, quiet)

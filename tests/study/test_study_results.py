@@ -51,7 +51,7 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
         *[("FUJI", str(k)) for k in BUDGETS],
         *[("MDLM", str(k)) for k in BUDGETS],
         *[("SEQ", f"{k} ({k // 2}+{k // 2})") for k in BUDGETS],
-        *[("SEQ, discrete latent", f"{k} (1+{k - 1})") for k in BUDGETS],
+        *[("SEQ, EM codes", f"{k} (1+{k - 1})") for k in BUDGETS],
         *[("*SEQ, encoder codes*", str(k)) for k in (1, 2)],
         ("*Autoregressive*", str(LENGTH)),
         ("*Bigram*", "0"),

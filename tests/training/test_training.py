@@ -10,6 +10,7 @@ from torch import nn
 
 from baselines.mdlm import MDLM, MDLMOptions
 from harness.config.schema import TrainConfig
+from harness.diffusion import masked
 from harness.interface import Bound, Loss, Method, Stage
 from harness.store import read_jsonl
 from harness.training.ema import EMA
@@ -18,6 +19,7 @@ from harness.training.optimizer import learning_rate
 from harness.training.seeds import step_generator
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.seq import SEQ, SEQOptions
+from lddm.seq_discrete import SEQDiscrete, SEQDiscreteOptions
 from tests.kit.toys import generator_of, job_of, one_thread, scramble, tiny_problem, token_data  # noqa: F401
 
 PROBLEM = tiny_problem()
@@ -157,19 +159,19 @@ def test_a_stage_starts_with_no_momentum_of_the_one_before(tmp_path):
 
 # ---- averages -------------------------------------------------------------------------------------------------------
 def test_average_by_hand():
-    """Decay min(d, (1 + k) / (10 + k)): 1/10, 2/11 and then d = 0.25 is reached at k = 2 (3/12)."""
+    """A share of a quarter: the new value has the weights 1 / (1 + k / 4), 4/5, 4/6, 4/7, 4/8."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
-    ema = EMA(module, decay=0.24)
+    ema = EMA(module, share=0.25)
     shadow = 1.0
-    for value, decay in ((2.0, 0.1), (-1.0, 2 / 11), (5.0, 0.24), (0.0, 0.24)):
+    for value, decay in ((2.0, 1 / 5), (-1.0, 2 / 6), (5.0, 3 / 7), (0.0, 4 / 8)):
         nn.init.constant_(module.weight, value)
         ema.update()
         shadow = decay * shadow + (1 - decay) * value
-        assert ema.shadow["weight"].item() == pytest.approx(shadow, rel=1e-6)
+        assert ema.shadow["weight"].item() == pytest.approx(shadow, rel=1e-5)
         assert module.weight.item() == value
     with ema.applied():
-        assert module.weight.item() == pytest.approx(shadow, rel=1e-6)
+        assert module.weight.item() == pytest.approx(shadow, rel=1e-5)
     assert module.weight.item() == 0.0
     ema.restart()
     assert (ema.shadow["weight"].item(), ema.updates) == (0.0, 0)
@@ -207,25 +209,40 @@ def test_final_weights_are_the_average_of_the_last_stage(tmp_path):
     assert not torch.equal(seen[0][1], joint[0])
 
 
+@pytest.mark.parametrize("steps", [200, 4000])
+def test_an_average_looks_back_a_share_of_the_steps(steps):
+    """Of weights that are the number of the step it is late by the share, in runs of any length."""
+    module = nn.Linear(1, 1, bias=False)
+    ema = EMA(module, share=0.1)
+    for step in range(steps):
+        nn.init.constant_(module.weight, step)
+        ema.update()
+    assert (steps - ema.shadow["weight"].item()) / steps == pytest.approx(1 / 11, rel=0.06)
+    nothing = EMA(module, share=0.0)
+    nn.init.constant_(module.weight, 5.0)
+    nothing.update()
+    assert nothing.shadow["weight"].item() == 5.0
+
+
 # ---- rates, stages, batches -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
 def test_rate_rises_to_the_peak_and_falls_to_its_end(decay):
-    recipe, steps, peak = TrainConfig(warmup=0.1, decay=decay, final_lr=0.05), 200, 2.0
-    rates = [learning_rate(recipe, peak, step, steps) for step in range(steps + 1)]
-    assert rates[0] == pytest.approx(peak / 20)
-    assert rates[:20] == pytest.approx([peak * (k + 1) / 20 for k in range(20)])
-    assert rates[20] == peak == max(rates)
-    assert rates[steps] == pytest.approx(0.05 * peak)
+    recipe, steps = TrainConfig(warmup=0.1, decay=decay, final_lr=0.05), 200
+    rates = [learning_rate(recipe, step, steps) for step in range(steps + 1)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert rates[:20] == pytest.approx([(k + 1) / 20 for k in range(20)])
+    assert rates[20] == 1.0 == max(rates)
+    assert rates[steps] == pytest.approx(0.05)
     assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
-    middle = learning_rate(recipe, peak, 110, steps)
-    assert middle == pytest.approx(peak * (0.05 + 0.95 / 2)), "half-way, cosine and line meet"
+    middle = learning_rate(recipe, 110, steps)
+    assert middle == pytest.approx(0.05 + 0.95 / 2), "half-way, cosine and line meet"
 
 
 def test_constant_rate_and_the_shortest_runs():
     constant = TrainConfig(warmup=0.0, decay="constant")
-    assert [learning_rate(constant, 1.0, k, 10) for k in range(11)] == [1.0] * 11
-    assert learning_rate(TrainConfig(), 1.0, 0, 1) == 1.0
-    assert 0 < learning_rate(TrainConfig(warmup=1.0), 1.0, 4, 5) <= 1.0
+    assert [learning_rate(constant, k, 10) for k in range(11)] == [1.0] * 11
+    assert learning_rate(TrainConfig(), 0, 1) == 1.0
+    assert 0 < learning_rate(TrainConfig(warmup=1.0), 4, 5) <= 1.0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1001])
@@ -268,3 +285,52 @@ def test_training_noise_is_new_in_each_step():
     losses = {float(method.loss(x_BL, step_generator("cpu", 0, 1, step)).total.detach()) for step in range(5)}
     assert len(losses) == 5
     assert torch.equal(method.loss(x_BL, generator_of(0)).total, method.loss(x_BL, generator_of(0)).total)
+
+
+# ---- masks that grow ------------------------------------------------------------------------------------------------
+def test_the_share_of_masks_grows_in_each_stage_and_bounds_know_nothing_of_it(tmp_path):
+    seen: list[float] = []
+
+    class Watched(MDLM):
+        def stages(self):
+            return Stage("a", 0.5), Stage("b", 0.5)
+
+        def loss(self, x_BL, generator):
+            seen.append(self.largest_time)
+            return super().loss(x_BL, generator)
+
+    method = Watched(PROBLEM, MDLMOptions())
+    train(job_of(method, tmp_path, steps=40, mask_growth=0.5))
+    assert seen[:20] == seen[20:] and seen[0] == 0.3 and seen[10:20] == [1.0] * 10
+    assert all(a < b for a, b in zip(seen[:10], seen[1:11], strict=True))
+    seen.clear()
+    train(job_of(Watched(PROBLEM, MDLMOptions()), tmp_path / "plain", steps=4, mask_growth=0.0))
+    assert seen == [1.0] * 4
+
+
+@pytest.mark.parametrize("name", ["mdlm", "fuji", "seq", "seq_discrete"])
+def test_masked_methods_draw_times_up_to_the_largest_for_the_loss_alone(name, monkeypatch):
+    """With the largest time near zero nothing is masked; the bound is that of the same method with all times."""
+    options = {"full_mask": 0.0} if name != "mdlm" else {}
+    method = {
+        "mdlm": lambda: MDLM(PROBLEM, MDLMOptions()),
+        "fuji": lambda: FUJI(PROBLEM, FUJIOptions(**SMALL, **options)),
+        "seq": lambda: SEQ(PROBLEM, SEQOptions(**SMALL, **options)),
+        "seq_discrete": lambda: SEQDiscrete(PROBLEM, SEQDiscreteOptions(slots=2, codes=4, **options)),
+    }[name]()
+    drawn: list[float] = []
+    plain = masked.mask_tokens
+
+    def watched(x_BL, alpha_B, mask_id, generator):
+        drawn.append(1 - float(alpha_B.min()))
+        return plain(x_BL, alpha_B, mask_id, generator)
+
+    monkeypatch.setattr(masked, "mask_tokens", watched)
+    x_BL = torch.from_numpy(token_data(PROBLEM).splits["train"][:16].astype(np.int64))
+    method.set_stage(method.stages()[0].name)
+    method.largest_time = 0.2
+    method.loss(x_BL, generator_of(0))
+    assert max(drawn) <= 0.2 + 1e-9
+    before = method.eval().bound(x_BL, generator_of(1)).total_B
+    method.largest_time = 1.0
+    assert torch.equal(before, method.bound(x_BL, generator_of(1)).total_B)

@@ -1,31 +1,49 @@
-"""A toolchain that cannot compile costs a line, and not the training."""
+"""Compiled training: where it is chosen, that it goes on to the same bits, and what happens where there is no toolchain."""
 
-import torch
+from __future__ import annotations
 
-from baselines.mdlm import MDLM, MDLMOptions
-from harness.nn.transformer import Trunk
-from harness.study.fit import _trained
-from harness.training.loop import train
-from tests.kit.toys import job_of, one_thread, tiny_problem  # noqa: F401
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.config.load import load
+from harness.study.session import Session
 
 
-def _method() -> MDLM:
-    torch.manual_seed(0)
-    return MDLM(tiny_problem(), MDLMOptions())
+def numerics(*words: str):
+    return Session(load(["compute.device=cpu", *words]).tree).numerics
 
 
-def test_training_goes_on_uncompiled_with_the_same_numbers(tmp_path, capsys):
-    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
-        raise FileNotFoundError("no C++ compiler: /bin/false")
+@pytest.mark.parametrize(
+    ("words", "training", "sampling"),
+    [
+        (["study=few_step"], True, True),
+        (["study=few_step", "scale.steps=90"], False, True),
+        (["study=few_step", "study.samples=200", "study.nfe=[2,4]"], True, False),
+        (["study=few_step", "compute.compile='false'"], False, False),
+        (["study=smoke"], False, False),
+        (["study=smoke", "compute.compile=true"], True, True),
+    ],
+)
+def test_networks_are_compiled_where_that_saves_more_than_it_takes(words, training, sampling, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert (numerics(*words).compile_training, numerics(*words).compile_sampling) == (training, sampling)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    if "compute.compile=true" not in words:
+        assert not numerics(*words).compile_training and not numerics(*words).compile_sampling
 
-    plain, method = _method(), _method()
-    train(job_of(plain, tmp_path / "plain"))
-    for module in method.modules():
-        if isinstance(module, Trunk):
-            module.compile(dynamic=False, backend=broken)
-    _trained(job_of(method, tmp_path / "compiled"), "mdlm/seed0")
-    said = capsys.readouterr().err
-    assert said == (
-        "\nmdlm/seed0: torch.compile failed (FileNotFoundError: no C++ compiler: /bin/false); training runs uncompiled\n"
-    )
-    assert all(torch.equal(value, method.state_dict()[name]) for name, value in plain.state_dict().items())
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
+def test_compiled_training_goes_on_to_the_same_bits_and_does_without_a_toolchain(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    words = [sys.executable, "-m", "tests.kit.compiled_kit", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["resumed"] and said["eager"] and said["kept"] == [".so"]
+    assert 0 < said["apart"] < 1e-2, "compiled products round otherwise, and that is all"
+    (line,) = [line for line in done.stderr.splitlines() if "torch.compile failed" in line]
+    assert line.startswith("MDLM: torch.compile failed (") and line.endswith("); training runs uncompiled")

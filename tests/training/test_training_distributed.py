@@ -28,7 +28,7 @@ from tests.kit.study_kit import command, write_corpus
 from tests.kit.toys import one_thread  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
-RUNS = [Run("mdlm", 2), Run("mdlm", 4), Run("fuji", 2), Run("seq", 2), Run("bad", 2)]
+RUNS = [Run("mdlm", 2), Run("mdlm", 4), Run("fuji", 2), Run("seq", 2), Run("bad", 2), Run("mdlm", 2, "muon")]
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +53,19 @@ def alone(run: Run, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[st
     torch.set_num_threads(1)
     method = build(run.name)
     train(run.job(method, folder))
-    return dict(method.state_dict()), curves(folder / f"{run.name}-{run.parts}")
+    return dict(method.state_dict()), curves(folder / run.label)
 
 
 def together(run: Run, pair: tuple[Path, list[dict]]) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]:
-    folder = pair[0] / f"{run.name}-{run.parts}"
+    folder = pair[0] / run.label
     return [load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1)], curves(folder)
 
 
 # ---- the same curves --------------------------------------------------------------------------------------------------
-def test_two_processes_with_a_part_each_give_the_bits_of_one_with_two_parts(pair, tmp_path):
-    states, curve = together(RUNS[0], pair)
-    state, expected = alone(RUNS[0], tmp_path)
+@pytest.mark.parametrize("run", [RUNS[0], RUNS[-1]], ids=lambda run: run.label)
+def test_two_processes_with_a_part_each_give_the_bits_of_one_with_two_parts(pair, tmp_path, run):
+    states, curve = together(run, pair)
+    state, expected = alone(run, tmp_path)
     assert curve == expected and [point["step"] for point in curve] == [10, 20, 30, 40]
     assert all(torch.equal(value, state[key]) for held in states for key, value in held.items())
 
@@ -79,7 +80,7 @@ def test_two_processes_with_two_parts_each_give_the_curve_of_one_with_four(pair,
         torch.testing.assert_close(value, state[key], rtol=1e-4, atol=1e-5)
     # The control: another number of parts is another draw of the noise, and shows.
     assert (
-        abs(curve[-1]["train/nelbo_nats_per_token"] - curves(pair[0] / "mdlm-2")[-1]["train/nelbo_nats_per_token"])
+        abs(curve[-1]["train/nelbo_nats_per_token"] - curves(pair[0] / RUNS[0].label)[-1]["train/nelbo_nats_per_token"])
         > 1e-3
     )
 

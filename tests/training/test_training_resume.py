@@ -67,19 +67,22 @@ def curves(folder) -> list[tuple[int, dict]]:
 
 # ---- killed and resumed ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(BUILDERS))
-@pytest.mark.parametrize(("kills", "every"), [((10, 20, 30), -1.0), ((30,), -1.0), ((20,), 1e9)])
-def test_a_killed_run_ends_with_the_same_weights_and_curves(name, kills, every, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "every", "optimizer"),
+    [((10, 20, 30), -1.0, "adamw"), ((30,), -1.0, "adamw"), ((20,), 1e9, "adamw"), ((10, 20, 30), -1.0, "muon")],
+)
+def test_a_killed_run_ends_with_the_same_weights_and_curves(name, kills, every, optimizer, tmp_path):
     """Kills inside either stage and at the end of the first; `every` 1e9 seconds: no checkpoint was written."""
-    whole = build(name)
-    train(job_of(whole, tmp_path / "whole"))
+    whole, recipe = build(name), {"checkpoint_seconds": every, "optimizer": optimizer}
+    train(job_of(whole, tmp_path / "whole", optimizer=optimizer))
 
     folder = tmp_path / "killed"
     for kill in kills:
         with pytest.raises(Killed):
-            train(job_of(build(name), folder, progress=killed_at(kill), checkpoint_seconds=every))
+            train(job_of(build(name), folder, progress=killed_at(kill), **recipe))
         assert (folder / "train.safetensors").exists() == (every < 0)
     resumed, seen = build(name), []
-    train(job_of(resumed, folder, progress=lambda text, done, total: seen.append(done), checkpoint_seconds=every))
+    train(job_of(resumed, folder, progress=lambda text, done, total: seen.append(done), **recipe))
     if every < 0:
         assert min(seen) > kills[-1] - 10 + 1, "it went on from the checkpoint, not from the start"
 
