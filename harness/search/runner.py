@@ -202,9 +202,8 @@ def run_search(loaded: LoadedTune) -> Outcome:
     began = time.monotonic()
     for note in loaded.notes:
         _say(note)
-    sweep_parts(
-        loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve()
-    )  # of the study, whose weights trials share
+    # Of the study, whose weights trials share.
+    sweep_parts(loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve())
     store = open_store(loaded)
     log = SearchLog(loaded, store.study)
     try:
@@ -219,6 +218,7 @@ def run_search(loaded: LoadedTune) -> Outcome:
                 return Outcome("", [f"another command writes the results in {loaded.folder}"])
             found = finish(loaded, store.study, log)
     except KeyboardInterrupt:
+        log.settle()  # runs of the trials that were put back
         log.tracker.finish(log.run, "KILLED")
         raise
     finally:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
 from harness.config.schema import TrackingConfig
-from harness.search import publish
+from harness.search import publish, runner
 from harness.search.publish import NUMBER, REASON, STATE, SearchLog, score_points
+from harness.search.trials import STOPPED
 from harness.tracking.mlflow_tracker import MlflowTracker
 from tests.kit.tune_kit import BEGAN, TrialState, add, make_config, make_loaded, make_study
 
@@ -158,6 +161,22 @@ def test_the_end_puts_right_what_a_kill_left(made, monkeypatch):
         before = base.execute(count).fetchone()
         assert log.settle() == runs and SearchLog(loaded, study).open() == parent
         assert base.execute(count).fetchone() == before, "nothing is left to be put right"
+
+
+def test_a_command_that_is_stopped_marks_all_of_its_runs_as_killed(made, monkeypatch):
+    loaded, study = made
+    seen: list[str] = []
+
+    def stopped(loaded, store, log) -> dict[str, str]:
+        seen.extend([log.run, log.begin(0, PARAMS)])
+        add(study, PARAMS, state=TrialState.FAIL, run_id=seen[1], **{STOPPED: True})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "open_store", lambda loaded: SimpleNamespace(study=study, alone=contextlib.nullcontext))
+    monkeypatch.setattr(runner, "_search", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_search(loaded)
+    assert [_client(loaded).get_run(run).info.status for run in seen] == ["KILLED", "KILLED"]
 
 
 def test_a_service_that_is_away_stops_no_trial(made, monkeypatch):
