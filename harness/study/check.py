@@ -23,7 +23,7 @@ def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
         metric.check(session.data, session.judge)
     _ = session.reference  # refuses too few held-out sequences
     for key in ("runs_dir", "cache_dir"):
-        _check_place(key, session.folder if key == "runs_dir" else session.cache)
+        _check_place(f"{key}={getattr(session.cfg, key)}", session.folder if key == "runs_dir" else session.cache)
     if session.cfg.tracking.uri or os.environ.get(VARIABLE):
         open_tracker(session.cfg.tracking, session.cfg.runs_dir).connect()
     check_redo(session.cfg.redo, [*cells, data])

@@ -76,6 +76,7 @@ class Session:
     # ---- parts ----------------------------------------------------------------------------------------------------
     @cached_property
     def numerics(self) -> Numerics:
+        """Device, precision and what is compiled, resolved."""
         c, s, study = self.cfg.compute, self.cfg.scale, self.cfg.study
         call = (
             2 * s.depth * (4 + 2 * s.mlp_ratio) * s.width**2 * s.length

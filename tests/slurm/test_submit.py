@@ -175,7 +175,7 @@ def test_a_study_goes_through_slurm_to_its_report(toy, tmp_path, monkeypatch):
 
     said = call(["run", *toy])
     assert said.code == 0, said.err
-    assert "| Positions | 4 |" in said.out and f"report   {tmp_path / 'runs' / 'toy' / 'report.md'}" in said.out
+    assert "Positions" in said.out and f"report   {tmp_path / 'runs' / 'toy' / 'report.html'}" in said.out
     assert "python -m harness.submit run" in (tmp_path / "runs" / "toy" / "report.md").read_text()
 
 

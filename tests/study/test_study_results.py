@@ -44,7 +44,8 @@ def test_the_study_ends_well(finished):
 
 
 def test_table_has_a_row_for_each_method_and_budget(finished):
-    rows = [line.split("|")[1:3] for line in finished.said.out.splitlines() if line.startswith("| ")][1:]
+    report = (finished.folder / "report.md").read_text().split("## Scores")[1].split("###")[0].splitlines()
+    rows = [line.split("|")[1:3] for line in report if line.startswith("| ")][1:]
     found = [(name.strip(), nfe.strip()) for name, nfe in rows]
     assert found == [
         ("*Held-out data*", "—"),
@@ -57,14 +58,17 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
         ("*Bigram*", "0"),
         ("*Unigram*", "0"),
     ]
-    header = next(line for line in finished.said.out.splitlines() if line.startswith("| Method"))
+    header = next(line for line in report if line.startswith("| Method"))
     for title in ("NFE", "Equiv. NFE", "Gen. PPL", "entropy (nats)", "MAUVE", "Bound (nats/token)", "Seconds"):
         assert title in header
+    shown = [line for line in finished.said.out.splitlines() if line.startswith(("MDLM", "Bigram", "SEQ", "Held-out"))]
+    assert len(shown) == 1 + 1 + 2 + 2 + 2 + 2 and max(map(len, shown)) <= 80, "the terminal has the same rows"
 
 
 def test_places_that_are_printed_exist(finished):
-    printed = finished.said.out.splitlines()[-4:]
-    for word, name in zip(("report", "results", "samples"), ("report.md", "results.parquet", "samples"), strict=False):
+    printed = finished.said.out.splitlines()[-5:]
+    assert printed[-2].startswith("MLflow   python -m harness.tracking.ui") and "/#/experiments/" in printed[-1]
+    for word, name in zip(("report", "results", "samples"), ("report.html", "results.parquet", "samples"), strict=False):
         line = next(line for line in printed if line.startswith(word))
         assert line.split(maxsplit=1)[1] == str(finished.folder / name) and (finished.folder / name).exists()
 

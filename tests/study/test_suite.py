@@ -93,7 +93,7 @@ def test_what_they_share_holds_the_rows_of_both(done):
     for name in ("gen_ppl", "repeats"):
         assert f"(figures/{name}.png)" in report and (done.folder / "figures" / f"{name}.png").stat().st_size > 10_000
     assert {p.name for p in (done.folder / "figures").iterdir()} == {"gen_ppl.png", "repeats.png"}
-    assert f"report   {done.folder / 'report.md'}" in done.said.out and "| Positions | 2 |" in done.said.out
+    assert f"report   {done.folder / 'report.html'}" in done.said.out and "Positions" in done.said.out
 
 
 def test_floor_runs_once_at_every_budget(done):
