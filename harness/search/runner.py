@@ -202,7 +202,7 @@ def run_search(loaded: LoadedTune) -> Outcome:
     began = time.monotonic()
     for note in loaded.notes:
         _say(note)
-    # Of the study, whose weights trials share.
+    # Of the whole study, whose weights trials share.
     sweep_parts(loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve())
     store = open_store(loaded)
     log = SearchLog(loaded, store.study)
