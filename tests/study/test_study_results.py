@@ -68,7 +68,9 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
 def test_places_that_are_printed_exist(finished):
     printed = finished.said.out.splitlines()[-5:]
     assert printed[-2].startswith("MLflow   python -m harness.tracking.ui") and "/#/experiments/" in printed[-1]
-    for word, name in zip(("report", "results", "samples"), ("report.html", "results.parquet", "samples"), strict=False):
+    for word, name in zip(
+        ("report", "results", "samples"), ("report.html", "results.parquet", "samples"), strict=False
+    ):
         line = next(line for line in printed if line.startswith(word))
         assert line.split(maxsplit=1)[1] == str(finished.folder / name) and (finished.folder / name).exists()
 
