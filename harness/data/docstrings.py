@@ -155,6 +155,7 @@ def _files(root: Path) -> list[Path]:
 def _read(roots: dict[str, Path], options: DocstringsOptions) -> tuple[list[str], dict[str, Any]]:
     """All documents in reading order, and facts about them. The first copy of a paragraph stays."""
     paths = [path for root in roots.values() for path in _files(root)]
+    print(f"docstrings: reading {len(paths)} files of installed packages, once", file=sys.stderr, flush=True)
     texts: list[str] = []
     seen: set[str] = set()
     paragraphs = 0
@@ -179,6 +180,11 @@ def _split(texts: list[str], options: DocstringsOptions) -> tuple[dict[str, list
 
     Raises `UserError` where too much of the text is in groups that are too large to be held out.
     """
+    print(
+        f"docstrings: comparing {len(texts)} documents, so that near copies are in one split",
+        file=sys.stderr,
+        flush=True,
+    )
     symbols = Characters(CharactersOptions("text8")).build([], Path(), "").encode_batch(texts)
     group_D, size_D = groups_of(symbols, SHARED_RUN), np.array([len(text) for text in texts])
     total, of_group_D = size_D.sum(), np.bincount(group_D, size_D, len(texts))[group_D]
