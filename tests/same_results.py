@@ -55,7 +55,7 @@ def _weights(folder: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in folder.rglob("model.safetensors"):
         with safe_open(path, "pt") as file:
-            meta = json.loads(next(iter(file.metadata().values())))
+            meta = json.loads(file.metadata()["harness"])
             digest = hashlib.sha256()
             for name in sorted(file.keys()):
                 digest.update(name.encode() + file.get_tensor(name).numpy().tobytes())

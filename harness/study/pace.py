@@ -11,7 +11,7 @@ from harness.jobs.schedule import Task
 from harness.nn.networks import TokenNetwork
 from harness.study.session import Session
 
-_SEQUENCES, _REPEATS = 32, 3
+_SEQUENCES, _REPEATS = 32, 6
 #: Seconds in which a worker process comes up: Python, torch and the data.
 _START = 6.0
 
@@ -22,6 +22,7 @@ def seconds_per_weight(session: Session) -> float:
     network = TokenNetwork(problem.shape, problem.vocab_size).to(numerics.device).eval()
     x_BL = torch.zeros((_SEQUENCES, problem.length), dtype=torch.int64, device=numerics.device)
     took = []
+    torch.set_num_threads(session.cfg.compute.threads)  # as in a worker
     with torch.inference_mode(), numerics.autocast():
         for _ in range(_REPEATS):
             began = time.perf_counter()

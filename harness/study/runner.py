@@ -68,9 +68,9 @@ def work_on(session: Session, work: StudyWork) -> dict[str, str]:
         count = min(worker_count(session), len([t for t in work.tasks.values() if t.state == "waiting"]))
         compute = session.cfg.compute
         gpus = gpu_groups(compute.processes) if session.numerics.device == "cuda" else None
+        expected = expected_seconds(work.tasks.values(), seconds_per_weight(session), count)
         pool = Pool(begin, (session.tree, session.weights), count, gpus, compute.threads)
         try:
-            expected = expected_seconds(work.tasks.values(), seconds_per_weight(session), count)
             work_off(work, pool, Display(work.tasks, expected=expected))
         finally:
             pool.stop()

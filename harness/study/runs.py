@@ -57,13 +57,19 @@ class StudyRuns:
             own_tags = {key: value for key, value in self.tags.items() if key != "git_sha"} | _commit(cell)
             self._runs[cell.name] = self.tracker.open_cell(
                 self.parent,
-                f"{cell.title} · seed {cell.seed}" if cell.sampler else cell.title,
+                self._name(cell),
                 f"{cell.name}-{cell.key}",
                 params | own | kind | {"seed": str(cell.seed)},
                 own_tags | kind | {"role": cell.role, "cell": cell.key},
             )
             self._log_data(self._runs[cell.name], self.session.data.name)
         return self._runs[cell.name]
+
+    def _name(self, cell: Cell) -> str:
+        """What a person reads in a list of runs: title and seed, after the task of a study that has several."""
+        task = self.session.cfg.study.name.partition("/")[2]
+        seed = f" · seed {cell.seed}" if cell.sampler else ""
+        return f"{f'{task}: ' if task else ''}{cell.title}{seed}"
 
     def _log_data(self, run: str, source: str) -> None:
         data = self.session.data

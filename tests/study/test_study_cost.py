@@ -145,7 +145,8 @@ def test_training_cost_is_three_passes_for_each_token(finished):
     problem = Problem(96, length, TrunkShape(32, 2, 2, stem=5))
     whole = 3 * steps * batch * full_call_flops(problem)
     without_head = 3 * steps * batch * _products(length, problem.shape)
-    assert without_head <= cost <= whole
+    # The recipe's optimiser costs products of its own, less than a tenth of a step at this size.
+    assert without_head <= cost <= 1.1 * whole
     assert np.isnan(frame.loc["unigram", "train_flops"])
     assert read_json(next(finished.folder.glob("weights/mdlm-*/cost.json")))["train_seconds"] > 0
     facts = read_json(next(finished.folder.glob("cells/mdlm-*/facts-*")))

@@ -106,8 +106,8 @@ def test_tracking_has_a_run_for_the_whole_beside_those_of_the_tasks(done):
     client = connect(default_store(done.root / "runs"))
     experiment = client.get_experiment_by_name("toys")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    cells = {f"toys/{t}/{m}/independent/seed0" for t in ("short", "noisy") for m in ("positions", "perfect")}
-    cells |= {f"toys/{t}/data" for t in ("short", "noisy")}
+    cells = {f"{t}: {m} · seed 0" for t in ("short", "noisy") for m in ("Positions", "Perfect")}
+    cells |= {f"{t}: Held-out data" for t in ("short", "noisy")}
     assert set(runs) == {"toys", "toys/short", "toys/noisy", *cells}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     whole = runs["toys"].info.run_id
