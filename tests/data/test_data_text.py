@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -125,13 +126,19 @@ def test_what_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch, na
     assert len(corpus(tmp_path / "fits.txt.gz").documents["train"]) == 180
 
 
-def test_a_bomb_is_refused_at_its_first_block(tmp_path, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(stream, "_decoded", lambda *a, **k: decoded.append(a) or "")
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(bytes(1 << 24)))
-    with pytest.raises(UserError, match="NUL at byte 0"):
-        corpus(tmp_path / "a.txt.gz")
-    assert decoded == []
+@pytest.mark.parametrize(
+    ("unit", "words"), [(b"\0", "NUL at byte 0"), (b"a ", "unpacks to more than 50 times its size")]
+)
+def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, unit, words):
+    monkeypatch.setattr(stream, "ALWAYS_UNPACKED", 1 << 20)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(unit * ((1 << 25) // len(unit))))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=words):
+            corpus(tmp_path / "a.txt.gz")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
 
 
 def test_field_of_json_lines(tmp_path):
