@@ -58,17 +58,19 @@ def finish(loaded: LoadedTune, study: optuna.Study, log: SearchLog) -> Outcome:
     write_trials(loaded, study, log.settle())
     found = Findings(candidates(loaded, study, max(1, cfg.top)))
     found.figures, found.notes = draw_all(loaded, study)
-    warning = "no trial was finished: there is no best configuration"
+    warning, asked = "no trial was finished: there is no best configuration", False
     if found.chosen:
-        found.best = found.chosen[0]
+        best = found.best = found.chosen[0]
         found.how = "Chosen by the search alone; its value is that of the best of many, and too good on average."
-        # Before the re-evaluation, which may take long: what is known so far.
-        write_best(loaded, found.best, found.how)
-        warning = "" if found.best.feasible else f"{found.best.in_words(loaded)}; it is not re-evaluated"
+        asked = best.feasible and cfg.top > 0 and len(cfg.seeds) > 0
+        warning = "" if best.feasible else f"{best.in_words(loaded)}; it is not re-evaluated"
+        # The re-evaluation may take long. Until it is through, what an earlier one chose stays.
+        if not (asked and (loaded.folder / BEST).exists()):
+            write_best(loaded, best, found.how)
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     write_report(loaded, study, found)
-    if found.best is not None and found.best.feasible and cfg.top > 0 and cfg.seeds:
+    if asked:
         _confirm(loaded, study, found)
         write_report(loaded, study, found)
     _log(loaded, study, log, found)
@@ -165,7 +167,7 @@ def write_report(loaded: LoadedTune, study: optuna.Study, found: Findings) -> Pa
         _how(loaded, study),
         *([f"All trials: `optuna-dashboard {journal} --host 127.0.0.1`"] if journal.exists() else []),
         *(["## Figures"] if found.figures else []),
-        *(f"![{p.stem}](figures/{p.name})\n\n{_ABOUT.get(p.stem.split('-')[0], '')}" for p in found.figures),
+        *(f"![{p.stem}](figures/{p.name})\n\n{_ABOUT.get(p.stem.split('-')[0], '')}".rstrip() for p in found.figures),
     ]
     path = loaded.folder / REPORT
     write_text(path, "\n\n".join(parts) + "\n")

@@ -147,7 +147,12 @@ def _write(suite: Suite, command: str, failures: dict[str, str]) -> list[Path]:
         "git_sha": ", ".join(dict.fromkeys(commits_of(task.frame) for task in tasks if task.frame is not None)),
     }
     report = write_suite_report(suite.folder, tasks, context)
-    return [write_html(report), suite.folder / "results.parquet", report, *sorted((suite.folder / "figures").glob("*.png"))]
+    return [
+        write_html(report),
+        suite.folder / "results.parquet",
+        report,
+        *sorted((suite.folder / "figures").glob("*.png")),
+    ]
 
 
 class _Log:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from harness.errors import UserError
 from harness.search import figures, results
 from harness.search.confirm import Confirmation, compare
 from harness.search.publish import SearchLog
@@ -268,3 +269,18 @@ def test_the_fresh_seeds_choose_among_the_best(tmp_path, blank, monkeypatch):
     content = yaml.safe_load((loaded.folder / "best.yaml").read_text())
     assert content["trial"] == 2 and "mean over the 3 fresh seeds" in content["chosen"]
     assert any(place.startswith("run it") and "+best=" in place for place in outcome.places)
+
+
+def test_what_fresh_seeds_chose_stays_while_they_are_asked_again(tmp_path, blank, monkeypatch):
+    def refused(loaded, study, chosen):
+        raise UserError("made by other code")
+
+    monkeypatch.setattr(results, "confirm", refused)
+    loaded, study = make_loaded(tmp_path), make_study()
+    add(study, {"methods.seq.slots": 1}, [0.9])
+    for known in ("", "chosen: by fresh seeds"):
+        (loaded.folder / "best.yaml").write_text(known) if known else None
+        with pytest.raises(UserError, match="other code"):
+            results.finish(loaded, study, SearchLog(loaded, study))
+        said = yaml.safe_load((loaded.folder / "best.yaml").read_text())["chosen"]
+        assert said == "by fresh seeds" if known else "by the search alone" in said
