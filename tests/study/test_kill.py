@@ -61,6 +61,7 @@ def test_killed_four_times_it_ends_with_the_same_numbers(finished, tmp_path):
     # Two workers at last, of which one is killed: how the work is shared out must not matter either.
     process = start("harness.run", [*arguments, "compute.workers=2"], log)
     wait_for(lambda: len(workers_of(process)) == 2, process, log, every=0.005)
+    time.sleep(0.5)  # it has its job by then, and takes longer than that to begin
     workers_of(process)[0].kill()
     assert process.wait(_PATIENCE) == 0, log.read_text()
     assert log.read_text().count("worker process ended with exit code -9; trying again") == 1
