@@ -8,6 +8,7 @@ _COMMANDS = """\
 python -m harness.run study=smoke        run a study: train, sample, score, report
 python -m harness.tune tune=latent       search for better values with Optuna
 python -m harness.submit study=few_step  run a study or a search as SLURM jobs
+python -m harness.check method=mdlm      what a method, sampler or metric owes the harness, checked
 python -m harness.tracking.ui runs       look at the runs in MLflow
 
 Each prints its arguments with --help, and starts nothing without any. A study that was stopped goes on with the same command.

@@ -102,6 +102,8 @@ class Method(nn.Module, ABC):
     role: str = "method"
     #: Fewest sequences that its loss can be trained on.
     smallest_part: int = 1
+    #: Parts of names of parameters that its losses need not reach: a network has them, and this method does not use them.
+    idle: tuple[str, ...] = ()
     #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
     #: by `bound`, so that a bound is one at any step.
     largest_time: float = 1.0

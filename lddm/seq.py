@@ -56,13 +56,13 @@ class SEQ(GaussianLatentModel):
     Options = SEQOptions
     title = "SEQ"
     encoder_title = "SEQ, encoder latents"
+    idle = (*GaussianLatentModel.idle, "decoder.latent_out")  # nothing reads the decoder's latent output
 
     def __init__(self, problem: Problem, options: SEQOptions) -> None:
         super().__init__(problem, options)
         _check(options)
         o, shape = options, problem.shape
         self.decoder = JointNetwork(shape, problem.vocab_size, o.slots, o.dims, o.time)
-        # Nothing is read from the decoder's latent output, so it has none to train.
         self.decoder.latent_out.requires_grad_(False)
         width = o.prior_width or shape.width
         if width % (2 * shape.heads):

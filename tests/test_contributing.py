@@ -1,15 +1,12 @@
 """The examples of CONTRIBUTING.md, as a newcomer has them: written into a folder, run in a study, and put to the contracts."""
 
-import inspect
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-import tests.methods.test_methods_contract as methods
-import tests.methods.test_samplers_contract as samplers
-import tests.metrics.test_metrics_contract as metrics
+from harness import check
 from harness.config.load import load
 from harness.config.registry import Entry, find_entries
 from harness.store import ResultsTable
@@ -19,6 +16,7 @@ from tests.kit.study_plugins import write_configs
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)```", TEXT, re.S | re.M))
 COMMANDS = [line for line in TEXT.splitlines() if line.startswith("python -m harness.run ")]
+CHECKS = [line for line in TEXT.splitlines() if line.startswith("python -m harness.check ")]
 
 
 @pytest.fixture
@@ -71,24 +69,8 @@ def test_a_study_with_all_three(mine, monkeypatch, tmp_path):
     assert len(list((tmp_path / "runs" / "toy" / "weights").iterdir())) == 2
 
 
-def put_to(module, **given) -> None:
-    """All tests of a contract that look at one thing."""
-    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
-    wanted = [test for test in tests if next(iter(given)) in inspect.signature(test).parameters]
-    assert len(wanted) > 3
-    for test in wanted:
-        test(**{name: given[name] for name in inspect.signature(test).parameters})
-
-
-def test_the_method_meets_its_contract(entries, monkeypatch):
-    monkeypatch.setattr(methods, "ENTRIES", entries["method"])
-    put_to(methods, method=methods.build("local"))
-
-
-def test_the_sampler_meets_its_contract(entries, monkeypatch):
-    monkeypatch.setattr(samplers, "ENTRIES", entries["sampler"])
-    put_to(samplers, sampler=samplers.build("mdlm", "blocks"))
-
-
-def test_the_metric_meets_its_contract(entries, tmp_path):
-    put_to(metrics, metric=metrics.build(entries["metric"]["distinct"].path), tmp_path=tmp_path)
+def test_all_three_meet_their_contract(mine, capsys):
+    assert len(CHECKS) == 1
+    assert check.main(shlex.split(CHECKS[0])[3:]) == 0
+    said = capsys.readouterr().out
+    assert said.count("passed") == 25 and "FAILED" not in said

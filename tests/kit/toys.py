@@ -25,9 +25,9 @@ from baselines.samplers.ancestral import Ancestral
 from baselines.samplers.counts import Counts
 from baselines.samplers.left_to_right import LeftToRight
 from harness.config.schema import ScaleConfig, TrainConfig
+from harness.contracts.world import generator_of, scramble, tiny_problem, token_data  # noqa: F401
 from harness.data.base import TokenData
-from harness.interface import Method, Problem, Sampler
-from harness.nn.transformer import TrunkShape
+from harness.interface import Method, Sampler
 from harness.training.loop import Job
 from harness.training.precision import Numerics
 from lddm.fuji import FUJI
@@ -48,14 +48,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def generator_of(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def tiny_problem(vocab_size: int = 7, length: int = 8, width: int = 16, depth: int = 1) -> Problem:
-    return Problem(vocab_size, length, TrunkShape(width=width, depth=depth, heads=2, mlp_ratio=2.0))
-
-
 #: The sampler that each class of method is measured with unless told.
 OWN: dict[type[Method], type[Sampler]] = {
     MDLM: Ancestral, Oracle: Ancestral, Autoregressive: LeftToRight, NGram: Counts, FUJI: AlongPath, SEQ: Diffusion,
@@ -67,15 +59,6 @@ def sampler_of(method: Method, cls: type[Sampler] | None = None, **options) -> S
     """A sampler on `method`: of the class `cls`, or its own."""
     cls = cls or next(own for kind, own in OWN.items() if isinstance(method, kind))
     return cls(method, cls.Options(**options))
-
-
-def scramble(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
-    """Add noise to every parameter, so that heads which start at zero say something."""
-    g = generator_of(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(std * torch.randn(p.shape, generator=g))
-    return module
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
@@ -203,19 +186,6 @@ def sampler_law(table: TableNetwork, alphas: list[float], vocab_size: int, lengt
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
-def token_data(problem: Problem, rows: int = 60, seed: int = 0) -> TokenData:
-    """Sequences with something to learn: each token is the one before it plus 0 or 1."""
-    rng = np.random.default_rng(seed)
-
-    def draw(count: int) -> np.ndarray:
-        start = rng.integers(problem.vocab_size, size=(count, 1))
-        steps = rng.integers(2, size=(count, problem.length - 1)).cumsum(1)
-        return ((np.concatenate((start, start + steps), axis=1)) % problem.vocab_size).astype(np.uint16)
-
-    splits = {"train": draw(rows), "valid": draw(8), "test": draw(8)}
-    return TokenData("toy", problem.vocab_size, problem.length, splits, "toy", str)
-
-
 def job_of(
     method, folder: Path, steps: int = 40, progress: Callable[[str, int, int], None] | None = None,
     data: TokenData | None = None, lr: float = 3e-3, batch: int = 8, **train,

@@ -1,15 +1,16 @@
 """FUJI on general time paths: bounds and samplers in worlds whose law is known, what is trained, and what is refused."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import tests.methods.test_methods_contract as methods
-import tests.methods.test_samplers_contract as samplers
 from harness.config.fields import check_fields
+from harness.config.registry import find_entries, studies_folder
+from harness.contracts import method as of_methods
+from harness.contracts import sampler as of_samplers
+from harness.contracts.world import build_method, build_sampler
 from harness.errors import BudgetError, UserError
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.kernel_score import distance
@@ -202,18 +203,14 @@ SWITCHES = [
 
 
 @pytest.mark.parametrize(("name", "options", "trained"), SWITCHES, ids=lambda o: str(o)[:30])
-def test_paths_keep_the_contract(name, options, trained, monkeypatch):
-    entry = methods.ENTRIES["fuji_independent"]
-    content = entry.content | {"slots": 2, "dims": 3} | trained
-    monkeypatch.setitem(methods.ENTRIES, "fuji_independent", dataclasses.replace(entry, content=content))
-    sampler = samplers.build("fuji_independent", name, **options)
-    samplers.test_bound_is_none_or_one_finite_value_for_each_sequence(sampler)
-    samplers.test_every_budget_is_met_exactly_with_whole_clean_sequences(sampler)
-    samplers.test_refused_budgets_name_one_that_works_in_one_line(sampler)
-    samplers.test_draws_are_a_function_of_the_generator(sampler)
-    methods.test_bound_of_one_sequence_and_of_the_whole_vocabulary(sampler.method)
-    methods.test_instruments_are_finite_numbers(sampler.method)
-    methods.test_loss_is_finite_and_reaches_exactly_the_parameters_of_its_stage(sampler.method)
+def test_paths_keep_the_contract(name, options, trained):
+    entries = find_entries([studies_folder()])
+    content = entries["method"]["fuji_independent"].content | {"slots": 2, "dims": 3} | trained
+    for check in (of_methods.bound_of_all, of_methods.instruments, of_methods.gradients):
+        check(lambda seed: build_method(content, seed))
+    drawing = entries["sampler"][name].content | options
+    for check in (of_samplers.bound, of_samplers.budgets, of_samplers.refusals, of_samplers.repeatable):
+        check(lambda seed: build_sampler(drawing, content, seed))
 
 
 def test_instruments_name_what_they_measured():
