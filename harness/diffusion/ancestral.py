@@ -39,8 +39,8 @@ def sample(
     for k in range(nfe):
         flips_NL = masked.choose_flips(x_NL == mask_id, alphas[k], alphas[k + 1], generator)
         t_N = torch.full(shape[:1], 1.0 - k / nfe, device=generator.device)
-        logits_MV = denoiser(x_NL, flips_NL, t_N)
-        x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
+        # Without a name: else the last call's logits would still be there in the next one.
+        x_NL[flips_NL], dtype = masked.draw_tokens(denoiser(x_NL, flips_NL, t_N), generator, temperature)
     return x_NL, dtype
 
 
