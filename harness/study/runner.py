@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.jobs.locks import folder_lock
 from harness.jobs.loop import Work, work_off
-from harness.jobs.pool import Message, Pool
+from harness.jobs.pool import WORKERS_LOG, Message, Pool
 from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, TaskKey, ready, spread_failure, unfinished
 from harness.progress import clock
@@ -71,7 +71,8 @@ def work_on(session: Session, work: StudyWork) -> dict[str, str]:
         compute = session.cfg.compute
         gpus = gpu_groups(compute.processes) if session.numerics.device == "cuda" else None
         expected = expected_seconds(work.tasks.values(), seconds_per_weight(session), count)
-        pool = Pool(begin, (session.tree, session.weights), count, gpus, compute.threads)
+        log = session.folder / "errors" / WORKERS_LOG
+        pool = Pool(begin, (session.tree, session.weights), count, log, gpus, compute.threads)
         try:
             work_off(work, pool, Display(work.tasks, expected=expected))
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -100,7 +101,7 @@ def pool(monkeypatch):
         return Worker(SimpleNamespace(join=lambda: None, kill=lambda: None, exitcode=-9), ours)
 
     monkeypatch.setattr(Pool, "_start", start)
-    made = Pool(None, None, 2)
+    made = Pool(None, None, 2, Path("none"))
     made.theirs = theirs
     return made
 
