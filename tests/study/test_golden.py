@@ -17,7 +17,7 @@ import pytest
 from harness.store import ResultsTable
 
 FILE = Path(__file__).with_name("golden.json")
-#: Relative and absolute tolerance by column: a draw that rounding turns moves one token of 768 or so, and MAUVE of 24 texts far.
+#: Relative and absolute tolerance by column: a draw that rounding turns moves one token of 768, and MAUVE of 24 texts far.
 TOLERANCE = {
     "nelbo_nats_per_token": (1e-3, 0.0),
     "gen_ppl": (0.01, 0.0),
