@@ -165,7 +165,7 @@ class FUJI(GaussianLatentModel):
         return {
             "latent_nats_saved" if apart else "latent_nats_saved_on_path": nats(z0_BSD, dropped=True) - nats(z0_BSD),
             "latent_std": float(z0_BSD.std(0).mean()),
-            "latent_information_nats": instruments.information(mu_BSD, self.encoder.noise, generator),
+            **instruments.information(mu_BSD, self.encoder.noise, generator),
             "latent_effective_dims": instruments.effective_dims(mu_BSD),
             **instruments.usage(z0_BSD[few], nats, generator),
             **instruments.by_time(lambda t: at(t, 0.0 if apart else beside(t, "latent_time"))[0], "token_loss", times),

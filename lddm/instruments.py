@@ -15,16 +15,19 @@ from torch import Tensor
 FEW = 64
 
 
-def information(mu_BSD: Tensor, noise: float, generator: torch.Generator) -> float:
-    """Lower bound on I(X; z0) in nats per sequence: E[log q(z|x) - log mean_m q(z|x_m)] over the batch.
+def information(mu_BSD: Tensor, noise: float, generator: torch.Generator) -> dict[str, float]:
+    """Lower bound on I(X; z0) in nats per sequence, and its ceiling log B: there it says no more than "at least".
 
-    It is at most log B (Poole et al. 2019, section 2.3: InfoNCE with the encoder's own density as critic).
+    E[log q(z|x) - log mean_m q(z|x_m)] over the batch (Poole et al. 2019, section 2.3: InfoNCE with the encoder's own
+    density as critic).
     """
     mu_BC = mu_BSD.flatten(1).double()
     eps_BC = torch.randn(mu_BC.shape, generator=generator, dtype=torch.float64, device=mu_BC.device)
     z_BC = mu_BC + noise * eps_BC
     log_q_BB = -0.5 * torch.cdist(z_BC, mu_BC).square() / noise**2
-    return float((log_q_BB.diagonal() - torch.logsumexp(log_q_BB, 1) + math.log(len(mu_BC))).mean())
+    ceiling = math.log(len(mu_BC))
+    nats = float((log_q_BB.diagonal() - torch.logsumexp(log_q_BB, 1)).mean()) + ceiling
+    return {"latent_information_nats": nats, "latent_information_ceiling_nats": ceiling}
 
 
 def effective_dims(mu_BSD: Tensor) -> float:

@@ -201,7 +201,7 @@ class SEQ(GaussianLatentModel):
         return {
             "latent_nats_saved": blind - given,
             "latent_std": float(z0_BSD.std(0).mean()),
-            "latent_information_nats": instruments.information(mu_BSD, self.encoder.noise, generator),
+            **instruments.information(mu_BSD, self.encoder.noise, generator),
             "latent_effective_dims": instruments.effective_dims(mu_BSD),
             **instruments.usage(z0_BSD[few], lambda z: nats(z, zero_B), generator),
             **instruments.by_time(lambda t: nats(z0_BSD[few], zero_B, t), "token_loss", (0.25, 0.5, 0.75, 1.0)),

@@ -53,7 +53,7 @@ class Confidence(Sampler):
             hidden_NL = x_NL == mask_id
             logits_MV = m.denoise(x_NL, hidden_NL, torch.full((n,), 1.0 - k / nfe, device=generator.device))
             token_M, dtype = masked.draw_tokens(logits_MV, generator, temperature)
-            certainty_M = logits_MV.to(masked.DRAW_DTYPE).log_softmax(-1).gather(1, token_M[:, None])[:, 0]
+            certainty_M = masked.log_p(logits_MV, token_M)
             certainty_M += self.options.noise * (1.0 - (k + 1) / nfe) * _gumbel(certainty_M.shape, generator)
             certainty_NL = torch.full(x_NL.shape, -math.inf, dtype=masked.DRAW_DTYPE, device=x_NL.device)
             certainty_NL[hidden_NL] = certainty_M

@@ -17,7 +17,7 @@ from torch import Tensor
 from baselines.samplers.ancestral import Ancestral
 from harness.config.fields import ranged
 from harness.diffusion import ancestral
-from harness.diffusion.masked import DRAW_DTYPE
+from harness.diffusion.masked import DRAW_DTYPE, by_rows
 from harness.interface import Draw
 
 
@@ -26,16 +26,20 @@ class TopPOptions:
     p: float = ranged(0.9, 0, 1, above=True)  # share of the probability that is kept; 1 keeps all
 
 
-def nucleus(logits_MV: Tensor, p: float) -> Tensor:
-    """Logits (M, V) in float64, minus infinity outside of the nucleus of each row.
+def nucleus(logits_MV: Tensor, p: float, temperature: float = 1.0) -> Tensor:
+    """The logits (M, V), minus infinity outside of the nucleus of each row.
 
     The nucleus holds the likeliest tokens up to and with the one at which their sum reaches `p`; of equal ones the first.
     """
-    logits_MV = logits_MV.to(DRAW_DTYPE)
-    ranked_MV, order_MV = logits_MV.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before_MV = ranked_MV.cumsum(-1) - ranked_MV
-    outside_MV = torch.empty_like(before_MV, dtype=torch.bool).scatter_(1, order_MV, before_MV >= p)
-    return logits_MV.masked_fill(outside_MV, -math.inf)
+
+    def within(logits_RV: Tensor) -> Tensor:
+        p_RV = (logits_RV.to(DRAW_DTYPE) / temperature).softmax(-1)
+        ranked_RV, order_RV = p_RV.sort(dim=-1, descending=True, stable=True)
+        before_RV = ranked_RV.cumsum(-1) - ranked_RV
+        outside_RV = torch.empty_like(before_RV, dtype=torch.bool).scatter_(1, order_RV, before_RV >= p)
+        return logits_RV.masked_fill(outside_RV, -math.inf)
+
+    return by_rows(within, logits_MV)
 
 
 class TopP(Ancestral):
@@ -57,8 +61,8 @@ class TopP(Ancestral):
         m = self.method
 
         def denoise(x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
-            return nucleus(m.denoise(x_NL, select_NL, t_N).to(DRAW_DTYPE) / temperature, self.options.p)
+            return nucleus(m.denoise(x_NL, select_NL, t_N), self.options.p, temperature)
 
         shape, mask_id = (n, m.problem.length), m.problem.vocab_size
-        x_NL, dtype = ancestral.sample(denoise, shape, mask_id, self.alphas(nfe), generator)
+        x_NL, dtype = ancestral.sample(denoise, shape, mask_id, self.alphas(nfe), generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -39,8 +39,8 @@ def sample(
     for k in range(nfe):
         flips_NL = masked.choose_flips(x_NL == mask_id, alphas[k], alphas[k + 1], generator)
         t_N = torch.full(shape[:1], 1.0 - k / nfe, device=generator.device)
-        logits_MV = denoiser(x_NL, flips_NL, t_N)
-        x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
+        # Without a name: else the last call's logits would still be there in the next one.
+        x_NL[flips_NL], dtype = masked.draw_tokens(denoiser(x_NL, flips_NL, t_N), generator, temperature)
     return x_NL, dtype
 
 
@@ -55,7 +55,7 @@ def path_nll(denoiser: Denoiser, x_NL: Tensor, mask_id: int, alphas: list[float]
         flips_NL = masked.choose_flips(masked_NL, alpha_t, alpha_s, generator)
         t_N = torch.full((len(x_NL),), 1.0 - k / nfe, device=x_NL.device)
         logits_MV = denoiser(torch.where(masked_NL, mask_id, x_NL), flips_NL, t_N)
-        log_p_M = logits_MV.double().log_softmax(-1).gather(1, x_NL[flips_NL][:, None])[:, 0]
+        log_p_M = masked.log_p(logits_MV, x_NL[flips_NL])
         nll_N.index_add_(0, flips_NL.nonzero()[:, 0], -log_p_M)
         masked_NL = masked_NL & ~flips_NL
     return nll_N

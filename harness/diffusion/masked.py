@@ -5,6 +5,7 @@ Shapes: B sequences, L tokens, V symbols, M selected positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from harness.diffusion.schedules import TokenSchedule
 
 #: Dtype of every categorical draw; samplers report it from the tensor that was drawn from, not from here.
 DRAW_DTYPE = torch.float64
+#: Probabilities that are worked on at a time: in float64 they and what they are made of take 32 MiB each.
+_AT_ONCE = 2**22
 
 
 def mask_tokens(x_BL: Tensor, alpha_B: Tensor, mask_id: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -87,14 +90,35 @@ def draw_tokens(logits_MV: Tensor, generator: torch.Generator, temperature: floa
     """Second stage: one token for each row by inversion of the cumulative probabilities, all in float64.
 
     A row costs one uniform, not V of them, and a token of probability 0 is never drawn. The temperature divides the
-    logits of x0, never a posterior that holds the mask. Returns tokens (M,) and the dtype that was drawn from.
+    logits of x0, never a posterior that holds the mask. Returns tokens (M,) and the dtype that was drawn from. Raises
+    `FloatingPointError` for logits that are not numbers.
     """
-    p_MV = (logits_MV.to(DRAW_DTYPE) / temperature).softmax(dim=-1)
-    cdf_MV = p_MV.cumsum(dim=-1)
-    u_M1 = torch.rand((p_MV.shape[0], 1), generator=generator, dtype=DRAW_DTYPE, device=p_MV.device)
+    u_M1 = torch.rand((len(logits_MV), 1), generator=generator, dtype=DRAW_DTYPE, device=logits_MV.device)
+    token_M = by_rows(lambda logits_RV, u_R1: _invert(logits_RV, u_R1, temperature), logits_MV, u_M1)
+    # `searchsorted` takes no sums of another dtype than that of the uniforms.
+    return token_M, str(u_M1.dtype).removeprefix("torch.")
+
+
+def by_rows(function: Callable[..., Tensor], logits_MV: Tensor, *others: Tensor) -> Tensor:
+    """`function` of slices of rows, put together: what it needs in between has a bounded size, whatever M and V are."""
+    rows = max(1, _AT_ONCE // max(1, logits_MV.shape[1]))
+    slices = zip(logits_MV.split(rows), *(other.split(rows) for other in others), strict=True)
+    return torch.cat([function(*each) for each in slices])
+
+
+def log_p(logits_MV: Tensor, token_M: Tensor) -> Tensor:
+    """Logarithm of the probability of one token of each row, (M,) float64."""
+    log_p_M1 = by_rows(lambda l_RV, x_R1: l_RV.double().log_softmax(-1).gather(1, x_R1), logits_MV, token_M[:, None])
+    return log_p_M1[:, 0]
+
+
+def _invert(logits_RV: Tensor, u_R1: Tensor, temperature: float) -> Tensor:
+    cdf_RV = (logits_RV.to(DRAW_DTYPE) / temperature).softmax(dim=-1).cumsum(dim=-1)
+    if not cdf_RV[:, -1:].isfinite().all():
+        raise FloatingPointError("logits to draw from are not numbers")
     # Scaled by the last entry so that rounding of the sum cannot push a draw past the end.
-    index_M1 = torch.searchsorted(cdf_MV, u_M1 * cdf_MV[:, -1:], right=True)
-    return index_M1[:, 0].clamp_(max=p_MV.shape[1] - 1), str(cdf_MV.dtype).removeprefix("torch.")
+    index_R1 = torch.searchsorted(cdf_RV, u_R1 * cdf_RV[:, -1:], right=True)
+    return index_R1[:, 0].clamp_(max=logits_RV.shape[1] - 1)
 
 
 def step_alphas(schedule: TokenSchedule, steps: int) -> list[float]:

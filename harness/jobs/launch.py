@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.jobs.memory import oom_kills, why_killed
 from harness.jobs.pool import die_with_parent
 
 #: What a line of a report begins with; all else that is printed goes to the log.
@@ -38,12 +39,12 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", encoding="utf-8") as errors:
+            before = oom_kills()
             code = _run(_command(module, argument, processes, scratch), _environment(threads), report, errors)
     if code:
         reason = _reason(log.read_text(encoding="utf-8", errors="replace").splitlines())
-        raise RanksEnded(
-            f"{reason}one of {processes} processes that trained together ended, also after a restart; log: {log}"
-        )
+        why = f"also after a restart{why_killed(before)}"
+        raise RanksEnded(f"{reason}one of {processes} processes that trained together ended, {why}; log: {log}")
     log.unlink(missing_ok=True)
 
 

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from harness.errors import JobError, UserError
+from harness.jobs.memory import oom_kills, why_killed
 from harness.jobs.schedule import Task
 from harness.jobs.signals import unheard
 
@@ -126,6 +127,7 @@ class Pool:
     def __init__(self, begin: Begin, context: Any, count: int, gpus: list[str] | None = None, threads: int = 1) -> None:
         self._life, self._gpus, self._threads = (begin, context), gpus, threads
         self._context = multiprocessing.get_context("spawn")
+        self._oom_kills = oom_kills()
         self.workers = [self._start(i) for i in range(count)]
 
     def _start(self, index: int) -> Worker:
@@ -171,7 +173,12 @@ class Pool:
                 message = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                message = Message("died", f"worker process ended with exit code {worker.process.exitcode}")
+                code = worker.process.exitcode
+                why = why_killed(self._oom_kills) if code == -signal.SIGKILL else ""
+                message, self._oom_kills = (
+                    Message("died", f"worker process ended with exit code {code}{why}"),
+                    oom_kills(),
+                )
                 self.workers[index] = self._start(index)
             if message.kind not in ("progress", "ask"):
                 worker.task = None

@@ -14,6 +14,9 @@ from harness.config.load import Draft, Loaded
 from harness.config.trees import plain
 from harness.provenance import short_hash
 from harness.search.schema import TuneConfig, overrides_of
+from harness.study.cells import make_cells
+from harness.study.made import changed, row_code
+from harness.study.match import read_plan
 from harness.study.session import Session
 
 #: Keys of a search that do not change what a trial is or how it is judged: it goes on when they change.
@@ -28,6 +31,14 @@ def judged_at(study: Mapping[str, Any]) -> float:
     return 1.0 if 1.0 in given else given[0]
 
 
+def code_of_trials(tree: dict[str, Any], row: tuple[str, str]) -> dict[str, str]:
+    """Hashes by module of the code that trials of METHOD, SAMPLER depend on; `tree` is the configuration of any of them."""
+    session, code = Session(tree), dict[str, str]()
+    for step in ("train", "sample", "score"):
+        code |= row_code(session, step, *row)
+    return code
+
+
 @dataclass(frozen=True)
 class Context:
     """What all trials of a search have in common, as plain data: it goes to worker processes and holds no login."""
@@ -37,6 +48,7 @@ class Context:
     folder: Path
     weights: Path  # the study's own folder of weights, which all of its searches share
     identity: str
+    code: str  # hash of `code_of_trials`
     #: The data's own scores, once they are known; see `harness.search.trial.data_values`.
     of_data: dict[str, float] = field(default_factory=dict, repr=False)
 
@@ -44,6 +56,20 @@ class Context:
     def session(self) -> Session:
         """A trial with the default values, whose data and judge others may adopt."""
         return Session(self.tree, self.weights)
+
+    def session_of(self, tree: dict[str, Any], *others: Session) -> Session:
+        """The session of a trial, which takes over what `others` have made.
+
+        Weights that other code trained stay where they are, and are used with `stale=keep` alone.
+        """
+        session = Session(tree, self.weights)
+        for other in (self.session, *others):
+            session.adopt(other)
+        [cell] = make_cells(session)
+        known = session.cfg.stale != "keep" and cell.weights.plan.exists()
+        if known and changed(session, "train", cell.weights, read_plan(cell.weights).made):
+            session.weights = self.weights / f"code-{self.code}"
+        return session
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,7 @@ class LoadedTune:
         Raises `UserError` for values that are not possible.
         """
         overrides = overrides_of(params, self.cfg)
-        return self.trial_tree(overrides, f"trials/{short_hash([self.identity, overrides], 12)}")
+        return self.trial_tree(overrides, f"trials/{short_hash([self.identity, self.context.code, overrides], 12)}")
 
     @cached_property
     def _default(self) -> dict[str, Any]:
@@ -126,7 +152,15 @@ class LoadedTune:
     def context(self) -> Context:
         """What all trials have in common."""
         weights = Path(self.base.cfg.runs_dir).resolve() / self.base.cfg.study.name / "weights"
-        return Context(replace(self.cfg, storage=""), self._default, self.folder, weights, self.identity)
+        code = short_hash(self.code, 12)
+        study = self._default["study"] | {"name": f"{self.place}/trials/default-{code}"}
+        tree = self._default | {"study": study}
+        return Context(replace(self.cfg, storage=""), tree, self.folder, weights, self.identity, code)
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """See `code_of_trials`."""
+        return code_of_trials(self._default, self.cfg.row)
 
     @cached_property
     def identity_parts(self) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from harness.search.storage import CREATED
 from harness.search.trials import all_trials, reason, status
 from harness.store import read_jsonl
 from harness.study.cells import make_cells
-from harness.study.session import Session
 from harness.tracking.base import Point, Status
 from harness.tracking.mlflow_tracker import open_tracker
 from harness.tracking.uri import redact, without_logins
@@ -129,8 +128,7 @@ class SearchLog:
 def curve_points(loaded: LoadedTune, params: Mapping[str, Any]) -> list[Point]:
     """The training curves of a trial's weights; none where nothing was trained or the values are refused."""
     try:
-        session = Session(loaded.job(dict(params)), loaded.context.weights)
-        session.adopt(loaded.context.session)
+        session = loaded.context.session_of(loaded.job(dict(params)))
         lines = read_jsonl(make_cells(session)[0].weights.curves)
     except UserError:
         return []

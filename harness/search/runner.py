@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UserError
 from harness.jobs.locks import if_free
@@ -23,17 +23,33 @@ from harness.jobs.loop import Work, work_off
 from harness.jobs.pool import Message, Pool
 from harness.jobs.progress import Display, clock
 from harness.jobs.schedule import Task, TaskKey
+from harness.provenance import git_state
 from harness.search.loaded import LoadedTune
 from harness.search.publish import SearchLog
 from harness.search.queue import Queue, make_pruner
 from harness.search.results import finish
 from harness.search.storage import Store, open_store, patient
 from harness.search.trial import TrialResult, begin
-from harness.search.trials import FAILURE, LOST, PRUNED, RUN_ID, TRIES, all_trials, counts, so_far, tally, write_trials
+from harness.search.trials import (
+    CODE,
+    COMMIT,
+    FAILURE,
+    LOST,
+    PRUNED,
+    RUN_ID,
+    TRIES,
+    all_trials,
+    counts,
+    so_far,
+    tally,
+    write_trials,
+)
 from harness.store import write_text
 from harness.study.folder import sweep_parts
+from harness.study.made import differing
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
+from harness.study.standing import what_changed
 from harness.training.distributed import gpu_groups
 
 #: What all trials need (the judge, the data's own scores) is made by one worker before the first trial is asked for.
@@ -109,6 +125,8 @@ class Search(Work):
 
     @patient
     def _open_run(self, trial: optuna.Trial) -> None:
+        trial.set_user_attr(COMMIT, git_state().label)
+        trial.set_user_attr(CODE, self.loaded.code)
         run = self.log.begin(trial.number, trial.params)
         if run:
             trial.set_user_attr(RUN_ID, run)
@@ -205,6 +223,7 @@ def run_search(loaded: LoadedTune) -> Outcome:
     # Of the whole study, whose weights trials share.
     sweep_parts(loaded.folder.parents[1], Path(loaded.base.cfg.cache_dir).resolve())
     store = open_store(loaded)
+    _refuse_stale(loaded, all_trials(store.study))
     log = SearchLog(loaded, store.study)
     try:
         with store.alone():
@@ -225,6 +244,21 @@ def run_search(loaded: LoadedTune) -> Outcome:
         log.tracker.close()
     _say(f"tune {loaded.name}: done in {clock(time.monotonic() - began)}")
     return found
+
+
+def _refuse_stale(loaded: LoadedTune, trials: list[FrozenTrial]) -> None:
+    """Raise `UserError` where trials that count were made by other code than what is here; with `stale=keep` say so."""
+    made = [
+        (t.user_attrs.get(COMMIT, "?"), differing(loaded.code, t.user_attrs.get(CODE, {}))) for t in trials if counts(t)
+    ]
+    stale = [(commit, modules) for commit, modules in made if modules]
+    if not stale:
+        return
+    line = f"{len(stale)} of {len(made)} trials were made by other code than what is here: {what_changed(*stale[0])}"
+    ways = "stale=keep goes on with them as they are, tune.name=NAME begins another search"
+    if loaded.base.cfg.stale == "refuse":
+        raise UserError(f"{line}; {ways}")
+    _say(f"stale=keep: {line}")
 
 
 def _say(line: str) -> None:

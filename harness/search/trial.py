@@ -20,7 +20,8 @@ from harness.interface import Method
 from harness.jobs.locks import waiting_for
 from harness.jobs.pool import Serve, Talk
 from harness.metrics.base import Column, Samples, ScoreContext
-from harness.search.loaded import Context
+from harness.provenance import short_hash
+from harness.search.loaded import Context, code_of_trials
 from harness.search.schema import ConstraintConfig, JudgedConfig, ObjectiveConfig, TuneConfig
 from harness.store import read_json, write_json
 from harness.study import match, steps
@@ -65,6 +66,8 @@ class TrialResult:
 
 def begin(context: Context) -> Serve:
     """A worker of the search (see `harness.jobs.pool`); a job that is no configuration prepares what all trials need."""
+    if short_hash(code_of_trials(context.tree, context.cfg.row), 12) != context.code:
+        raise UserError("the code of its trials was edited while the search went on; give the same command again")
     runner = TrialRunner(context)
 
     def serve(job: Any, talk: Talk) -> TrialResult | None:
@@ -105,9 +108,8 @@ class TrialRunner:
         Raises `Pruned`; `Diverged` where the loss stops being a number; `UserError` for values that do not go together and
         for an objective that has no value.
         """
-        session = Session(tree, self.context.weights)
-        session.adopt(self.context.session)
-        session.adopt(self._latest)  # what the search varies may be the same in two trials that follow each other
+        # What the search varies may be the same in two trials that follow each other.
+        session = self.context.session_of(tree, self._latest)
         self._latest = session
         [cell] = make_cells(session)
         clock = [time.perf_counter()]
@@ -258,7 +260,7 @@ def data_values(context: Context, progress: Progress = lambda text, done, total:
     Raises `UserError` for limits that leave no value, given the data's own.
     """
     if not context.of_data:
-        path = context.folder / f"data-{context.identity}.json"
+        path = context.folder / f"data-{context.identity}-{context.code}.json"
         if not path.exists():
             write_json(path, _score_data(context.session, progress))
         values = read_json(path)

@@ -21,10 +21,12 @@ from harness.store import write_bytes, write_parquet
 #: is asked for again in the place of, how often that happened, and its run in tracking.
 ASKED_BY, FAILURE, LOST, STOPPED, PRUNED = "asked_by", "failure", "lost", "stopped", "pruned"
 RETRY_OF, TRIES, RUN_ID = "retry_of", "tries", "run_id"
+#: And the commit and the code (`harness.search.loaded.code_of_trials`) that made it.
+COMMIT, CODE = "git_sha", "code"
 TABLES = ("trials.parquet", "trials.csv")
 _KINDS = {
     "number": "Int64", "state": "string", "feasible": "boolean", "trained": "boolean", ASKED_BY: "string",
-    RETRY_OF: "Int64", "reason": "string", RUN_ID: "string",
+    RETRY_OF: "Int64", "reason": "string", RUN_ID: "string", COMMIT: "string",
 }  # fmt: skip
 
 

@@ -25,8 +25,10 @@ _SILENT = (
     "harness.progress",
     "harness.provenance",
     "harness.search",
+    "harness.source",
     "harness.store",
     "harness.study.cells",
+    "harness.study.made",
     "harness.study.session",
     "harness.training.log",
 )
@@ -41,11 +43,15 @@ _BEYOND = {
 
 def code_behind(session: Session, step: str, cell: Cell | Weights) -> dict[str, str]:
     """Hashes by module of the code that the step depends on."""
+    return row_code(session, step, cell.method, cell.sampler if isinstance(cell, Cell) else "")
+
+
+def row_code(session: Session, step: str, method: str, sampler: str) -> dict[str, str]:
+    """The same by names; the data are not read."""
     if step == "score":
         modules = [type(part).__module__ for part in (*session.metrics, session.judge)]
     else:
-        label = cell.sampler if isinstance(cell, Cell) and step == "sample" else ""
-        modules = [*_OWN[step], *session.modules(cell.method, label)]
+        modules = [*_OWN[step], *session.modules(method, sampler if step == "sample" else "")]
     return _code(tuple(modules), _BEYOND[step])
 
 
@@ -76,5 +82,9 @@ def made_by(session: Session, step: str, cell: Cell | Weights, of: str = "") -> 
 
 def changed(session: Session, step: str, cell: Cell | Weights, made: dict[str, Any]) -> list[str]:
     """Modules that are not as they were when the step made this, by name; those that came or went as well."""
-    now = code_behind(session, step, cell)
-    return sorted(name for name in now.keys() | made["code"].keys() if now.get(name) != made["code"].get(name))
+    return differing(code_behind(session, step, cell), made["code"])
+
+
+def differing(now: dict[str, str], before: dict[str, str]) -> list[str]:
+    """Modules whose hashes differ, or that only one of the two has."""
+    return sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))

@@ -10,6 +10,7 @@ from harness.progress import clock
 from harness.study import match
 from harness.study.cells import Cell, Weights, data_cell, left_out, make_cells
 from harness.study.check import check_study
+from harness.study.memory import check_memory
 from harness.study.runner import worker_count
 from harness.study.session import Session
 from harness.study.standing import refuse_stale
@@ -30,6 +31,7 @@ def estimate(session: Session) -> tuple[str, float, int]:
     torch.set_num_threads(session.cfg.compute.threads)
     cells = make_cells(session)
     standing = check_study(session, cells, data_cell(session))
+    check_memory(session, cells)
     damaged = list(standing.damaged(aside=False))
     refuse_stale(session, standing)
     s, c = session.cfg.study, session.cfg.scale

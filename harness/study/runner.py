@@ -22,6 +22,7 @@ from harness.study.cells import Cell, data_cell, left_out, make_cells
 from harness.study.check import check_study
 from harness.study.folder import make_folder, sweep_parts
 from harness.study.made import made_by
+from harness.study.memory import check_memory
 from harness.study.outcome import Outcome
 from harness.study.pace import expected_seconds, seconds_per_weight
 from harness.study.publish import Publisher
@@ -49,6 +50,7 @@ def run_study(session: Session, command: str) -> Outcome:
     for line in left_out(session):
         print(line, file=sys.stderr, flush=True)
     standing = check_study(session, cells, data)
+    check_memory(session, cells)
     make_folder(session)
     sweep_parts(session.folder, session.cache)
     with folder_lock(session.folder):

@@ -30,7 +30,6 @@ class Stale:
 
     cell: Cell
     step: str
-    commit: str
     reason: str
     files: tuple[Path, ...]
 
@@ -84,7 +83,7 @@ def _is_named(cell: Cell, redo: list[str]) -> bool:
 def _sentence(found: list[Stale], cells: list[Cell]) -> str:
     """One line: whose results, what has changed since which commit, and the two ways on."""
     methods = list(dict.fromkeys(each.cell.method for each in found))
-    reasons = list(dict.fromkeys(f"{each.reason} since {_short(each.commit)}" for each in found))
+    reasons = list(dict.fromkeys(each.reason for each in found))
     more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
     everything = set(methods) >= {cell.method for cell in cells if cell.method != DATA_ROW}
     redo = ALL if everything else ",".join(methods)
@@ -160,9 +159,8 @@ class Standing:
         # What it was made from is made again, where it is not there, and is the same then as far as numbers can be.
         if not modules and of in ("", made["of"]):
             return None
-        names = f"{', '.join(modules[:3])}{' and others' if len(modules) > 3 else ''}"
-        reason = f"{names} changed" if modules else f"what the {step} step read changed"
-        return Stale(cell, step, made["commit"], reason, tuple(files))
+        reason = what_changed(made["commit"], modules or [f"what the {step} step read"])
+        return Stale(cell, step, reason, tuple(files))
 
 
 def _ours(folder: Path) -> list[Path]:
@@ -182,7 +180,8 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Any], str]:
     return (read_json(path) if path.exists() else {}).get("made", {}), ""
 
 
-def _short(commit: str) -> str:
-    """The commit as people write it: ten digits, and whether files differed from it."""
+def what_changed(commit: str, names: list[str]) -> str:
+    """In words: what is not as it was, since which commit (ten digits, and whether files differed from it)."""
     sha, dirty, _ = commit.partition("-")
-    return f"{sha[:10]}{'-dirty' if dirty else ''}"
+    shown = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+    return f"{shown} changed since {sha[:10]}{'-dirty' if dirty else ''}"

@@ -85,6 +85,7 @@ class AlongPath(Sampler):
             logits_MV, out_NSD = m.network(x_NL, z_NSD, zero_N + step.t_x, zero_N + step.t_z, flips_NL)
             if step.moves_tokens:
                 x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
+            del logits_MV  # else they would still be there in the next call
             if step.moves_latent:
                 z0_hat = predicted_z0(out_NSD, z_NSD, zero_N + step.t_z, m.latent_schedule, o.prediction)
                 z_NSD = gaussian.latent_step(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness.diffusion import masked
 from harness.diffusion.schedules import token_schedule
@@ -59,6 +61,48 @@ def test_dtype_is_that_of_the_draw_whatever_the_logits_are():
         assert (drawn, tokens.dtype, tokens.shape) == ("float64", torch.int64, (3,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert masked.draw_tokens(torch.zeros(3, 4), generator_of(0))[1] == "float64"
+
+
+class _Largest(TorchDispatchMode):
+    """The size of the largest tensor that is made, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(t.nbytes for t in tree_leaves(made) if isinstance(t, torch.Tensor))])
+        return made
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8])
+def test_draws_in_slices_are_the_same_to_the_bit_and_of_bounded_size(monkeypatch, temperature):
+    logits_MV = 3 * torch.randn(601, 257, generator=generator_of(8))
+    monkeypatch.setattr(masked, "_AT_ONCE", 50 * 257)
+    with _Largest() as largest:
+        tokens, _ = masked.draw_tokens(logits_MV, generator_of(9), temperature)
+    assert largest.bytes <= 8 * 50 * 257, "13 times as much in one piece"
+    cdf_MV = (logits_MV.double() / temperature).softmax(-1).cumsum(-1)
+    u_M1 = torch.rand((601, 1), generator=generator_of(9), dtype=torch.float64)
+    whole_M = torch.searchsorted(cdf_MV, u_M1 * cdf_MV[:, -1:], right=True)[:, 0]
+    assert tokens.equal(whole_M)
+    assert masked.log_p(logits_MV, tokens).equal(logits_MV.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0])
+
+
+def test_a_large_vocabulary_takes_little_more_than_its_logits():
+    """50257 symbols: float64 probabilities of these rows alone would take 200 MB, and their sums as much again."""
+    logits_MV = torch.zeros(1, 50257).expand(512, -1)
+    with _Largest() as largest:
+        masked.draw_tokens(logits_MV, generator_of(0))
+    assert largest.bytes <= 2**26
+
+
+def test_logits_that_are_no_numbers_are_not_drawn_from():
+    logits_MV = torch.zeros(5, 4)
+    logits_MV[3, 2] = math.nan
+    with pytest.raises(FloatingPointError, match="logits to draw from are not numbers"):
+        masked.draw_tokens(logits_MV, generator_of(0))
 
 
 def test_no_rows_no_tokens():

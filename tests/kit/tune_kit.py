@@ -67,6 +67,7 @@ def make_loaded(root: Path, cfg: TuneConfig | None = None, tracked: bool = False
         config_dirs=[],
         folder=folder,
         identity=identity,
+        code={"lddm.seq": "0123"},
         command="python -m harness.tune study=toy tune=latent tune.storage=postgresql://me:secret@db/x",
         **more,
     )

@@ -106,9 +106,12 @@ def test_bank_is_a_ring_and_part_of_the_state():
 def test_information_of_a_gaussian_channel_and_of_islands():
     g = generator_of(7)
     mu = torch.randn(4000, 1, 1, generator=g)
-    assert instruments.information(mu, 0.5, g) == pytest.approx(0.5 * math.log(1 + 1 / 0.25), abs=0.05)
+    nats, ceiling = instruments.information(mu, 0.5, g).values()
+    assert nats == pytest.approx(0.5 * math.log(1 + 1 / 0.25), abs=0.05) and ceiling == math.log(4000)
     islands = torch.arange(4.0).repeat(250).view(-1, 1, 1) * 100
-    assert instruments.information(islands, 0.1, g) == pytest.approx(math.log(4), abs=0.01)
+    assert instruments.information(islands, 0.1, g)["latent_information_nats"] == pytest.approx(math.log(4), abs=0.01)
+    apart = torch.arange(256.0).view(-1, 1, 1) * 100  # log 256 nats or more: they cannot be told from more
+    assert len(set(instruments.information(apart, 0.1, g).values())) == 1
 
 
 def test_effective_dims():

@@ -221,7 +221,8 @@ def test_instruments_name_what_they_measured():
         found = method.diagnose(x_BL, generator_of(17))
         assert [k for k in found if k.startswith("latent_nats_saved")] == [key]
         assert {"usage_slot00", "usage_slot01", "usage_dim02", "token_loss_t0.5", "latent_loss_t1"} <= set(found)
-        assert 0 <= found["latent_information_nats"] <= math.log(40) + 1e-6
+        assert 0 <= found["latent_information_nats"] <= found["latent_information_ceiling_nats"] + 1e-6
+        assert found["latent_information_ceiling_nats"] == math.log(40)
         assert found["latent_effective_dims"] <= 6
 
 

@@ -166,7 +166,7 @@ def _space(configs: Path, name: str, line: str) -> None:
 def test_the_datas_own_values_are_scored_once(configs, monkeypatch):
     loaded = _load(configs, tune="toy")
     values = data_values(loaded.context)
-    assert read_json(loaded.folder / f"data-{loaded.identity}.json") == values
+    assert read_json(loaded.folder / f"data-{loaded.identity}-{loaded.context.code}.json") == values
     session = Session(loaded.trial_tree([], "x"), loaded.context.weights)
     x_NL = session.held_out.x_NL
     assert values["repeats"] == pytest.approx((x_NL[:, 3:] == x_NL[:, :-3]).mean())
