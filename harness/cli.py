@@ -101,7 +101,7 @@ def split(words: Sequence[str]) -> Arguments:
             given.show_config = True
         elif word == "--config-dir":
             folder = next(rest, None)
-            if folder is None:
+            if not folder:
                 raise UserError(f"{word} needs a value, for example {word} DIR")
             given.folders.append(Path(folder).expanduser())
         elif word.startswith("--"):

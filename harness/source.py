@@ -15,6 +15,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _PACKAGES = ("harness", "baselines", "lddm")
@@ -47,18 +48,28 @@ def code_of(modules: Iterable[str], beyond: tuple[str, ...] = ()) -> dict[str, s
 @lru_cache(maxsize=1024)
 def _file(name: str) -> Path | None:
     """The file of a module that is one of ours."""
-    if name.split(".")[0] in sys.stdlib_module_names:
+    if _is_installed(name.split(".")[0]):
         return None
-    known = sys.modules.get(name)
+    spec = _spec(name)
+    origin = spec.origin if spec else getattr(sys.modules.get(name), "__file__", None)
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _spec(name: str) -> ModuleSpec | None:
     try:
-        spec = getattr(known, "__spec__", None) or importlib.util.find_spec(name)
+        return getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
     except (ImportError, AttributeError, ValueError):  # `name` is of something inside a module
         return None
-    origin = spec.origin if spec else getattr(known, "__file__", None)
-    if not origin or not origin.endswith(".py"):
-        return None
-    ours = name.split(".")[0] in _PACKAGES or not origin.startswith(_LIBRARIES)
-    return Path(origin) if ours else None
+
+
+@lru_cache(maxsize=1024)
+def _is_installed(top: str) -> bool:
+    """Whether a top-level name is Python's own or another package's: to ask for the parts of those would import them."""
+    if top in sys.stdlib_module_names or top in _PACKAGES:
+        return top not in _PACKAGES
+    spec = _spec(top)
+    places = [] if spec is None else [spec.origin] if spec.has_location else spec.submodule_search_locations or []
+    return bool(places) and all(str(place).startswith(_LIBRARIES) for place in places)
 
 
 @lru_cache(maxsize=1024)

@@ -71,7 +71,7 @@ def describe(loaded: LoadedTune) -> str:
 def _usage(folders: list[Path]) -> str:
     from harness.config.registry import find_entries, studies_folder  # start-up time: Hydra
 
-    entries = find_entries([studies_folder(), *folders]).get("tune", {})
+    entries = find_entries([studies_folder(), *folders], typed=False).get("tune", {})
     return _USAGE + "\n".join(f"  {name:<12} {entry.about}" for name, entry in sorted(entries.items()))
 
 

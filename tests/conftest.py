@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from harness.jobs.locks import waiting_for
+from harness.store import read_json, write_json
 from tests.kit.study_kit import Said, command, invoke, use_threads, write_corpus
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # whoever runs the tests may have a server of their own
@@ -30,10 +33,16 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Finished:
-    root = tmp_path_factory.mktemp("finished study")
-    corpus = write_corpus(root / "words.txt")
-    arguments = command(corpus, root / "runs", root / "cache", "tracking.enabled=true")
-    return Finished(corpus, root / "runs", root / "cache", arguments, invoke(arguments))
+    """Made once, whoever of pytest's worker processes comes first; two workers of its own, as many as cores."""
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished study"
+    arguments = command(root / "words.txt", root / "runs", root / "cache", "tracking.enabled=true")
+    with waiting_for(root / "lock"):
+        if not (root / "said.json").exists():
+            write_corpus(root / "words.txt")
+            write_json(root / "said.json", dataclasses.asdict(invoke([*arguments, "compute.workers=2"])))
+    said = Said(**read_json(root / "said.json"))
+    return Finished(root / "words.txt", root / "runs", root / "cache", arguments, said)
 
 
 @pytest.fixture

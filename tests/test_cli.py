@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,11 @@ def test_the_package_says_what_there_is_to_run(capsys):
     said = capsys.readouterr().out
     modules = [line.split()[2] for line in said.splitlines() if line.startswith("python -m")]
     assert len(modules) == 5 and all(importlib.util.find_spec(name) for name in modules)
+
+
+def test_help_is_there_before_torch_is():
+    words = "import sys; from harness import run, tune; run.main(['--help']), tune.main(['--help'])"
+    said = subprocess.run(
+        [sys.executable, "-c", f"{words}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.splitlines()[-1] == "False" and "mdlm" in said and "latent" in said

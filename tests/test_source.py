@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
 
+from harness import source
 from harness.source import code_of
 
 _MODULE = '''"""Words."""
@@ -68,3 +70,13 @@ def test_methods_depend_on_their_own_code_and_no_library():
     code = code_of(["lddm.seq"])
     assert {"lddm.seq", "lddm.latent", "harness.diffusion.masked"} <= set(code)
     assert {name.split(".")[0] for name in code} == {"harness", "lddm"}
+
+
+def test_asking_for_code_imports_no_library(monkeypatch):
+    """To look for a part of a package imports the package, and some take seconds."""
+    asked, find = [], importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name) or find(name))
+    for cache in (source._file, source._is_installed, source._read):
+        cache.cache_clear()
+    assert "harness.metrics.mauve" in code_of(["harness.metrics.mauve", "mauve.compute_mauve", "transformers.models"])
+    assert not [name for name in asked if "." in name and not name.startswith(source._PACKAGES)]

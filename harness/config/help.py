@@ -28,7 +28,7 @@ _NONE = (dataclasses.MISSING, "???")
 def groups_text(folders: Sequence[Path]) -> str:
     """All groups with their choices, a line each."""
     lines = []
-    for group, entries in sorted(find_entries([studies_folder(), *folders]).items()):
+    for group, entries in sorted(find_entries([studies_folder(), *folders], typed=False).items()):
         lines += [f"  {group}" + (f" (of {OWN_GROUPS[group]})" if group in OWN_GROUPS else ""), *_choices(entries)]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,27 +52,30 @@ def studies_folder() -> Path:
     return Path(next(iter(studies.__path__)))
 
 
-def find_entries(folders: list[Path]) -> dict[str, dict[str, Entry]]:
-    """All entries by group and name; a later folder's entry replaces an earlier one's of the same name."""
+def find_entries(folders: list[Path], typed: bool = True) -> dict[str, dict[str, Entry]]:
+    """All entries by group and name; a later folder's entry replaces an earlier one's of the same name.
+
+    Unless `typed`, no class is imported, which takes seconds, and a content may have numbers where its field is text.
+    """
     found: dict[str, dict[str, Entry]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"configuration folder '{folder}' does not exist; make it or drop --config-dir")
         for path in sorted(folder.glob("*/*.yaml")):
-            entry = _read_once(path, path.stat().st_mtime_ns) if path.exists() else _read(path)
+            entry = _read_once(path, path.stat().st_mtime_ns, typed) if path.exists() else _read(path)
             found.setdefault(entry.group, {})[entry.name] = entry
     return found
 
 
 @lru_cache(maxsize=1024)
-def _read_once(path: Path, changed: int) -> Entry:
+def _read_once(path: Path, changed: int, typed: bool) -> Entry:
     """Files are many, and a command reads them several times."""
-    return _read(path)
+    return _read(path, typed)
 
 
-def _read(path: Path) -> Entry:
+def _read(path: Path, typed: bool = True) -> Entry:
     group, name = path.parent.name, path.stem
-    text, content, typed = read_yaml(path)
+    text, content, as_typed = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys to values, not a {type(content).__name__}")
     is_global = text.lstrip().startswith(GLOBAL_HEADER)
@@ -81,8 +85,8 @@ def _read(path: Path) -> Entry:
         )
     if group in CLASS_GROUPS and "_target_" not in content:
         raise UserError(f"{path}: names no class; a {group} needs a line such as '_target_: package.module.Class'")
-    if (schema := _schema(group, content)) is not None:
-        keep_text(content, typed, schema)
+    if typed and (schema := _schema(group, content)) is not None:
+        keep_text(content, as_typed, schema)
     comments = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     return Entry(group, name, path, comments[0] if comments else "", content)
 
@@ -107,6 +111,11 @@ def locate(target: str, where: str = "_target_") -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(f"{where}={target}: cannot import '{module_name}' ({error})") from error
+    except Exception as error:  # the module itself breaks down: it is somebody's own
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Path(place.filename).name}, line {place.lineno}"
+        said = f"{type(error).__name__}: {error}" + ("" if isinstance(error, SyntaxError) else f" ({line})")
+        raise UserError(f"{where}={target}: importing '{module_name}' ends with {said}") from error
     if class_name not in vars(module):
         raise UserError(f"{where}={target}: no such class in {module_name}{nearest(class_name, vars(module))}")
     cls = getattr(module, class_name)

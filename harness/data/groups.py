@@ -59,10 +59,12 @@ def _hashes(stream_T: np.ndarray, run: int) -> np.ndarray:
 
 def _links(hash_R: np.ndarray, owner_R: np.ndarray) -> list[list[int]]:
     """Pairs of documents with a hash in common, each once; enough of them to link all that have it."""
-    order_R = np.argsort(hash_R, kind="stable")
+    order_R = np.argsort(hash_R)
     hash_R, owner_R = hash_R[order_R], owner_R[order_R]
-    pairs = np.stack([owner_R[:-1], owner_R[1:]], axis=1)[hash_R[:-1] == hash_R[1:]]
-    return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0).tolist()
+    one_P, other_P = (owner_R[part][hash_R[:-1] == hash_R[1:]] for part in (slice(-1), slice(1, None)))
+    differ_P, documents = one_P != other_P, int(owner_R.max(initial=0)) + 1
+    pairs = np.unique(one_P[differ_P] * documents + other_P[differ_P])  # in one number: pairs are slow to sort
+    return np.stack(np.divmod(pairs, documents), axis=1).tolist()
 
 
 def _first(leader: list[int], document: int) -> int:
