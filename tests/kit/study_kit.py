@@ -142,4 +142,5 @@ def use_threads(monkeypatch) -> None:
     # PDF and SVG take as long as the PNG; `test_figures.py` looks at them.
     monkeypatch.setattr("harness.report.canvas.VECTORS", ())
     monkeypatch.setattr("harness.jobs.pool.die_with_parent", lambda parent: None)
+    monkeypatch.setattr("harness.jobs.pool._quieten", lambda log: None)
     monkeypatch.setattr("harness.jobs.pool.multiprocessing", SimpleNamespace(get_context=lambda _: _ThreadContext()))
