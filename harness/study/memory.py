@@ -93,9 +93,9 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
 
 
 def _kept(method: Method, x_NL: Tensor, generator: torch.Generator) -> int:
-    """Bytes that a loss keeps for its gradient."""
+    """Bytes that a loss keeps for its gradient, in the stage where they are most."""
     own = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
-    found: dict[int, int] = {}
+    most, found = 0, dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -103,9 +103,13 @@ def _kept(method: Method, x_NL: Tensor, generator: torch.Generator) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _ = method.loss(x_NL, generator)
-    return sum(found.values())
+    for stage in method.stages():
+        method.set_stage(stage.name)
+        found.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _ = method.loss(x_NL, generator)
+        most = max(most, sum(found.values()))
+    return most
 
 
 def _largest(run: Callable[[], object]) -> int:
