@@ -19,9 +19,11 @@ from harness.diffusion.masked import draw_tokens
 
 #: Segments of a block: its scores against all components then stay in a core's cache.
 _ROWS = 2048
-#: Segments of a block of `posterior`, which keeps C numbers for each segment and component.
-_SEEN_ROWS = 256
-#: Instead of 0, where it is divided by or its logarithm is taken.
+#: Numbers that a block of `posterior` keeps, which has C for each segment and component.
+_SEEN_NUMBERS = 1 << 21
+#: After so many tokens weights are scaled: the tables' least entry (1e-12) to this power is a number in float32 still.
+_RESCALE = 3
+#: Instead of 0, where its logarithm is taken.
 _LEAST = 1e-20
 #: Power of a segment's count in the choice of first centres; 1 would choose the most frequent ones again and again.
 _POWER = 0.75
@@ -67,26 +69,27 @@ class ProductMixture(nn.Module):
         sum over components and symbols is exact: p(k | seen) prop. to pi_k prod_j sum_v P_k,j(v) p(seen_j | v).
         """
         with torch.autocast(evidence_NCV.device.type, enabled=False):
-            blocks = [self._posterior(e_NCV) for e_NCV in evidence_NCV.float().split(_SEEN_ROWS)]
+            rows = max(1, _SEEN_NUMBERS // (self.segment * len(self.log_weight_M)))
+            blocks = [self._posterior(e_NCV) for e_NCV in evidence_NCV.float().split(rows)]
         return torch.cat([log_p for log_p, _ in blocks]), torch.cat([total for _, total in blocks])
 
     def _posterior(self, evidence_NCV: Tensor) -> tuple[Tensor, Tensor]:
         table_CVM = self.log_table_MF.exp().view(-1, self.segment, self.vocab_size).permute(1, 2, 0)
         top_NC1 = evidence_NCV.amax(-1, keepdim=True)
         seen_CNV = (evidence_NCV - top_NC1).exp().transpose(0, 1)
-        each_CNM = torch.bmm(seen_CNV, table_CVM).clamp_(min=_LEAST)
-        log_N, weight_NM = top_NC1.sum((1, 2)), self.log_weight_M.exp().expand(each_CNM.shape[1:]).clone()
-        for each_NM in each_CNM:  # scaled after each token, so that long segments do not underflow
+        each_CNM = torch.bmm(seen_CNV, table_CVM)  # at least the tables' least entry, since the greatest of `seen` is 1
+        log_N, weight_NM = top_NC1.sum((1, 2)), self.log_weight_M.exp().repeat(len(top_NC1), 1)
+        for j, each_NM in enumerate(each_CNM, 1):
             weight_NM *= each_NM
-            scale_N1 = weight_NM.amax(-1, keepdim=True)
-            weight_NM /= scale_N1
-            log_N = log_N + scale_N1[:, 0].log()
-        total_N1 = weight_NM.sum(-1, keepdim=True)
-        # Without token j itself: what the others say of the component.
-        other_CNM = (weight_NM / total_N1) / each_CNM
-        p_CNV = torch.bmm(other_CNM, table_CVM.transpose(1, 2)) * seen_CNV
+            if j % _RESCALE == 0 or j == self.segment:
+                total_N1 = weight_NM.sum(-1, keepdim=True)
+                weight_NM /= total_N1
+                log_N = log_N + total_N1[:, 0].log()
+        for each_NM in each_CNM:  # without token j itself: what the others say of the component
+            torch.div(weight_NM, each_NM, out=each_NM)
+        p_CNV = torch.bmm(each_CNM, table_CVM.transpose(1, 2)) * seen_CNV
         log_p_CNV = p_CNV.clamp(min=_LEAST).log().log_softmax(-1)
-        return log_p_CNV.transpose(0, 1), log_N + total_N1[:, 0].log()
+        return log_p_CNV.transpose(0, 1), log_N
 
     @torch.no_grad()
     def draw(self, n: int, generator: torch.Generator) -> Tensor:

@@ -74,7 +74,8 @@ class TokenEmbedding(nn.Module):
             y_ND = e_VD[x_N] + rho * noise_ND
             log_p_NV = (share_V.log() - 0.5 * torch.cdist(y_ND, e_VD).square() / rho**2).log_softmax(1)
             hidden.append(-float((log_p_NV.exp() * log_p_NV).sum(1).mean()) / whole)
-        self.hidden_G.copy_(torch.tensor(hidden, dtype=torch.float64).cummax(0).values)
+        rising_G = torch.arange(len(hidden), dtype=torch.float64) * 1e-9  # so that no two noises have one time
+        self.hidden_G.copy_(torch.tensor(hidden, dtype=torch.float64).cummax(0).values + rising_G)
 
     # ---- times ------------------------------------------------------------------------------------------------------
     def log_rho(self, t_B: Tensor) -> Tensor:
