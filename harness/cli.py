@@ -53,6 +53,8 @@ def main(
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    # What a worker that is killed leaves behind, the tracker of its resources takes away: nothing to warn of.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors=_PLAIN)
     try:
@@ -99,7 +101,7 @@ def split(words: Sequence[str]) -> Arguments:
             given.show_config = True
         elif word == "--config-dir":
             folder = next(rest, None)
-            if folder is None:
+            if not folder:
                 raise UserError(f"{word} needs a value, for example {word} DIR")
             given.folders.append(Path(folder).expanduser())
         elif word.startswith("--"):

@@ -5,6 +5,8 @@ The discrete arm of LDDM (Shariatian et al., arXiv 2510.18114) with an encoder i
 A code costs no noise and cannot collapse, and one call from all masks draws codes by their true frequencies, where one
 Gaussian step returns their mean: so that two calls, one for each part, are enough for text that holds together locally.
 
+In what was measured it is a static mixture and a masked decoder: p(c) hardly improves on the mixture's weights.
+
 Shapes: B batch, L tokens in S segments of C, V symbols, M codes, N sequences, R selected positions.
 """
 

@@ -95,7 +95,8 @@ def _check_keys(values: list[Any], base: DictConfig, entries: Entries) -> None:
         # Options of a sampler are checked where its class is known.
         there = key.split(".samplers.")[0] if o.is_force_add() and sets_sampler(key) else key
         if not o.is_add() and there not in known and not key.startswith(_NEW):
-            raise UserError(f"unknown key '{key}'{nearest_key(key, known, entries)}")
+            new = f"; a new budget is written +{o.input_line}" if key.startswith("study.nfe_of.") else ""
+            raise UserError(f"unknown key '{key}'{new or nearest_key(key, known, entries)}")
         if o.is_add() and not is_open:
             raise UserError(f"+{key}: nothing reads this key{nearest_key(key, known, entries)}")
         if o.is_delete() and not is_open:
@@ -167,3 +168,6 @@ def compose_lines(overrides: list[str]) -> DictConfig:
             return compose(config_name=ROOT, overrides=overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # `study=null`
         raise UserError(one_line(error)) from error
+    except RecursionError as error:
+        said = " ".join(overrides)
+        raise UserError(f"{said}: its list 'defaults' leads back to itself; take that line out") from error

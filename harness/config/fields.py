@@ -47,7 +47,8 @@ class Range:
         way_out = f"; the nearest is {_number(end[0])}" if usable else ""
         if not usable and isinstance(default, int | float):
             way_out = f"; the default is {_number(default)}"
-        raise UserError(f"{key}={value}: must be {self}{way_out}")
+        finite = "" if math.isfinite(value) or "finite" in str(self) else "finite, and "
+        raise UserError(f"{key}={value}: must be {finite}{self}{way_out}")
 
     def __str__(self) -> str:
         low, high, also = _number(self.low), _number(self.high), "".join(f", or {_number(v)}" for v in self.also)

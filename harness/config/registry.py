@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,6 +111,11 @@ def locate(target: str, where: str = "_target_") -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise UserError(f"{where}={target}: cannot import '{module_name}' ({error})") from error
+    except Exception as error:  # the module itself breaks down: it is somebody's own
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Path(place.filename).name}, line {place.lineno}"
+        said = f"{type(error).__name__}: {error}" + ("" if isinstance(error, SyntaxError) else f" ({line})")
+        raise UserError(f"{where}={target}: importing '{module_name}' ends with {said}") from error
     if class_name not in vars(module):
         raise UserError(f"{where}={target}: no such class in {module_name}{nearest(class_name, vars(module))}")
     cls = getattr(module, class_name)

@@ -44,10 +44,12 @@ def rows_of(methods: Mapping[str, Any], only: Sequence[str] = ()) -> dict[str, l
     """
     every = {name: list(node["samplers"]) for name, node in methods.items()}
     for name in only:
-        method, _, label = name.partition("/")
+        method, slash, label = name.partition("/")
         if method not in every:
             raise UserError(f"only={name}: is no method of this study{nearest(method, every)}")
-        if label and label not in every[method]:
+        if only.count(name) > 1:
+            raise UserError(f"only={name}: is named twice; name it once")
+        if slash and label not in every[method]:
             raise UserError(f"only={name}: {method} has no such sampler{nearest(label, every[method])}")
     if not only:
         return every

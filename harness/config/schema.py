@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -159,9 +160,21 @@ def check(cfg: RunConfig) -> None:
     need(len(cfg.methods) > 0, "methods", "{}", "a study needs at least one method")
     need(len(cfg.metrics) > 0, "metrics", "{}", "a study needs at least one metric")
     check_slurm(cfg.slurm)
+    _check_folder("runs_dir", cfg.runs_dir)
+    _check_folder("cache_dir", cfg.cache_dir)
     check_line("runs_dir", cfg.runs_dir)  # where jobs have their logs
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
+
+
+def _check_folder(key: str, value: str) -> None:
+    """A path that the system can look at, whether it is there or not."""
+    need(value.strip() != "", key, value, "is empty; name a folder")
+    try:
+        Path(value).resolve().exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; links in a circle; a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{key}={value!r}: is no path ({reason}); choose another folder") from error
 
 
 def _check_scale(c: ScaleConfig) -> None:

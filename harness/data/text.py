@@ -76,10 +76,14 @@ def _suffix(path: Path) -> str:
 def _existing(given: str) -> Path:
     if not given or given == MISSING:
         raise UserError("data.path is empty; give a text file, or a folder with train, valid and test files")
+    if "://" in given:
+        raise UserError(f"data.path={given} is an address; download it and give the file")
     path = Path(given)
     try:
         if path.exists():
             return path
+        if path.is_symlink():
+            raise UserError(f"data.path={given} is a link that leads nowhere; give a file or folder")
         parent = path.parent
         while not parent.is_dir() and parent != parent.parent:
             path, parent = parent, parent.parent

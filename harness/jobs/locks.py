@@ -17,8 +17,12 @@ _PATIENCE = 1.0
 
 @contextmanager
 def waiting_for(path: Path, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file `path` inside the block; `tell` is called about once a second while somebody else has it."""
+    """Hold the lock file `path` inside the block; `tell` is called about once a second while somebody else has it.
+
+    Raises `OSError` where the file cannot be made, for which the library would wait for ever.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
     lock = FileLock(path)
     while True:
         try:

@@ -19,12 +19,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from harness.errors import JobError, UserError
 from harness.jobs.memory import oom_kills, why_killed
 from harness.jobs.schedule import Task
 from harness.jobs.signals import unheard
+
+#: What other packages print in workers, in a folder `errors`.
+WORKERS_LOG = "workers.log"
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,33 @@ def _next(pipe: Connection) -> Any:
         return None
 
 
-def _live(pipe: Connection, begin: Begin, context: Any, parent: int, environment: dict[str, str]) -> None:
-    """A worker's life: jobs until told to stop."""
+def _quieten(log: Path) -> None:
+    """What other packages say goes to `log`, not to the terminal: Python's warnings, and what compiled code prints.
+
+    `sys.stderr` stays the terminal, for lines of our own.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr = open(os.dup(2), "w", buffering=1, errors=sys.stderr.errors)  # noqa: SIM115 - for as long as it lives
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        os.write(2, warnings.formatwarning(message, category, filename, lineno).encode())
+
+    warnings.showwarning = show
+
+
+def _live(pipe: Connection, log: Path, parent: int, environment: dict[str, str]) -> None:
+    """A worker's life: jobs until told to stop. What makes it a worker of something comes first, for that is imported here."""
     die_with_parent(parent)
     os.environ.update(environment)
+    _quieten(log)
     # On Python 3.11 torch's compiler stops if distutils was imported before setuptools, as some libraries do.
-    with contextlib.suppress(ImportError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.suppress(ImportError):
         import setuptools  # noqa: F401
-    serve: Serve | None = None
-    while (job := _next(pipe)) is not None:
+    life, serve = _next(pipe), None
+    while life and (job := _next(pipe)) is not None:
         try:
-            serve = serve or begin(context)
+            serve = serve or life[0](life[1])
             said = Message("done", value=serve(job, Talk(pipe)))
         except JobError as error:
             said = Message("failed", str(error))
@@ -122,10 +141,15 @@ class Worker:
 
 
 class Pool:
-    """`count` workers; `poll` passes on what they say. They take turns in having `gpus`."""
+    """`count` workers; `poll` passes on what they say. They take turns in having `gpus`.
 
-    def __init__(self, begin: Begin, context: Any, count: int, gpus: list[str] | None = None, threads: int = 1) -> None:
-        self._life, self._gpus, self._threads = (begin, context), gpus, threads
+    What other packages print in them is in `log`, which is removed in the end if that was nothing.
+    """
+
+    def __init__(
+        self, begin: Begin, context: Any, count: int, log: Path, gpus: list[str] | None = None, threads: int = 1
+    ) -> None:
+        self._life, self._log, self._gpus, self._threads = (begin, context), log, gpus, threads
         self._context = multiprocessing.get_context("spawn")
         self._oom_kills = oom_kills()
         self.workers = [self._start(i) for i in range(count)]
@@ -135,11 +159,13 @@ class Pool:
         environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self._threads)}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
-        life = (theirs, *self._life, os.getpid(), environment)
-        process = self._context.Process(target=_live, args=life, daemon=True)
+        given = (theirs, self._log, os.getpid(), environment)
+        process = self._context.Process(target=_live, args=given, daemon=True)
         with unheard():
             process.start()
         theirs.close()
+        with contextlib.suppress(OSError):  # it is dead already, which the next poll sees
+            ours.send(self._life)
         return Worker(process, ours)
 
     def idle(self) -> list[Worker]:
@@ -174,7 +200,7 @@ class Pool:
             except (EOFError, ConnectionResetError):
                 worker.process.join()
                 code = worker.process.exitcode
-                why = why_killed(self._oom_kills) if code == -signal.SIGKILL else ""
+                why = why_killed(self._oom_kills) if code == -signal.SIGKILL else f"; see {self._log}"
                 message, self._oom_kills = (
                     Message("died", f"worker process ended with exit code {code}{why}"),
                     oom_kills(),
@@ -200,3 +226,5 @@ class Pool:
                 worker.process.kill()
                 worker.process.join()
             worker.pipe.close()
+        if self._log.exists() and not self._log.stat().st_size:
+            self._log.unlink()

@@ -18,12 +18,13 @@ NEEDS_FAILED = "needs a part that failed"
 class Task:
     """One job (`job` is what a worker is sent), what must be done before it, its weight, and how far it is (0 to 1).
 
-    A task whose worker process dies is tried again, `tries` times at the most.
+    `fixed` are seconds beside its weight. One whose worker process dies is tried again, `tries` times at the most.
     """
 
     key: TaskKey
     needs: tuple[TaskKey, ...] = ()
     weight: float = 1.0
+    fixed: float = 0.0
     job: Any = None
     tries: int = 2
     measured: bool = False  # what its worker says of its progress is that of the whole task

@@ -53,6 +53,10 @@ class Judge(ABC):
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load the weights (or train them once and cache them by fingerprint); loaded once, in a named dtype."""
 
+    def left_to_train(self, data: TokenData, cache: Path) -> int:
+        """Tokens that `prepare` would train on; 0 where the judge is there already."""
+        return 0
+
     @property
     @abstractmethod
     def identity(self) -> str:

@@ -88,11 +88,9 @@ class TrainedJudge(CausalJudge):
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load the judge of these data and options, training it first where the cache does not hold it."""
         o = self.options
-        deciding = {key: value for key, value in dataclasses.asdict(o).items() if key not in _READING}
-        key = digest([JUDGE_VERSION, data.fingerprint, deciding])[:24]
-        folder = Path(cache) / "judges" / key
+        folder = self._folder(data, cache)
         if not (folder / "judge.json").is_file():
-            self._train(data, folder, deciding, device, progress)
+            self._train(data, folder, self._deciding, device, progress)
         try:
             self.record = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
             trained_as = self.record["sha256"]
@@ -109,6 +107,18 @@ class TrainedJudge(CausalJudge):
             model, lambda texts: [e.ids for e in tokenizer.encode_batch(texts)], o.dtype, self.reading
         )
         self._read_by(reader, data)
+
+    def left_to_train(self, data: TokenData, cache: Path) -> int:
+        o = self.options
+        return 0 if (self._folder(data, cache) / "judge.json").is_file() else o.steps * o.batch * o.context
+
+    @property
+    def _deciding(self) -> dict:
+        """The options that the weights depend on."""
+        return {key: value for key, value in dataclasses.asdict(self.options).items() if key not in _READING}
+
+    def _folder(self, data: TokenData, cache: Path) -> Path:
+        return Path(cache) / "judges" / digest([JUDGE_VERSION, data.fingerprint, self._deciding])[:24]
 
     @property
     def identity(self) -> str:

@@ -92,6 +92,9 @@ class Metric(ABC):
     def check(self, data: TokenData, judge: Judge) -> None:  # noqa: B027 - most metrics fit all data and judges
         """Raise `UserError` where the metric means nothing on these data or with this judge, which need not be prepared."""
 
+    def check_size(self, n: int, length: int) -> None:  # noqa: B027 - most metrics take any number of samples of any length
+        """Raise `UserError` where n samples of so many tokens cannot be scored."""
+
     @abstractmethod
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Score one set of samples; `check` was called."""

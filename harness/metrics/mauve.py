@@ -75,9 +75,7 @@ def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: Mauv
     for side, features_NF in (("reference", reference_NF), ("samples", samples_NF)):
         if not np.isfinite(features_NF).all():
             raise UserError(f"mauve's features of the {side} are not all finite: the judge broke down on those texts")
-    buckets = options.buckets or max(2, round(n / 10))
-    if n < buckets:
-        raise UserError(f"mauve with buckets={buckets} needs at least as many texts a side, got n={n}; use buckets=0")
+    buckets = _buckets(n, options)
     package = _package("mauve")
     seeds_S = np.random.SeedSequence(seed).generate_state(options.seeds) % 2**30  # faiss takes a signed 32-bit seed
     with _fixed_threads(), _without_cluster_warning():
@@ -98,6 +96,13 @@ def mauve_scores(reference_NF: np.ndarray, samples_NF: np.ndarray, options: Mauv
         ]
     spread = [_spread(each.p_hist, each.q_hist, n, options) for each in made]
     return MauveScores(np.asarray([each.mauve for each in made], dtype=np.float64), np.asarray(spread))
+
+
+def _buckets(n: int, options: MauveOptions) -> int:
+    buckets = options.buckets or max(2, round(n / 10))
+    if n < buckets:
+        raise UserError(f"mauve with buckets={buckets} needs at least as many texts a side, got n={n}; use buckets=0")
+    return buckets
 
 
 def _spread(p_M: np.ndarray, q_M: np.ndarray, n: int, options: MauveOptions) -> float:
@@ -158,6 +163,9 @@ class Mauve(Metric):
         for name in ("mauve", "faiss", "threadpoolctl"):  # looked for only: to import them takes two seconds
             if importlib.util.find_spec(name) is None:
                 raise UserError(f"{_MISSING} (there is no {name}); pip install mauve-text")
+
+    def check_size(self, n: int, length: int) -> None:
+        _buckets(n, self.options)
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """See `MauveScores.mean_and_error`."""

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.errors import UserError
 from harness.jobs.locks import if_free
 from harness.jobs.loop import Work, work_off
-from harness.jobs.pool import Message, Pool
+from harness.jobs.pool import WORKERS_LOG, Message, Pool
 from harness.jobs.progress import Display, clock
 from harness.jobs.schedule import Task, TaskKey
 from harness.provenance import git_state
@@ -286,7 +286,9 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
             gpus = gpu_groups(compute.processes) if loaded.context.session.numerics.device == "cuda" else None
             count = min(workers_of(loaded), wanted - counted)
             # A copy is without the session that was built from it.
-            pool = Pool(begin, replace(loaded.context), count, gpus, compute.threads)
+            pool = Pool(
+                begin, replace(loaded.context), count, loaded.folder / "errors" / WORKERS_LOG, gpus, compute.threads
+            )
             stack.callback(pool.stop)
             work_off(search, pool, display, stop=search.hopeless)
     finally:

@@ -30,11 +30,15 @@ from harness.study.outcome import Outcome
 Submitted = tuple[Job, Any]
 
 
-def open_executor(plan: Plan) -> SlurmExecutor:
-    """submitit's executor whose jobs ask for what the plan says, with their files in its folder; raises `UserError`."""
+def need_slurm() -> None:
+    """Raise `UserError` on a machine without SLURM's programs."""
     for program in ("sbatch", "srun"):
         if shutil.which(program) is None:
             raise UserError(f"there is no {program} here; use a login node of the cluster, or harness.run without one")
+
+
+def open_executor(plan: Plan) -> SlurmExecutor:
+    """submitit's executor whose jobs ask for what the plan says, with their files in its folder; raises `UserError`."""
     os.environ["PYTHONPATH"] = python_path()
     executor = SlurmExecutor(plan.folder, max_num_timeout=plan.slurm.max_timeouts)
     executor.update_parameters(**_sbatch(plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.slurm.plan import Plan, plan_search, plan_study
-from harness.slurm.queue import Submitted, open_executor, say, submit, wait_for
+from harness.slurm.queue import Submitted, need_slurm, open_executor, say, submit, wait_for
 from harness.study.outcome import Outcome
 
 
@@ -14,6 +14,7 @@ def submit_study(arguments: list[str], folders: list[Path], command: str) -> Out
 
     Raises `UserError` before any is submitted.
     """
+    need_slurm()  # before data are read
     plan = plan_study(arguments, folders, command)
     assert plan.last is not None, "of a study"
     executor = open_executor(plan)
@@ -34,6 +35,7 @@ def submit_study(arguments: list[str], folders: list[Path], command: str) -> Out
 
 def submit_search(arguments: list[str], folders: list[Path]) -> Outcome:
     """Run `slurm.jobs` commands of `harness.tune` that join one study; raises `UserError` before any is submitted."""
+    need_slurm()
     plan = plan_search(arguments, folders)
     submitted = submit(open_executor(plan), plan.jobs, plan.folder)
     _say_submitted(plan, submitted)

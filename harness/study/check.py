@@ -21,6 +21,7 @@ def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
     session.judge.check(session.data)
     for metric in session.metrics:
         metric.check(session.data, session.judge)
+        metric.check_size(session.cfg.study.samples, session.data.length)
     _ = session.reference  # refuses too few held-out sequences
     for key in ("runs_dir", "cache_dir"):
         _check_place(f"{key}={getattr(session.cfg, key)}", session.folder if key == "runs_dir" else session.cache)

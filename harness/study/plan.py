@@ -6,14 +6,17 @@ import time
 
 import torch
 
+from harness.jobs.schedule import unfinished
 from harness.progress import clock
 from harness.study import match
 from harness.study.cells import Cell, Weights, data_cell, left_out, make_cells
 from harness.study.check import check_study
 from harness.study.memory import check_memory
+from harness.study.pace import price
 from harness.study.runner import worker_count
 from harness.study.session import Session
 from harness.study.standing import refuse_stale
+from harness.study.tasks import cells_by_task, make_tasks, mark
 from harness.training.seeds import step_generator
 
 
@@ -42,7 +45,7 @@ def estimate(session: Session) -> tuple[str, float, int]:
         "| cell | parameters | training steps | budgets (NFE) | training | sampling | done |",
         "|---|---:|---:|---|---:|---:|---|",
     ]
-    total, all_steps = 0.0, 0
+    all_steps = 0
     seen: set[Weights] = set()  # weights that several cells share are trained once
     timings: dict[str, tuple[int, int, float, float]] = {}
     for cell in cells:
@@ -57,13 +60,13 @@ def estimate(session: Session) -> tuple[str, float, int]:
         sampling = sum(max(p.nfe, 1) for p in cell.parts) * call * s.samples
         drawn = sum(cell.samples(session, p).exists() for p in cell.parts)
         done = "all" if drawn == len(cell.parts) else ("trained" if trained and cell.weights.model.exists() else "")
-        if done != "all":
-            total += sampling + (0.0 if done == "trained" else training)
         budgets = ", ".join(str(p.nfe) + ("" if p.temperature == 1 else f"@T{p.temperature:g}") for p in cell.parts)
         lines.append(
             f"| {cell.name} | {params} | {steps or '-'} | {budgets} | {clock(training)} | {clock(sampling)} | {done} |"
         )
-    workers = worker_count(session)
+    tasks, workers = make_tasks(session, cells, data_cell(session)), worker_count(session)
+    mark(session, tasks, cells_by_task(cells, data_cell(session)))
+    total = price(session, tasks, workers) if unfinished(tasks) else 0.0
     skipped = left_out(session)
     lines += ["", *skipped, *damaged] if skipped or damaged else []
     if c.match == "flops":
@@ -71,10 +74,10 @@ def estimate(session: Session) -> tuple[str, float, int]:
         lines += ["", f"scale.match=flops: {what}; what a method fits before them is not taken off here"]
     lines += [
         "",
-        f"about {clock(total / workers)} for training and sampling with {workers} worker(s) on {session.numerics.device} "
-        f"({session.numerics.precision}); the judge and scoring come on top. Results go to {session.folder}",
+        f"about {clock(total)} in all with {workers} worker(s) on {session.numerics.device} ({session.numerics.precision}) "
+        f"from when the data are read. Results go to {session.folder}",
     ]
-    return "\n".join(lines), total / workers, all_steps
+    return "\n".join(lines), total, all_steps
 
 
 def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:

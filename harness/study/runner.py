@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.jobs.locks import folder_lock
 from harness.jobs.loop import Work, work_off
-from harness.jobs.pool import Message, Pool
+from harness.jobs.pool import WORKERS_LOG, Message, Pool
 from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, TaskKey, ready, spread_failure, unfinished
 from harness.progress import clock
@@ -24,7 +24,7 @@ from harness.study.folder import make_folder, sweep_parts
 from harness.study.made import made_by
 from harness.study.memory import check_memory
 from harness.study.outcome import Outcome
-from harness.study.pace import expected_seconds, seconds_per_weight
+from harness.study.pace import price
 from harness.study.publish import Publisher
 from harness.study.session import Session
 from harness.study.standing import settle
@@ -70,8 +70,9 @@ def work_on(session: Session, work: StudyWork) -> dict[str, str]:
         count = min(worker_count(session), len([t for t in work.tasks.values() if t.state == "waiting"]))
         compute = session.cfg.compute
         gpus = gpu_groups(compute.processes) if session.numerics.device == "cuda" else None
-        expected = expected_seconds(work.tasks.values(), seconds_per_weight(session), count)
-        pool = Pool(begin, (session.tree, session.weights), count, gpus, compute.threads)
+        expected = price(session, work.tasks, count)
+        log = session.folder / "errors" / WORKERS_LOG
+        pool = Pool(begin, (session.tree, session.weights), count, log, gpus, compute.threads)
         try:
             work_off(work, pool, Display(work.tasks, expected=expected))
         finally:

@@ -109,7 +109,7 @@ class Session:
         cls, options = build_options(self.tree["methods"][name], f"methods.{name}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            method: Method = cls(self.problem, options)
+            method = _built(cls, self.problem, options, f"methods.{name}")
         self._check_parts(name, method)
         return method
 
@@ -236,3 +236,16 @@ class Session:
             "length": self.cfg.scale.length,
             "held_out": self._held_out_hash,
         }
+
+
+def _built(cls: Any, problem: Problem, options: Any, key: str) -> Method:
+    """`cls(problem, options)`; raises `UserError` where its weights do not fit into memory."""
+    try:
+        return cls(problem, options)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            shape = (
+                f"scale.width={problem.shape.width}, scale.depth={problem.shape.depth}, scale.length={problem.length}"
+            )
+            raise UserError(f"{key}: its weights do not fit into memory with {shape}; use a smaller scale") from error
+        raise

@@ -73,8 +73,7 @@ def describe_suite(suite: Suite) -> str:
     seconds, steps = sum(plan[1] for plan in plans.values()), sum(plan[2] for plan in plans.values())
     parts.append(
         f"all {len(suite.parts)} tasks: {len(cells)} cells, {sum(c.weights.trained for c in cells)} of them trained ({steps} "
-        f"steps), {draws} sets of samples, about {clock(seconds)} in all without "
-        f"judges and scoring. The report of them all goes to {suite.folder}"
+        f"steps), {draws} sets of samples, about {clock(seconds)} in all. The report of them all goes to {suite.folder}"
     )
     return "\n\n".join(parts)
 

@@ -23,25 +23,36 @@ from harness.study.session import Session
 
 JUDGE: TaskKey = ("judge", "judge")
 #: A training step costs three forward passes of a batch, and runs in eager mode where sampling may be compiled.
-_TRAIN, _SAMPLE, _SCORE, _LATENT_EXTRA = 4.5, 1.0, 12.0, 1.5
+_TRAIN, _SAMPLE, _SCORE, _LATENT_EXTRA = 4.5, 1.0, 2.0, 1.5
+#: What a judge trains on, a token of text that is counted, and one that is drawn with what was before it kept at hand.
+_JUDGE, _COUNT, _NEXT = 3.5, 0.03, 4.0
+#: Seconds of a task whatever its weight: FLOPs are counted, files are read and written. Of compiling a network for the first
+#: time here, and of reading what was compiled.
+_FIXED, _COMPILE, _COMPILED = {"judge": 1.0, "train": 2.0, "sample": 0.3, "score": 0.3}, 25.0, 3.0
 
 
 def make_tasks(session: Session, cells: list[Cell], data: Cell) -> dict[TaskKey, Task]:
     """All tasks by key."""
     s, c = session.cfg.study, session.cfg.scale
-    judge = Task(JUDGE, (), _TRAIN * c.steps * c.batch * c.length * 0.8)
-    tasks = [judge]
-    tokens = s.samples * c.length
+    tasks = [Task(JUDGE, (), _JUDGE * session.judge.left_to_train(session.data, session.cache))]
+    tokens, counting = s.samples * c.length, _COUNT * session.data.splits["train"].size
     for weights, own in by_weights(cells).items():
         more = _LATENT_EXTRA if own[0].role == "method" else 1.0
-        cost = more * _TRAIN * c.steps * c.batch * c.length if weights.trained else tokens
+        cost = more * _TRAIN * c.steps * c.batch * c.length if weights.trained else counting
         tasks.append(Task(("train", weights.name), (), cost, measured=True))
     for cell in cells:
         sample: TaskKey = ("sample", cell.name)
-        calls = sum(max(p.nfe, 1) for p in cell.parts)
-        tasks.append(Task(sample, (("train", cell.weights.name),), _SAMPLE * tokens * calls))
+        # A call for each token: it draws that one alone. What is counted is counted again.
+        calls = sum(_SAMPLE * p.nfe if p.nfe < c.length else _NEXT for p in cell.parts)
+        cost = tokens * calls if cell.weights.trained else counting
+        tasks.append(Task(sample, (("train", cell.weights.name),), cost))
         tasks.append(Task(("score", cell.name), (sample, JUDGE), _SCORE * tokens * len(cell.parts)))
     tasks.append(Task(("score", data.name), (JUDGE,), _SCORE * s.samples * c.length))
+    compiling = _COMPILED if any(session.cache.glob("compiled-*")) else _COMPILE
+    compiled = {"train": session.numerics.compile_training, "sample": session.numerics.compile_sampling}
+    names = {name for c in cells if c.weights.trained for name in (c.name, c.weights.name)}
+    for (kind, name), task in ((t.key, t) for t in tasks):
+        task.fixed = _FIXED[kind] + (compiling if name in names and compiled.get(kind) else 0.0)
     return {t.key: t for t in tasks}
 
 

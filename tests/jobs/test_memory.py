@@ -79,7 +79,7 @@ def test_a_worker_that_the_kernel_killed_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(pool, "oom_kills", lambda: int(events.read_text().split()[1]))
     monkeypatch.setattr(memory, "oom_kills", pool.oom_kills)
     heard: list[Message] = []
-    workers = Pool(_shot, str(events), 1)
+    workers = Pool(_shot, str(events), 1, tmp_path / "workers.log")
     try:
         for _ in range(2):  # the second time nobody knows why
             before, until = len(heard), time.monotonic() + 60

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -87,16 +88,41 @@ def _begin(context: object):
     return serve
 
 
-def test_a_worker_hears_nothing_of_a_terminal_from_its_first_moment_on():
-    pool = Pool(_begin, None, 1)
+def _loud(context: object):
+    def serve(job: object, talk: Talk) -> None:
+        warnings.warn("of a library", stacklevel=1)
+        os.write(2, b"of compiled code\n")
+        print("a line of our own", file=sys.stderr)
+
+    return serve
+
+
+def _served(pool: Pool) -> list[Message]:
     said: list[Message] = []
+    pool.assign(pool.workers[0], Task(("kind", "name"), job="it"))
+    until = time.monotonic() + 60
+    while not said and time.monotonic() < until:
+        pool.poll(1.0, lambda task, message: said.append(message))
+    return said
+
+
+def test_what_libraries_say_in_a_worker_goes_to_its_log(capfd, tmp_path):
+    log = tmp_path / "errors" / "workers.log"
+    pool = Pool(_loud, None, 1, log)
+    try:
+        assert [m.kind for m in _served(pool)] == ["done"]
+    finally:
+        pool.stop()
+    assert capfd.readouterr().err == "a line of our own\n"
+    assert "UserWarning: of a library" in log.read_text() and "of compiled code" in log.read_text()
+
+
+def test_a_worker_hears_nothing_of_a_terminal_from_its_first_moment_on(tmp_path):
+    pool = Pool(_begin, None, 1, tmp_path / "workers.log")
     try:
         for number in (signal.SIGINT, signal.SIGHUP):  # while it still imports what it needs
             os.kill(pool.workers[0].process.pid, number)
-        pool.assign(pool.workers[0], Task(("kind", "name"), job="it"))
-        until = time.monotonic() + 60
-        while not said and time.monotonic() < until:
-            pool.poll(1.0, lambda task, message: said.append(message))
+        said = _served(pool)
     finally:
         pool.stop()
-    assert [(m.kind, m.value) for m in said] == [("done", "did it")]
+    assert [(m.kind, m.value) for m in said] == [("done", "did it")] and not (tmp_path / "workers.log").exists()

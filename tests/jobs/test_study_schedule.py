@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from harness.jobs.pool import Message, Pool, Worker
 from harness.jobs.progress import Display
 from harness.jobs.schedule import NEEDS_FAILED, Task, critical_path, ready, spread_failure, unfinished
 from harness.progress import clock
+from harness.study import pace
 from harness.study.cells import data_cell, make_cells
 from harness.study.session import Session
 from harness.study.tasks import JUDGE, make_tasks
@@ -70,7 +72,25 @@ def test_tasks_of_a_study(finished):
     weight = {c.method: tasks[("train", c.weights.name)].weight for c in cells}
     assert weight["bigram"] < weight["ar"] and weight["bigram"] < weight["mdlm"] <= weight["seq"]
     first = ready(tasks)
-    assert {t.key[0] for t in first} == {"judge", "train"} and first[-1].key[1] in ("unigram/seed0", "bigram/seed0")
+    assert {t.key[0] for t in first} == {"judge", "train"} and first[-1].key == JUDGE, "it is there already"
+    assert first[-2].key[1] in ("unigram/seed0", "bigram/seed0")
+
+
+def test_the_estimate_is_of_what_is_open_shared_out_and_as_much_longer_as_others_use_the_cores(monkeypatch):
+    tasks = _tasks((A, (), 10.0), (B, (), 1000.0), (C, (), 40.0))
+    tasks[B].state, tasks[C].fixed = "done", 5.0
+    monkeypatch.setattr(pace, "_timing", lambda session: (0.5, 2.0))
+    around = 2.0 * (pace._START + pace._FIRST_SCORE + pace._END)
+    assert pace.price(None, tasks, 1) == pytest.approx(around + 2.0 * (5.0 + 20.0 + 5.0))
+    assert [tasks[key].weight for key in (A, C)] == [10.0, 50.0], "weights are seconds then"
+    tasks = _tasks((A, (), 10.0), (C, (), 40.0))
+    assert pace.price(None, tasks, 8) == pytest.approx(around + 2.0 * 20.0), "no worker shares a task"
+
+
+def test_a_judge_that_is_there_costs_nothing_more(finished):
+    session = Session(load(finished.arguments).tree)
+    assert session.judge.left_to_train(session.data, session.cache) == 0
+    assert session.judge.left_to_train(session.data, session.cache / "elsewhere") == 60 * 8 * 32
 
 
 def test_each_cell_has_its_own_folder_and_key_for_what_its_weights_depend_on(finished):
@@ -100,7 +120,7 @@ def pool(monkeypatch):
         return Worker(SimpleNamespace(join=lambda: None, kill=lambda: None, exitcode=-9), ours)
 
     monkeypatch.setattr(Pool, "_start", start)
-    made = Pool(None, None, 2)
+    made = Pool(None, None, 2, Path("none"))
     made.theirs = theirs
     return made
 

@@ -140,4 +140,5 @@ class _Kept:
 def use_threads(monkeypatch) -> None:
     """Run the workers' own code in threads: the same jobs and messages, without seconds of imports for each test."""
     monkeypatch.setattr("harness.jobs.pool.die_with_parent", lambda parent: None)
+    monkeypatch.setattr("harness.jobs.pool._quieten", lambda log: None)
     monkeypatch.setattr("harness.jobs.pool.multiprocessing", SimpleNamespace(get_context=lambda _: _ThreadContext()))
