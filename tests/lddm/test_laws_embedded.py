@@ -85,7 +85,9 @@ def embedding_of_seven(dims: int = 4) -> tuple[TokenEmbedding, np.ndarray]:
 
 def test_embeddings_have_one_length_and_like_symbols_are_near():
     rng = np.random.default_rng(4)
-    vowel_NL = rng.integers(2, size=(3000, 1)) + np.arange(8) % 2 * 2  # 0 and 1 stand in even places, 2 and 3 in odd ones
+    vowel_NL = (
+        rng.integers(2, size=(3000, 1)) + np.arange(8) % 2 * 2
+    )  # 0 and 1 stand in even places, 2 and 3 in odd ones
     x_NL = np.where(np.arange(8) % 2, rng.integers(2, 4, size=(3000, 8)), rng.integers(2, size=vowel_NL.shape))
     embedding = TokenEmbedding(4, 3)
     embedding.fit(x_NL)
