@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.metrics.base import Column
+
+#: Characters of a line of a label at the y axis.
+LABEL = 42
 
 
 def plain_ticks(axis: Any, ticks: Sequence[float] | None = None) -> None:
@@ -17,7 +21,9 @@ def plain_ticks(axis: Any, ticks: Sequence[float] | None = None) -> None:
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(FixedLocator(ticks) if ticks is not None else LogLocator(10, (1, 2, 5)))
+    low, high = axis.get_view_interval()
+    parts = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    axis.set_major_locator(FixedLocator(ticks) if ticks is not None else LogLocator(10, parts))
 
 
 def linear_range(values: Sequence[float], errors: Sequence[float]) -> float | None:
@@ -49,7 +55,8 @@ def scale_y(axes: Any, column: Column, values: Sequence[float], errors: Sequence
             axes.set_yscale("log")
     elif np.abs(known).max() > 8 * linear:
         axes.set_yscale("symlog", linthresh=linear, linscale=0.6)
-        axes.set_ylabel(f"{axes.get_ylabel()}, linear within ±{linear:g}")
+        label = f"{' '.join(axes.get_ylabel().split())}, linear within ±{linear:g}"
+        axes.set_ylabel(textwrap.fill(label, LABEL))
         axes.axhline(0.0, color="#b0b0b0", linewidth=0.8, zorder=1)
 
 

@@ -7,6 +7,7 @@ marker in all figures.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pandas as pd
 
 from harness.metrics.base import Column
 from harness.report.aggregate import CURVES, aggregate, data_value, headline
-from harness.report.axes import plain_ticks, scale_y, ticks_y
-from harness.report.canvas import new_figure, write_png
+from harness.report.axes import LABEL, plain_ticks, scale_y, ticks_y
+from harness.report.canvas import new_figure, write_figure
 from harness.report.style import Style
 
 _GREY = "#6e6e6e"
@@ -38,10 +39,10 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
 
 
 def dress(axes: Any, title: str, x: str, y: str) -> None:
-    """Title, axis labels and grid, as in all figures."""
-    axes.set_title(title, fontsize=12, loc="left")
-    axes.set_xlabel(x, fontsize=11)
-    axes.set_ylabel(y, fontsize=11)
+    """Title, axis labels and grid, as in all figures; what is long is broken into lines, not cut."""
+    axes.set_title(textwrap.fill(title, 68), fontsize=12, loc="left")
+    axes.set_xlabel(textwrap.fill(x, 60), fontsize=11)
+    axes.set_ylabel(textwrap.fill(y, LABEL), fontsize=11)
     axes.tick_params(labelsize=10)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -60,7 +61,7 @@ def save(figure: Any, panels: Sequence[Any], path: Path, width: int = 84) -> Pat
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=10
         )
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
@@ -99,6 +100,7 @@ def draw_curves(axes: Any, table: pd.DataFrame, column: Column, budget: str, sty
             axes.errorbar(x, y, np.nan_to_num(error), color=look["color"], capsize=3, zorder=3)
         low = np.maximum(y - error, y * 1e-3) if axes.get_yscale() == "log" else y - error
         axes.fill_between(x, low, y + error, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+    axes.fill_between([], [], [], color=_GREY, alpha=0.18, linewidth=0, label="band: ± one standard error")
     axes.set_xscale("log", **({"base": 2} if budget == "nfe" else {}))
     plain_ticks(axes.xaxis, sorted(set(shown["nfe"])) if budget == "nfe" else None)
     infinite = curves[np.isinf(curves[column.name])]
@@ -125,11 +127,15 @@ def _reference_lines(axes: Any, table: pd.DataFrame, name: str) -> None:
         of_data = row["role"] == "data"
         axes.axhline(row[name], color="#222222" if of_data else _GREY, linewidth=1.3, zorder=1,
                      linestyle="-" if of_data else (0, (4, 3)))  # fmt: skip
-    forward = axes.yaxis.get_transform().transform
-    low, high, *places = forward(np.array([*axes.get_ylim(), *rows[name]], dtype=float))
-    heights = [float((place - low) / (high - low)) for place in places]
-    for label, height in zip(rows["label"], _spread(heights, 0.055), strict=True):
+    for label, height in zip(rows["label"], _label_heights(axes, rows[name].tolist()), strict=True):
         axes.text(1.01, height, label, transform=axes.transAxes, va="center", fontsize=9, color="#333333")
+
+
+def _label_heights(axes: Any, values: Sequence[float]) -> list[float]:
+    """Heights, as shares of the axis, beside `values`, for labels that do not cover each other."""
+    forward = axes.yaxis.get_transform().transform
+    low, high, *places = forward(np.array([*axes.get_ylim(), *values], dtype=float))
+    return _spread([float((place - low) / (high - low)) for place in places], 0.055)
 
 
 def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path | None:
@@ -179,33 +185,37 @@ def plane(frame: pd.DataFrame, sides: tuple[Column, Column], path: Path) -> Path
     _name_budgets(axes, methods, quality, diversity)
     for label, rows in table[table["role"].isin(("floor", "probe"))].groupby("label", sort=False):
         axes.plot(rows[diversity], rows[quality], label=label, zorder=4, **style.beside(str(label)))
-    for _, row in table[table["role"].isin(("data", "reference"))].drop_duplicates("label").iterrows():
+    of_reference = table[table["role"].isin(("data", "reference"))].drop_duplicates("label")
+    for _, row in of_reference.iterrows():
         of_data = row["role"] == "data"
         axes.plot([row[diversity]], [row[quality]], marker="*" if of_data else "d", markersize=15 if of_data else 8,
                   color="#222222" if of_data else _GREY, linestyle="none", zorder=4)  # fmt: skip
-        _note(axes, row["label"], (row[diversity], row[quality]), (9, -4), 6)
     if not math.isnan(data_value(table, diversity)):
         axes.axvline(data_value(table, diversity), color="#222222", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
     axes.margins(x=0.1, y=0.1)
     plain_ticks(axes.yaxis)
+    heights = _label_heights(axes, of_reference[quality].tolist())
+    for (_, row), height in zip(of_reference.iterrows(), heights, strict=True):
+        _note(axes, row["label"], (row[diversity], height), (9, -4), 6, axes.get_xaxis_transform())
     return save(figure, [axes], path)
 
 
 def _name_budgets(axes: Any, methods: pd.DataFrame, quality: str, diversity: str) -> None:
-    """Write each NFE once, above the methods' points of highest diversity; only the ends where nothing else tells."""
-    swept = methods.groupby(["label", "nfe"])["temperature"].nunique().max() > 1
-    wanted = sorted(set(methods["nfe"].dropna()))
-    for nfe in wanted if swept else dict.fromkeys((wanted[0], wanted[-1])):
-        points = methods[methods["nfe"] == nfe]
-        _note(axes, f"NFE {nfe:.0f}", (points[diversity].max(), points[quality].max()), (7, 3), 5)
+    """Write each NFE beside its point; of a sweep of temperatures, beside the warmest one."""
+    warmest = methods.sort_values("temperature").groupby(["label", "nfe"], sort=False).tail(1)
+    for _, row in warmest.iterrows():
+        _note(axes, f"{row['nfe']:.0f}", (row[diversity], row[quality]), (4, 4), 5)
+    axes.plot([], [], linestyle="none", marker="$4$", color="#333333", markersize=5, label="number: NFE")
 
 
-def _note(axes: Any, text: str, place: tuple[float, float], offset: tuple[int, int], zorder: int) -> None:
-    """Text beside a point, readable over lines; `offset` is in points of type."""
+def _note(
+    axes: Any, text: str, place: tuple[float, float], offset: tuple[int, int], zorder: int, to: Any = "data"
+) -> None:
+    """Text beside a point of the coordinates `to`, readable over lines; `offset` is in points of type."""
     from matplotlib.patheffects import withStroke  # late, as in `canvas`
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
-    axes.annotate(text, place, xytext=offset, textcoords="offset points", fontsize=9, color="#333333",
+    axes.annotate(text, place, xycoords=to, xytext=offset, textcoords="offset points", fontsize=9, color="#333333",
                   path_effects=halo, zorder=zorder)  # fmt: skip
 
 

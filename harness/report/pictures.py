@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.report.canvas import new_figure, write_png
+from harness.report.canvas import new_figure, write_figure
 
 ROWS = COLUMNS = 4
 BUDGETS_SHOWN = 4
@@ -99,7 +99,7 @@ def picture_sheet(blocks: Sequence[Block], path: Path) -> Path | None:
             named.add(column)
             top = corner(0, column, size)[0] - _CAPTION - 5
             figure.text(x / width, 1 - top / height, _short(block.title, size[1]), fontsize=10, va="baseline")
-    return write_png(figure, path)
+    return write_figure(figure, path)
 
 
 def corner(row: int, column: int, size: tuple[int, int]) -> tuple[int, int]:

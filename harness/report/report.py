@@ -12,6 +12,7 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
+from harness.report.latex import latex_table
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.table import cost_table, definitions, frontier_table, number, results_table
 from harness.report.truth import truth_section
@@ -32,7 +33,7 @@ PROVENANCE = {
 
 
 def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], context: Mapping[str, Any]) -> Path:
-    """Write `report.md` and `figures/*.png` into `folder` and return the path of the former.
+    """Write `report.md`, `table.tex` and figures into `folder` and return the path of the first.
 
     `frame`: results (see `harness.report.aggregate`); rows of different data or protocols get sections of their own.
     `columns`: those of the study's metrics. `context`, all optional: `title`; `judge`,
@@ -42,7 +43,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     `harness.report.figures.curves` takes them).
     """
     folder = Path(folder)
-    parts = [f"# {context.get('title', 'Results')}"]
+    parts, tables = [f"# {context.get('title', 'Results')}"], list[str]()
     notes = list(context.get("notes") or [])
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
@@ -52,7 +53,8 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         several = len(sections) > 1
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
-        parts.append(f"{heading}\n\n{results_table(part, columns)}")
+        tables.append(results_table(part, columns))
+        parts.append(f"{heading}\n\n{tables[-1]}")
         parts.append(truth_section(part))
         swept = frontier_table(part, columns)
         if swept:
@@ -68,6 +70,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     parts.append(_provenance(context))
     path = folder / "report.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    write_text(folder / "table.tex", "\n".join(map(latex_table, tables)))
     return path
 
 

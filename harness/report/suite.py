@@ -59,8 +59,8 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
         for column in columns.values()
         if (path := panels(shown, column, folder / "figures" / f"{column.name}.png"))
     }
-    for path in (folder / "figures").glob("*.png"):
-        if path not in drawn:
+    for path in (folder / "figures").glob("*.*"):
+        if path.with_suffix(".png") not in drawn:
             path.unlink()
     parts = [f"# {context.get('title', 'Results')}", str(context.get("question") or ""), _overview(tasks)]
     parts.append("\n".join(f"- {task.name}: {note}" for task in tasks for note in task.notes))

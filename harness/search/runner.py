@@ -45,8 +45,10 @@ from harness.search.trials import (
     write_trials,
 )
 from harness.store import write_text
+from harness.study.cells import make_cells
 from harness.study.folder import sweep_parts
 from harness.study.made import differing
+from harness.study.memory import check_memory
 from harness.study.outcome import Outcome
 from harness.study.runner import worker_count
 from harness.study.standing import what_changed
@@ -277,6 +279,7 @@ def _search(loaded: LoadedTune, store: Store, log: SearchLog) -> dict[str, str]:
     _say(f"tune {loaded.name}: {wanted} trials{there} in {loaded.folder}")
     if counted >= wanted:
         return {}
+    check_memory(loaded.context.session, make_cells(loaded.context.session))
     queue = Queue(store, loaded.cfg, loaded.folder / "commands")
     search = Search(loaded, store, queue, log)
     display = Display(search.tasks, planned=wanted, note=lambda: search.words, what="trials")

@@ -15,7 +15,9 @@ from harness.study.cells import Cell, config_key
 from harness.study.session import Session
 
 #: Files of a former configuration of the same study move to `earlier/<its key>` instead of being written over.
-_RESULTS = ("results.parquet", "report.md", "report.html", "config.yaml", "protocol.json", "figures", "samples")
+_RESULTS = (
+    "results.parquet", "report.md", "report.html", "table.tex", "config.yaml", "protocol.json", "figures", "samples",
+)  # fmt: skip
 
 
 def make_folder(session: Session) -> None:

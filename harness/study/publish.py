@@ -146,7 +146,8 @@ class Publisher:
         shown = [column for column in s.columns if column.headline]
         report = write_report(s.folder, frame, shown, self._context(frame, failures))
         page = write_html(report)
-        files = [page, *(s.folder / name for name in ("report.md", "results.parquet", "config.yaml", "protocol.json"))]
+        named = ("report.md", "table.tex", "results.parquet", "config.yaml", "protocol.json")
+        files = [page, *(s.folder / name for name in named)]
         figures = sorted((s.folder / "figures").glob("*.png"))
         status: Status = "FAILED" if failures else "FINISHED"
         self.runs.finish(status, (*figures, *files), note=markdown_table(frame, shown), git_sha=commits_of(frame))

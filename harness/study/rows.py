@@ -7,9 +7,7 @@ import json
 import math
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from harness.interface import Problem
 from harness.store import read_json
@@ -17,6 +15,9 @@ from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
 from harness.study.session import Session
 from harness.study.steps import samples_file
+
+if TYPE_CHECKING:
+    import pandas as pd  # start-up time of workers
 
 _COMMITS = ("git_sha", "git_sha_train", "git_sha_score")
 

@@ -25,7 +25,7 @@ JUDGE: TaskKey = ("judge", "judge")
 #: A training step costs three forward passes of a batch, and runs in eager mode where sampling may be compiled.
 _TRAIN, _SAMPLE, _SCORE, _LATENT_EXTRA = 4.5, 1.0, 2.0, 1.5
 #: What a judge trains on, a token of text that is counted, and one that is drawn with what was before it kept at hand.
-_JUDGE, _COUNT, _NEXT = 3.5, 0.03, 4.0
+_JUDGE, _COUNT, _NEXT = 3.5, 0.01, 4.0
 #: Seconds of a task whatever its weight: FLOPs are counted, files are read and written. Of compiling a network for the first
 #: time here, and of reading what was compiled.
 _FIXED, _COMPILE, _COMPILED = {"judge": 1.0, "train": 2.0, "sample": 0.3, "score": 0.3}, 25.0, 3.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.jobs.launch import python_path
 from harness.jobs.pool import Message, Pool, Talk
 from harness.jobs.schedule import Task
 
@@ -115,6 +116,45 @@ def test_what_libraries_say_in_a_worker_goes_to_its_log(capfd, tmp_path):
         pool.stop()
     assert capfd.readouterr().err == "a line of our own\n"
     assert "UserWarning: of a library" in log.read_text() and "of compiled code" in log.read_text()
+
+
+_LEAK = """
+import multiprocessing, sys, time
+from pathlib import Path
+from harness import cli
+from harness.jobs.pool import Pool
+from harness.jobs.schedule import Task
+
+def begin(context):
+    def serve(job, talk):
+        lock = multiprocessing.get_context("spawn").RLock()
+        talk.progress("holds it", 1, 1)
+        time.sleep(60)
+    return serve
+
+def run(given):
+    pool, said = Pool(begin, None, 1, Path("workers.log")), []
+    pool.assign(pool.workers[0], Task(("kind", "name")))
+    while not said:
+        pool.poll(1.0, lambda task, message: said.append(message))
+    pool.stop()
+    return said[0].text
+
+if __name__ == "__main__":
+    sys.exit(cli.main(run, lambda folders: "", ["go"]))
+"""
+
+
+def test_a_killed_workers_semaphores_are_nothing_to_warn_of(tmp_path):
+    (tmp_path / "leak.py").write_text(_LEAK)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"} | {
+        "PYTHONPATH": python_path()
+    }
+    # Its end is that of the last process that holds its standard error: of the one that takes the semaphore away.
+    ended = subprocess.run(
+        [sys.executable, "leak.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "holds it\n", "")
 
 
 def test_a_worker_hears_nothing_of_a_terminal_from_its_first_moment_on(tmp_path):

@@ -139,6 +139,8 @@ class _Kept:
 
 def use_threads(monkeypatch) -> None:
     """Run the workers' own code in threads: the same jobs and messages, without seconds of imports for each test."""
+    # PDF and SVG take as long as the PNG; `test_figures.py` looks at them.
+    monkeypatch.setattr("harness.report.canvas.VECTORS", ())
     monkeypatch.setattr("harness.jobs.pool.die_with_parent", lambda parent: None)
     monkeypatch.setattr("harness.jobs.pool._quieten", lambda log: None)
     monkeypatch.setattr("harness.jobs.pool.multiprocessing", SimpleNamespace(get_context=lambda _: _ThreadContext()))
