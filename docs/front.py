@@ -21,6 +21,7 @@ ROWS = {
     ("data", ""): "Held-out text",
     ("ngram5", "counts"): "5-gram: counts, no network",
     ("mdlm", "ancestral"): "MDLM",
+    ("seq_embedded", "embedded"): "SEQ, noisy embeddings (LDDM)",
     ("seq_discrete", "codes"): "SEQ, EM codes (LDDM)",
     ("fuji", "path"): "FUJI (LDDM)",
 }

@@ -15,8 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.diffusion.masked import draw_tokens
+
 #: Segments of a block: its scores against all components then stay in a core's cache.
 _ROWS = 2048
+#: Numbers that a block of `posterior` keeps, which has C for each segment and component.
+_SEEN_NUMBERS = 1 << 21
+#: After so many tokens weights are scaled: the tables' least entry (1e-12) to this power is a number in float32 still.
+_RESCALE = 3
+#: Instead of 0, where its logarithm is taken.
+_LEAST = 1e-20
 #: Power of a segment's count in the choice of first centres; 1 would choose the most frequent ones again and again.
 _POWER = 0.75
 #: How much of a component's first table is its centre; the rest is the marginal law, so that nothing is impossible.
@@ -51,6 +59,48 @@ class ProductMixture(nn.Module):
         with torch.autocast(x_NC.device.type, enabled=False):
             return torch.addmm(self.log_weight_M, self.one_hot(x_NC), self.log_table_MF.T)
 
+    # ---- what is known of each token by itself ---------------------------------------------------------------------
+    @torch.no_grad()
+    def posterior(self, evidence_NCV: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x_j | evidence of the whole segment), (N, C, V), and the evidence's log probability, (N,), both float32.
+
+        `evidence_NCV` is log p(what was seen of token j | x_j = v), up to terms that all symbols share (the log
+        probability has the same terms): of a noisy token, or of a known one, minus infinity for all symbols but that. The
+        sum over components and symbols is exact: p(k | seen) prop. to pi_k prod_j sum_v P_k,j(v) p(seen_j | v).
+        """
+        with torch.autocast(evidence_NCV.device.type, enabled=False):
+            rows = max(1, _SEEN_NUMBERS // (self.segment * len(self.log_weight_M)))
+            blocks = [self._posterior(e_NCV) for e_NCV in evidence_NCV.float().split(rows)]
+        return torch.cat([log_p for log_p, _ in blocks]), torch.cat([total for _, total in blocks])
+
+    def _posterior(self, evidence_NCV: Tensor) -> tuple[Tensor, Tensor]:
+        table_CVM = self.log_table_MF.exp().view(-1, self.segment, self.vocab_size).permute(1, 2, 0)
+        top_NC1 = evidence_NCV.amax(-1, keepdim=True)
+        seen_CNV = (evidence_NCV - top_NC1).exp().transpose(0, 1)
+        each_CNM = torch.bmm(seen_CNV, table_CVM)  # at least the tables' least entry, since the greatest of `seen` is 1
+        log_N, weight_NM = top_NC1.sum((1, 2)), self.log_weight_M.exp().repeat(len(top_NC1), 1)
+        for j, each_NM in enumerate(each_CNM, 1):
+            weight_NM *= each_NM
+            if j % _RESCALE == 0 or j == self.segment:
+                total_N1 = weight_NM.sum(-1, keepdim=True)
+                weight_NM /= total_N1
+                log_N = log_N + total_N1[:, 0].log()
+        for each_NM in each_CNM:  # without token j itself: what the others say of the component
+            torch.div(weight_NM, each_NM, out=each_NM)
+        p_CNV = torch.bmm(each_CNM, table_CVM.transpose(1, 2)) * seen_CNV
+        log_p_CNV = p_CNV.clamp(min=_LEAST).log().log_softmax(-1)
+        return log_p_CNV.transpose(0, 1), log_N
+
+    @torch.no_grad()
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """`n` segments, (n, C) int64, each token given its segment's component, all in float64."""
+        u_n = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        cdf_M = self.log_weight_M.double().softmax(0).cumsum(0)  # one law for all: no row of M numbers for each
+        k_n = torch.searchsorted(cdf_M, u_n * cdf_M[-1], right=True).clamp_(max=len(cdf_M) - 1)
+        log_p_nCV = self.log_table_MF[k_n].view(n * self.segment, self.vocab_size)
+        return draw_tokens(log_p_nCV, generator)[0].view(n, self.segment)
+
+    # ---- learning ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def fit(self, x_NC: np.ndarray, steps: int, smoothing: float, seed: int = 0) -> float:
         """`steps` of EM from centres drawn among the segments; returns the mean log p(x) of the last E-step, in nats.

@@ -36,6 +36,8 @@ SWITCHES = [
     ("seq_discrete", {"slots": 2, "codes": 64, "schedule": "cosine"}),
     ("seq_discrete", {"slots": 4, "codes": 16, "loss": "nelbo", "full_mask": 0.0}),
     ("seq_discrete", {"slots": L, "codes": 5}),
+    ("seq_embedded", {"codes": 1, "segment": 1, "patch": 1, "loss": "nelbo"}),
+    ("seq_embedded", {"codes": 16, "segment": L, "patch": 2, "start": 1.0, "schedule": "cosine"}),
 ]
 
 

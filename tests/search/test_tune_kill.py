@@ -37,7 +37,7 @@ def _kill_at_random(root: Path, seed: int, *more: str) -> list:
     rng, log = np.random.default_rng(seed), root / "log"
     folders = ["--config-dir", str(write_files(root))]
     results = root / "runs" / "tunable" / "tune" / "toy" / "trials"
-    process = start("harness.tune", [*folders, *_search(root, *more), "tune.workers=4"], log)
+    process = start("harness.tune", [*folders, *_search(root, *more), "tune.workers=8"], log)
     for least, whom in _KILLS:
         wait_for(lambda least=least: len(list(results.glob("*/cells/*/scores-*"))) >= 2 * least, process, log)
         workers = wait_for(functools.partial(workers_of, process), process, log)
@@ -64,7 +64,7 @@ def _check(root: Path, trials: list) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_four_workers_and_the_command_killed_on_a_fresh_journal(tmp_path):
+def test_eight_workers_and_the_command_killed_on_a_fresh_journal(tmp_path):
     _check(tmp_path, _kill_at_random(tmp_path, 0))
     folder = tmp_path / "runs" / "tunable" / "tune" / "toy"
     assert all(isinstance(json.loads(line), dict) for line in (folder / "journal.log").read_text().splitlines())
@@ -72,7 +72,7 @@ def test_four_workers_and_the_command_killed_on_a_fresh_journal(tmp_path):
 
 
 @pytest.mark.timeout(280)
-def test_four_workers_and_the_command_killed_on_a_fresh_database(tmp_path):
+def test_eight_workers_and_the_command_killed_on_a_fresh_database(tmp_path):
     with postgres() as server:
         _check(tmp_path, _kill_at_random(tmp_path, 1, f"tune.storage={server.url()}"))
         for path in (tmp_path / "runs").rglob("*"):

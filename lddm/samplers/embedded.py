@@ -1,0 +1,84 @@
+"""The sampler of SEQ with noisy embeddings: a latent from the mixture, some steps down with its network, then the tokens.
+
+Shapes: N sequences, L tokens, D dims of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.config.fields import ranged
+from harness.errors import BudgetError, UserError
+from harness.interface import Draw, Sampler
+from lddm.paths import split_calls
+from lddm.seq_embedded import SEQEmbedded
+
+
+@dataclass
+class EmbeddedOptions:
+    latent_share: float = ranged(0.5, 0, 1)  # of a budget K that goes to K_z; 0: the mixture's own latents
+    start: float = ranged(0.0, 0, 1)  # time at which the mixture draws the latent; 0: the method's
+    eta: float = ranged(0.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
+
+
+class Embedded(Sampler):
+    """K_z calls of the latent's network at equal steps of time from `start` to the method's `end`, then K_x of the decoder.
+
+    The mixture's draw at `start` calls no network. With `latent_share` 0 it is made at `end`, and K = K_x.
+    """
+
+    Options = EmbeddedOptions
+    options: EmbeddedOptions
+    methods = SEQEmbedded
+    method: SEQEmbedded
+
+    def __init__(self, method: SEQEmbedded, options: EmbeddedOptions) -> None:
+        super().__init__(method, options)
+        end, highest = method.options.end, method.options.start
+        self.start = (options.start or highest) if options.latent_share > 0 else end
+        if not end <= self.start <= highest:
+            raise UserError(
+                f"sampler embedded: start={options.start} is not between the method's end={end} and its start={highest}, "
+                f"where its network has learnt; choose {min(max(self.start, end), highest)}"
+            )
+        # Another start has another law than the one that the method's bound is of.
+        self.bounded = self.start == highest
+
+    @property
+    def title(self) -> str:
+        return self.method.title if self.start > self.method.options.end else "SEQ, embeddings of the mixture"
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        latent = {"latent": self.method.prior} if self.start > self.method.options.end else {}
+        return latent | {"token": self.method.token_network()}
+
+    def _split(self, nfe: int) -> tuple[int, int]:
+        if self.start > self.method.options.end:
+            return split_calls(nfe, self.options.latent_share, self.title)
+        if nfe < 1:
+            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: tokens take a call at least; use 1")
+        return 0, nfe
+
+    def check_budget(self, nfe: int) -> None:
+        self._split(nfe)
+
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        latent_calls, token_calls = self._split(nfe)
+        z_NLD = self._latents(n, latent_calls, generator)
+        x_NL, dtype = self.method.draw_tokens(z_NLD, token_calls, generator, temperature)
+        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
+
+    def _latents(self, n: int, calls: int, generator: torch.Generator) -> Tensor:
+        """z_end (N, L, D)."""
+        m, end = self.method, self.method.options.end
+        z_NLD = m.draw_start(n, self.start, generator)
+        time = torch.linspace(self.start, end, calls + 1, dtype=torch.float64).tolist()
+        for t, s in zip(time[:-1], time[1:], strict=True):
+            t_N = torch.full((n,), t, dtype=torch.float64, device=z_NLD.device)
+            mean_NLD = m.embedding.mean(m.log_p(z_NLD, t_N))
+            z_NLD = m.embedding.step(z_NLD, mean_NLD, t, s, self.options.eta, generator)
+        return z_NLD

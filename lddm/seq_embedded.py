@@ -1,0 +1,238 @@
+"""SEQ with noisy embeddings: a Gaussian latent that names the tokens through a fog, resolved first, then the tokens given it.
+
+The continuous arm of LDDM (Shariatian et al., arXiv 2510.18114, SEQ) with an encoder in closed form, `TokenEmbedding`, and a
+prior that starts where a `ProductMixture` of segments is. Given a noisy latent the mixture's posterior of all tokens of a
+segment is an exact finite sum, so that the ideal denoiser of the mixture costs no training; networks learn what it leaves
+open. Its law of z_t is known too: the chain may begin at any time `start` with a draw from it, and only the rest of the way
+takes calls (a truncated diffusion: Zheng et al. 2022, arXiv 2202.09671). It ends at `end`, where the rest of the tokens'
+information is left to masked diffusion beside the latent.
+
+Shapes: B batch, L tokens in segments of C, V symbols, D dims of an embedding, N sequences, R selected positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.config.fields import chosen, ranged
+from harness.diffusion import masked
+from harness.diffusion.ancestral import Denoiser
+from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
+from harness.errors import UserError
+from harness.interface import Bound, Loss, Problem, Stage
+from lddm import instruments
+from lddm.bank import CodeBank
+from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
+from lddm.latent import token_times
+from lddm.latent_model import LatentModel
+from lddm.mixture import ProductMixture
+from lddm.token_embedding import TokenEmbedding
+
+
+@dataclass
+class SEQEmbeddedOptions:
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of the tokens
+    loss: str = chosen("masked_mean", masked.LOSSES)  # of the tokens; see harness.diffusion.masked.MaskedTerms
+    dims: int = ranged(8, 1, 4096)  # of a token's embedding
+    start: float = ranged(0.65, 0, 1)  # time of the latent that the mixture draws; 1: pure noise, the chain does all
+    end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
+    patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
+    segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
+    codes: int = ranged(4096, 1, 1 << 20)  # components of the mixture; 1: the places' own laws, and no dependence
+    em_steps: int = ranged(4, 1, 1000)
+    em_segments: int = ranged(262144, 1, 1 << 30)  # at most so many, chosen at random in the training budget
+    smoothing: float = ranged(0.16, 1e-6, 1e6)  # segments of the marginal law that each component is given
+    full_mask: float = ranged(0.3, 0, 1)  # share of a batch with every token masked, where few calls start
+    latent_jitter: float = ranged(0.4, 0, 1)  # half of the decoder's latents are later than `end`, by up to this much
+    prior_share: float = ranged(0.4, 0, 0.99)  # of the steps, after the tokens
+    prior_depth: int = ranged(4, 1, 96)
+    prior_width: int = ranged(0, 0, 65536)  # 0: the backbone's
+    latent_batch: int = ranged(64, 2, 1 << 20)  # sequences in a step of the prior, from a bank
+    bank: int = ranged(65536, 2, 1 << 24)
+
+
+def _check(o: SEQEmbeddedOptions, problem: Problem) -> None:
+    """Raise `UserError` for options that do not go together or with the problem."""
+    divisors = [d for d in range(1, problem.length + 1) if problem.length % d == 0]
+    for key in ("patch", "segment"):
+        value = getattr(o, key)
+        if value not in divisors:
+            near = min(divisors, key=lambda d: abs(d - value))
+            raise UserError(f"{key}={value} does not divide sequences of {problem.length} tokens; choose {near}")
+    if o.start < o.end:
+        raise UserError(f"start={o.start} is below end={o.end}, and the chain runs down; choose start={o.end} or above")
+
+
+class SEQEmbedded(LatentModel):
+    """p(z_end) by Gaussian diffusion from the mixture's law at `start`, p(x | z_end) by masked diffusion beside it."""
+
+    Options = SEQEmbeddedOptions
+    title = "SEQ, noisy embeddings"
+    encoder_title = "SEQ, encoder embeddings"
+
+    def __init__(self, problem: Problem, options: SEQEmbeddedOptions) -> None:
+        super().__init__(problem, options)
+        _check(options, problem)
+        o, V, shape = options, problem.vocab_size, problem.shape
+        self.embedding = TokenEmbedding(V, o.dims)
+        self.mixture = ProductMixture(o.codes, o.segment, V)
+        self.decoder = EmbeddingDecoder(shape, V, o.dims)
+        width = o.prior_width or shape.width
+        if width % (2 * shape.heads):
+            raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
+        small = replace(shape, depth=o.prior_depth, width=width, stem=0)
+        self.prior = EmbeddingDenoiser(small, V, problem.length, o.patch, o.dims)
+        self.bank = CodeBank(o.bank, problem.length)
+        self._stage = "tokens"
+
+    # ---- training -------------------------------------------------------------------------------------------------
+    @property
+    def has_chain(self) -> bool:
+        """Whether there is a way from `start` to `end`."""
+        return self.options.start > self.options.end
+
+    def stages(self) -> tuple[Stage, ...]:
+        share = self.options.prior_share if self.has_chain else 0.0
+        return Stage("tokens", 1.0 - share), *((Stage("prior", share),) if share else ())
+
+    def set_stage(self, name: str) -> None:
+        self._stage = name
+        self.decoder.requires_grad_(name == "tokens")
+        self.prior.requires_grad_(name == "prior")
+
+    def fit(self, train_NL: np.ndarray) -> None:
+        """Embeddings from the neighbours of each symbol; the mixture by EM over the segments of `train_NL`."""
+        o = self.options
+        self.embedding.fit(train_NL)
+        x_NC = np.asarray(train_NL).reshape(-1, o.segment)
+        if len(x_NC) > o.em_segments:
+            x_NC = x_NC[np.random.default_rng(67).choice(len(x_NC), o.em_segments, replace=False)]
+        self.mixture.fit(x_NC, o.em_steps, o.smoothing)
+
+    def fitted_numbers(self) -> int:
+        tables = self.mixture.log_weight_M.numel() + self.mixture.log_table_MF.numel()
+        return tables + self.embedding.embedding_VD.numel()
+
+    @torch.no_grad()
+    def calibrate(self, x_NL: Tensor) -> None:
+        """Fills a bank that no training step has filled."""
+        if int(self.bank.count) == 0:
+            self.bank.put(x_NL)
+
+    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
+        """By stage: tokens given the latent, or given a noisy latent alone; nats per token."""
+        o, B = self.options, len(x_BL)
+        self.bank.put(x_BL)
+        if self._stage == "tokens":
+            late_B = torch.rand(B, generator=generator, dtype=torch.float64, device=x_BL.device) * 2.0 - 1.0
+            t_z_B = o.end + late_B.clamp(min=0.0) * min(o.latent_jitter, 1.0 - o.end)
+            t_B = token_times(B, o.full_mask, generator, self.largest_time)
+            terms = self._token_terms(x_BL, t_z_B, t_B, generator)
+            mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
+            return Loss(terms.loss(o.loss, x_BL.shape[1]), {"token_nats_per_token": mean.detach()})
+        x_BL = self.bank.draw(o.latent_batch, generator)
+        t_B = o.end + (o.start - o.end) * stratified_times(len(x_BL), generator)
+        log_p_BLV = self.log_p(self.embedding.diffuse(x_BL, t_B, generator), t_B)
+        nll = F.nll_loss(log_p_BLV.flatten(0, 1), x_BL.flatten())
+        return Loss(nll, {"latent_nats_per_token": nll.detach()})
+
+    # ---- the latent -----------------------------------------------------------------------------------------------
+    def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
+        B, L, V = evidence_BLV.shape
+        log_p_NCV, log_N = self.mixture.posterior(evidence_BLV.reshape(-1, self.options.segment, V))
+        return log_p_NCV.reshape(B, L, V), log_N.view(B, -1).sum(1)
+
+    def log_p(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+        """The prior's log p(x_i | z_t), (B, L, V) float32."""
+        base_BLV, _ = self._base(self.embedding.evidence(z_BLD, t_B))
+        logits_BLV = self.prior(z_BLD, base_BLV, self.embedding.log_prior_V.exp(), t_B.float())
+        return logits_BLV.float().log_softmax(-1)
+
+    def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
+        """z_start of `n` sequences under the mixture, (n, L, D): its tokens, diffused. No network is called."""
+        segments = self.mixture.draw(n * (self.problem.length // self.options.segment), generator)
+        x_NL = segments.view(n, self.problem.length)
+        return self.embedding.diffuse(x_NL, self._times(n, start, x_NL), generator)
+
+    @staticmethod
+    def _times(n: int, t: float, like: Tensor) -> Tensor:
+        return torch.full((n,), t, dtype=torch.float64, device=like.device)
+
+    # ---- tokens given the latent ----------------------------------------------------------------------------------
+    def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Tensor:
+        """Logits (R, V) of tokens given the latent and the tokens that are known."""
+        V = self.problem.vocab_size
+        known_BLV = F.one_hot(x_BL.clamp(max=V - 1), V).float().log()
+        evidence_BLV = self.embedding.evidence(z_BLD, t_z_B)
+        base_BLV, _ = self._base(torch.where((x_BL < V)[..., None], known_BLV, evidence_BLV))
+        return self.decoder(x_BL, z_BLD, base_BLV, self.embedding.log_prior_V.exp(), t_z_B.float(), select_BL)
+
+    def _token_terms(self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
+        """Cross-entropies of masked tokens at times t, given latents at times t_z."""
+        z_BLD = self.embedding.diffuse(x_BL, t_z_B, generator)
+        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+        nll_B = masked.masked_nll(self._token_logits(xt_BL, z_BLD, t_z_B, masked_BL), x_BL, masked_BL)
+        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
+
+    def token_network(self) -> nn.Module:
+        return self.decoder
+
+    def denoiser(self, latent: Tensor) -> Denoiser:
+        t_z_N = self._times(len(latent), self.options.end, latent)
+        return lambda x_NL, select_NL, t_N: self._token_logits(x_NL, latent, t_z_N, select_NL)
+
+    def encoded(self, n: int, generator: torch.Generator) -> Tensor:
+        x_NL = self.bank.draw(n, generator)
+        return self.embedding.diffuse(x_NL, self._times(n, self.options.end, x_NL), generator)
+
+    # ---- likelihood -----------------------------------------------------------------------------------------------
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
+        """KL(q(z_start | x) || mixture) + 1/2 integral of d(1/rho^2) E|e_x - E[e_x | z_t]|^2 + tokens given z_end.
+
+        The integral (VDM, eq. 15) is drawn at one time for each sequence, uniform in log rho.
+        """
+        o, B = self.options, len(x_BL)
+        start_B, end_B = self._times(B, o.start, x_BL), self._times(B, o.end, x_BL)
+        evidence_BLV = self.embedding.evidence(self.embedding.diffuse(x_BL, start_B, generator), start_B)
+        own_B = evidence_BLV.gather(2, x_BL[..., None])[..., 0].double().sum(1)
+        parts = {"latent_start": own_B - self._base(evidence_BLV)[1].double()}
+        if self.has_chain:
+            low, high = self.embedding.log_rho(torch.tensor([o.end, o.start], device=x_BL.device)).tolist()
+            log_rho_B = low + (high - low) * stratified_times(B, generator)
+            t_B = self.embedding.time_of(log_rho_B)
+            z_BLD = self.embedding.diffuse(x_BL, t_B, generator)
+            error_BLD = self.embedding.embedding_VD[x_BL] - self.embedding.mean(self.log_p(z_BLD, t_B))
+            square_B = error_BLD.double().square().flatten(1).sum(1)
+            parts["latent"] = (high - low) * (-2.0 * self.embedding.log_rho(t_B)).exp() * square_B
+        tokens = self._token_terms(x_BL, end_B, token_times(B, 0.0, generator), generator)
+        parts["tokens"] = tokens.nelbo_B.double()
+        return Bound.of_parts(parts, "NELBO with latent terms, one time per sequence and channel")
+
+    @torch.no_grad()
+    def diagnose(self, x_BL: Tensor, generator: torch.Generator) -> Mapping[str, float]:
+        """What a latent of each time leaves open for the prior and for one token call, nats per sequence."""
+        few_BL = x_BL[: instruments.FEW]
+        all_B = self._times(len(few_BL), 1.0, few_BL)
+
+        def latent_nats(t: float) -> float:
+            t_B = self._times(len(few_BL), t, few_BL)
+            log_p_BLV = self.log_p(self.embedding.diffuse(few_BL, t_B, generator), t_B)
+            return -float(log_p_BLV.gather(2, few_BL[..., None]).sum()) / len(few_BL)
+
+        def nats(t_z: float) -> float:
+            return float(
+                self._token_terms(few_BL, self._times(len(few_BL), t_z, few_BL), all_B, generator).nll_B.mean()
+            )
+
+        return {
+            "latent_nats_saved": nats(1.0) - nats(self.options.end),
+            **instruments.by_time(latent_nats, "latent_loss", (0.25, 0.5, 0.75, 1.0)),
+            **instruments.by_time(nats, "token_loss", (0.25, 0.5, 0.75, 1.0)),
+        }
