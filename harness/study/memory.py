@@ -65,7 +65,7 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
     """(key and value, sequences at a time, what tells the bytes that each takes and all share) of what is still to be done."""
     scale, train, c, s = session.cfg.scale, session.cfg.train, session.cfg.compute, session.cfg.study
 
-    def of_one(measure: Callable[[Method, Tensor, torch.Generator], int], copies: int = 1) -> tuple[float, int]:
+    def of_one(measure: Callable[[Method, Tensor, torch.Generator], list[int]], copies: int = 1) -> tuple[float, int]:
         found, device = [], session.numerics.device
         for count in (_FEW, _MORE):
             method = session.build(cell.method).to(device)
@@ -74,9 +74,10 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
             with session.numerics.autocast():
                 found.append(measure(method, x_NL, step_generator(device, 0)))
         fixed = copies * sum(p.nbytes for p in method.parameters())
-        return max(1.0, (found[1] - found[0]) / (_MORE - _FEW)), fixed
+        slopes = [(more - few) / (_MORE - _FEW) for few, more in zip(*found, strict=True)]
+        return max(1.0, *slopes), fixed
 
-    def draw(method: Method, x_NL: Tensor, generator: torch.Generator) -> int:
+    def draw(method: Method, x_NL: Tensor, generator: torch.Generator) -> list[int]:
         sampler = session.sampler(method.eval(), cell.method, cell.sampler)
         return _largest(lambda: sampler.draw(len(x_NL), nfe, generator))
 
@@ -92,10 +93,10 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
         yield f"compute.sample_batch={c.sample_batch}", min(c.sample_batch, s.samples), lambda: of_one(draw)
 
 
-def _kept(method: Method, x_NL: Tensor, generator: torch.Generator) -> int:
-    """Bytes that a loss keeps for its gradient, in the stage where they are most."""
+def _kept(method: Method, x_NL: Tensor, generator: torch.Generator) -> list[int]:
+    """Bytes that a loss keeps for its gradient in each stage."""
     own = {p.untyped_storage().data_ptr() for p in (*method.parameters(), *method.buffers())}
-    most, found = 0, dict[int, int]()
+    sums, found = list[int](), dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -108,14 +109,14 @@ def _kept(method: Method, x_NL: Tensor, generator: torch.Generator) -> int:
         found.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             _ = method.loss(x_NL, generator)
-        most = max(most, sum(found.values()))
-    return most
+        sums.append(sum(found.values()))
+    return sums
 
 
-def _largest(run: Callable[[], object]) -> int:
+def _largest(run: Callable[[], object]) -> list[int]:
     with torch.inference_mode(), _Largest() as seen:
         run()
-    return seen.bytes
+    return [seen.bytes]
 
 
 class _Largest(TorchDispatchMode):
