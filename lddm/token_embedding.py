@@ -24,6 +24,8 @@ _WINDOW = 2
 _CONTEXTS = 1024
 #: Tokens drawn to measure what a noise hides, and the seed of that.
 _DRAWS, _SEED = 2048, 71
+#: Directions beside the wanted ones and rounds of the decomposition, whose products are counted as training.
+_SPARE, _ROUNDS = 8, 4
 
 
 class TokenEmbedding(nn.Module):
@@ -48,31 +50,34 @@ class TokenEmbedding(nn.Module):
         V, D = self.embedding_VD.shape
         x_NL = np.asarray(x_NL)
         count_V = np.bincount(x_NL.reshape(-1), minlength=V) + 1.0
-        share_V = count_V / count_V.sum()
         rank_V = np.argsort(np.argsort(-count_V, kind="stable"))
         gaps = range(1, min(_WINDOW, x_NL.shape[1] - 1) + 1)
-        feature_VF = np.concatenate([_neighbours(x_NL, gap, rank_V) for gap in gaps], axis=1)
+        feature_VF = torch.from_numpy(np.concatenate([_neighbours(x_NL, gap, rank_V) for gap in gaps], axis=1))
+        share_V = torch.from_numpy(count_V / count_V.sum())
         feature_VF -= share_V @ feature_VF
-        u_VR, s_R, _ = np.linalg.svd(feature_VF, full_matrices=False)
-        e_VD = np.zeros((V, D))
-        rank = min(D, len(s_R))
-        e_VD[:, :rank] = u_VR[:, :rank] * np.sqrt(s_R[:rank])
-        e_VD *= math.sqrt(D) / np.maximum(np.linalg.norm(e_VD, axis=1, keepdims=True), 1e-9)
-        self.embedding_VD.copy_(torch.from_numpy(e_VD))
-        self.log_prior_V.copy_(torch.from_numpy(np.log(share_V)))
-        self._measure(torch.from_numpy(share_V))
+        with torch.random.fork_rng(devices=[]):  # the sketch of `svd_lowrank` is drawn from torch's own generator
+            torch.manual_seed(_SEED)
+            rank = min(D, *feature_VF.shape)
+            u_VR, s_R, _ = torch.svd_lowrank(feature_VF, q=min(rank + _SPARE, *feature_VF.shape), niter=_ROUNDS)
+        e_VD = torch.zeros((V, D), dtype=torch.float64)
+        e_VD[:, :rank] = u_VR[:, :rank] * s_R[:rank].sqrt()
+        e_VD *= math.sqrt(D) / e_VD.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        self.embedding_VD.copy_(e_VD)
+        self.log_prior_V.copy_(share_V.log())
+        self._measure(share_V)
 
     def _measure(self, share_V: Tensor) -> None:
         """Share of the unigram entropy that each noise of the grid hides, by drawing tokens and noise."""
         generator = torch.Generator().manual_seed(_SEED)
         e_VD = self.embedding_VD.double().cpu()
+        half_V = 0.5 * e_VD.square().sum(1)
         x_N = torch.multinomial(share_V, _DRAWS, replacement=True, generator=generator)
         noise_ND = torch.randn((_DRAWS, e_VD.shape[1]), generator=generator, dtype=torch.float64)
         whole = -float((share_V * share_V.log()).sum())
         hidden = []
         for rho in _GRID_G.exp().tolist():
-            y_ND = e_VD[x_N] + rho * noise_ND
-            log_p_NV = (share_V.log() - 0.5 * torch.cdist(y_ND, e_VD).square() / rho**2).log_softmax(1)
+            evidence_NV = ((e_VD[x_N] + rho * noise_ND) @ e_VD.T - half_V) / rho**2
+            log_p_NV = (share_V.log() + evidence_NV).log_softmax(1)
             hidden.append(-float((log_p_NV.exp() * log_p_NV).sum(1).mean()) / whole)
         rising_G = torch.arange(len(hidden), dtype=torch.float64) * 1e-9  # so that no two noises have one time
         self.hidden_G.copy_(torch.tensor(hidden, dtype=torch.float64).cummax(0).values + rising_G)

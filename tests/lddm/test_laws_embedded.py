@@ -132,7 +132,7 @@ def test_diffused_embeddings_and_their_evidence_by_hand():
 def test_bound_is_tight_where_the_networks_add_nothing(start):
     """Fresh networks leave the mixture as it is, whose posteriors are exact: the bound is -log p(x) itself."""
     method = fitted(start=start)
-    mean_X, error_X = bound_by_x(method, X, copies=8, repeats=60)
+    mean_X, error_X = bound_by_x(method, X, copies=32, repeats=60)
     z_X = (mean_X + law_of(method).log().numpy()) / error_X
     assert np.abs(z_X).max() < 4.5, z_X
     assert np.sqrt(np.mean(z_X**2)) == pytest.approx(1.0, abs=0.4)
