@@ -176,9 +176,9 @@ def test_an_objective_without_a_value_names_one_that_has():
 
 def test_limits_that_the_data_leave_nothing_of_are_refused(tmp_path):
     cfg = TuneConfig(constraints={"e": ConstraintConfig("entropy", min=5.0, within=0.1)})
-    write_json(tmp_path / "data-abc.json", {"entropy": 4.0})
+    write_json(tmp_path / "data-abc-.json", {"entropy": 4.0})
     with pytest.raises(UserError, match="tune.constraints.e: nothing is within 0.1 of the data's entropy, 4, and also"):
-        data_values(Context(cfg, {}, tmp_path, tmp_path, "abc"))
+        data_values(Context(cfg, {}, tmp_path, tmp_path, "abc", ""))
 
 
 def test_configuration_survives_its_plain_form():
