@@ -18,6 +18,11 @@ from lddm.networks import slot_positions
 _BASE_SCALE = 5.0
 
 
+def _seen(z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor) -> Tensor:
+    """What both networks see of a latent at each position, (B, L, D + V): itself, and what the base makes of it."""
+    return torch.cat((z_BLD, (base_BLV.exp() - centre_V) * _BASE_SCALE), dim=-1)
+
+
 class EmbeddingDenoiser(nn.Module):
     """z_t to logits of all tokens, by a trunk over slots of C neighbouring tokens: a call costs about C times less.
 
@@ -39,7 +44,7 @@ class EmbeddingDenoiser(nn.Module):
 
     def forward(self, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
         """Logits (B, L, V) float32; `base_BLV` are log-probabilities, `centre_V` the mean probabilities."""
-        seen = torch.cat((z_BLD, (base_BLV.exp() - centre_V) * _BASE_SCALE), dim=-1)
+        seen = _seen(z_BLD, base_BLV, centre_V)
         h = self.latent_in(seen.view(len(z_BLD), self.slots, -1).to(self.latent_in.weight.dtype)) + self.slot
         h, _ = self.trunk(
             self.stem(h), slot_positions(self.slots, z_BLD.shape[1], z_BLD.device), self.time(t_B)[:, None]
@@ -65,7 +70,7 @@ class EmbeddingDecoder(nn.Module):
         self, x_BL: Tensor, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor, select_BL: Tensor
     ) -> Tensor:
         """`base_BLV` are log-probabilities, `centre_V` the mean probabilities, `t_B` the times of the latents."""
-        seen = torch.cat((z_BLD, (base_BLV.exp() - centre_V) * _BASE_SCALE), dim=-1)
+        seen = _seen(z_BLD, base_BLV, centre_V)
         h_BLE = self.embed(x_BL)
         h_BLE = h_BLE + self.latent_in(seen.to(h_BLE.dtype)) + self.time(t_B)[:, None]
         h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))

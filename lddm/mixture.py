@@ -70,11 +70,11 @@ class ProductMixture(nn.Module):
         """
         with torch.autocast(evidence_NCV.device.type, enabled=False):
             rows = max(1, _SEEN_NUMBERS // (self.segment * len(self.log_weight_M)))
-            blocks = [self._posterior(e_NCV) for e_NCV in evidence_NCV.float().split(rows)]
+            table_CVM = self.log_table_MF.exp().view(-1, self.segment, self.vocab_size).permute(1, 2, 0)
+            blocks = [self._posterior(e_NCV, table_CVM) for e_NCV in evidence_NCV.float().split(rows)]
         return torch.cat([log_p for log_p, _ in blocks]), torch.cat([total for _, total in blocks])
 
-    def _posterior(self, evidence_NCV: Tensor) -> tuple[Tensor, Tensor]:
-        table_CVM = self.log_table_MF.exp().view(-1, self.segment, self.vocab_size).permute(1, 2, 0)
+    def _posterior(self, evidence_NCV: Tensor, table_CVM: Tensor) -> tuple[Tensor, Tensor]:
         top_NC1 = evidence_NCV.amax(-1, keepdim=True)
         seen_CNV = (evidence_NCV - top_NC1).exp().transpose(0, 1)
         each_CNM = torch.bmm(seen_CNV, table_CVM)  # at least the tables' least entry, since the greatest of `seen` is 1
@@ -101,6 +101,17 @@ class ProductMixture(nn.Module):
         return draw_tokens(log_p_nCV, generator)[0].view(n, self.segment)
 
     # ---- learning ---------------------------------------------------------------------------------------------------
+    def fitted_numbers(self) -> int:
+        """How many numbers `fit` learns."""
+        return self.log_weight_M.numel() + self.log_table_MF.numel()
+
+    def fit_sequences(self, x_NL: np.ndarray, most: int, steps: int, smoothing: float) -> None:
+        """`fit` on the segments of sequences, of which at most `most` are chosen at random."""
+        x_NC = np.asarray(x_NL).reshape(-1, self.segment)
+        if len(x_NC) > most:
+            x_NC = x_NC[np.random.default_rng(67).choice(len(x_NC), most, replace=False)]
+        self.fit(x_NC, steps, smoothing)
+
     @torch.no_grad()
     def fit(self, x_NC: np.ndarray, steps: int, smoothing: float, seed: int = 0) -> float:
         """`steps` of EM from centres drawn among the segments; returns the mean log p(x) of the last E-step, in nats.

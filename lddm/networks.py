@@ -5,10 +5,24 @@ Shapes: B batch, L tokens, V symbols (id V is the mask), S slots, D dims, E widt
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
+
+
+def small_shape(shape: TrunkShape, depth: int, width: int) -> TrunkShape:
+    """The trunk of a latent's network: of so many blocks, and as wide as the backbone where `width` is 0.
+
+    Raises `UserError` for a width that the backbone's heads do not divide.
+    """
+    width = width or shape.width
+    if width % (2 * shape.heads):
+        raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
+    return replace(shape, depth=depth, width=width)
 
 
 def slot_positions(slots: int, length: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B batch, L tokens, V symbols, S slots, D dims, N sequences, M selected p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from lddm import gaussian, instruments
 from lddm.bank import LatentBank
 from lddm.latent import LatentOptions, gaussian_noise, latent_mse, predicted_z0, token_times
 from lddm.latent_model import GaussianLatentModel
-from lddm.networks import JointNetwork, LatentNetwork
+from lddm.networks import JointNetwork, LatentNetwork, small_shape
 from lddm.one_call import OneCallNetwork, one_call_loss
 
 
@@ -64,10 +64,7 @@ class SEQ(GaussianLatentModel):
         o, shape = options, problem.shape
         self.decoder = JointNetwork(shape, problem.vocab_size, o.slots, o.dims, o.time)
         self.decoder.latent_out.requires_grad_(False)
-        width = o.prior_width or shape.width
-        if width % (2 * shape.heads):
-            raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
-        small = replace(shape, depth=o.prior_depth, width=width)
+        small = small_shape(shape, o.prior_depth, o.prior_width)
         self.prior = LatentNetwork(small, o.slots, o.dims, problem.length)
         self.generator: OneCallNetwork | None = None
         if o.one_call_share > 0:

@@ -99,13 +99,11 @@ class SEQDiscrete(LatentModel):
 
     def fit(self, train_NL: np.ndarray) -> None:
         """The mixture, by EM over the segments of `train_NL`."""
-        o, x_NC = self.options, np.asarray(train_NL).reshape(-1, self.mixture.segment)
-        if len(x_NC) > o.em_segments:
-            x_NC = x_NC[np.random.default_rng(67).choice(len(x_NC), o.em_segments, replace=False)]
-        self.mixture.fit(x_NC, o.em_steps, o.smoothing)
+        o = self.options
+        self.mixture.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
 
     def fitted_numbers(self) -> int:
-        return self.mixture.log_weight_M.numel() + self.mixture.log_table_MF.numel()
+        return self.mixture.fitted_numbers()
 
     def _posterior(self, x_BL: Tensor) -> Tensor:
         """log q(c | x), (B, S, M) float32."""

@@ -32,6 +32,7 @@ from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
 from lddm.latent import token_times
 from lddm.latent_model import LatentModel
 from lddm.mixture import ProductMixture
+from lddm.networks import small_shape
 from lddm.token_embedding import TokenEmbedding
 
 
@@ -83,10 +84,7 @@ class SEQEmbedded(LatentModel):
         self.embedding = TokenEmbedding(V, o.dims)
         self.mixture = ProductMixture(o.codes, o.segment, V)
         self.decoder = EmbeddingDecoder(shape, V, o.dims)
-        width = o.prior_width or shape.width
-        if width % (2 * shape.heads):
-            raise UserError(f"prior_width={width} must be a multiple of 2 x heads = {2 * shape.heads}, or 0")
-        small = replace(shape, depth=o.prior_depth, width=width, stem=0)
+        small = replace(small_shape(shape, o.prior_depth, o.prior_width), stem=0)
         self.prior = EmbeddingDenoiser(small, V, problem.length, o.patch, o.dims)
         self.bank = CodeBank(o.bank, problem.length)
         self._stage = "tokens"
@@ -110,14 +108,10 @@ class SEQEmbedded(LatentModel):
         """Embeddings from the neighbours of each symbol; the mixture by EM over the segments of `train_NL`."""
         o = self.options
         self.embedding.fit(train_NL)
-        x_NC = np.asarray(train_NL).reshape(-1, o.segment)
-        if len(x_NC) > o.em_segments:
-            x_NC = x_NC[np.random.default_rng(67).choice(len(x_NC), o.em_segments, replace=False)]
-        self.mixture.fit(x_NC, o.em_steps, o.smoothing)
+        self.mixture.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
 
     def fitted_numbers(self) -> int:
-        tables = self.mixture.log_weight_M.numel() + self.mixture.log_table_MF.numel()
-        return tables + self.embedding.embedding_VD.numel()
+        return self.mixture.fitted_numbers() + self.embedding.embedding_VD.numel()
 
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
