@@ -5,18 +5,17 @@ Shapes: N sequences, S slots, D dims.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.config.fields import ranged
 from harness.errors import UserError
-from harness.interface import Draw, Sampler
 from lddm import gaussian
 from lddm.latent import gaussian_noise
-from lddm.paths import latent_first_path, split_calls
+from lddm.latent_first import LatentFirst
+from lddm.paths import latent_first_path
 from lddm.seq import SEQ
 
 
@@ -26,7 +25,7 @@ class DiffusionOptions:
     eta: float = ranged(1.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
 
 
-class Diffusion(Sampler):
+class Diffusion(LatentFirst):
     """K_z calls of the latent network over S slots, then K_x calls of the decoder; both count in full."""
 
     Options = DiffusionOptions
@@ -41,22 +40,7 @@ class Diffusion(Sampler):
                 "sampler diffusion needs a prior that learns; choose prior_share above 0, such as 0.3, or another sampler"
             )
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"latent": self.method.prior, "token": self.method.token_network()}
-
-    def _split(self, nfe: int) -> tuple[int, int]:
-        return split_calls(nfe, self.options.latent_share, self.title)
-
-    def check_budget(self, nfe: int) -> None:
-        self._split(nfe)
-
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        latent_calls, token_calls = self._split(nfe)
-        z_NSD = self._latents(n, latent_calls, generator)
-        x_NL, dtype = self.method.draw_tokens(z_NSD, token_calls, generator, temperature)
-        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
-
-    def _latents(self, n: int, calls: int, generator: torch.Generator) -> Tensor:
+    def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:
         """z0 (N, S, D) in `calls` calls of the prior."""
         m, o = self.method, self.method.options
         z_NSD, previous = gaussian_noise((n, o.slots, o.dims), generator), None

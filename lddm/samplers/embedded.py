@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from harness.config.fields import ranged
 from harness.errors import BudgetError, UserError
-from harness.interface import Draw, Sampler
-from lddm.paths import split_calls
+from lddm.latent_first import LatentFirst
 from lddm.seq_embedded import SEQEmbedded
 
 
@@ -25,7 +24,7 @@ class EmbeddedOptions:
     eta: float = ranged(0.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
 
 
-class Embedded(Sampler):
+class Embedded(LatentFirst):
     """K_z calls of the latent's network at equal steps of time from `start` to the method's `end`, then K_x of the decoder.
 
     The mixture's draw at `start` calls no network. With `latent_share` 0 it is made at `end`, and K = K_x.
@@ -53,26 +52,17 @@ class Embedded(Sampler):
         return self.method.title if self.start > self.method.options.end else "SEQ, embeddings of the mixture"
 
     def networks(self) -> Mapping[str, nn.Module]:
-        latent = {"latent": self.method.prior} if self.start > self.method.options.end else {}
-        return latent | {"token": self.method.token_network()}
+        own = super().networks()
+        return own if self.start > self.method.options.end else {"token": own["token"]}
 
-    def _split(self, nfe: int) -> tuple[int, int]:
+    def split(self, nfe: int) -> tuple[int, int]:
         if self.start > self.method.options.end:
-            return split_calls(nfe, self.options.latent_share, self.title)
+            return super().split(nfe)
         if nfe < 1:
             raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: tokens take a call at least; use 1")
         return 0, nfe
 
-    def check_budget(self, nfe: int) -> None:
-        self._split(nfe)
-
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        latent_calls, token_calls = self._split(nfe)
-        z_NLD = self._latents(n, latent_calls, generator)
-        x_NL, dtype = self.method.draw_tokens(z_NLD, token_calls, generator, temperature)
-        return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
-
-    def _latents(self, n: int, calls: int, generator: torch.Generator) -> Tensor:
+    def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:
         """z_end (N, L, D)."""
         m, end = self.method, self.method.options.end
         z_NLD = m.draw_start(n, self.start, generator)
