@@ -78,7 +78,7 @@ def full_call_flops(problem: Problem) -> int:
     network = TokenNetwork(problem.shape, problem.vocab_size)
     x_1L = torch.zeros((1, problem.length), dtype=torch.int64)
     with torch.no_grad():
-        return count_flops(lambda: network(x_1L))
+        return count_flops(lambda: network(x_1L).whole())
 
 
 def stage_flops(method: Method, train: TrainConfig, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

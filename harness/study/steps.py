@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.interface import Method, Sampler
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples
+from harness.nn.slices import at_most
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
 from harness.study import match, ranks
@@ -223,7 +224,8 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
         values: dict[str, float] = {}
         sequences: dict[str, list[float]] = {}
         for metric in session.metrics:
-            scores = metric.score(samples, session.score_context)
+            with at_most(session.cfg.compute.eval_tokens):
+                scores = metric.score(samples, session.score_context)
             for name, (value, error) in scores.values.items():
                 values[name], values[f"{name}_se"] = value, error
             sequences |= {k: np.asarray(v).tolist() for k, v in scores.per_sequence.items()}
