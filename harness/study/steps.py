@@ -119,9 +119,7 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
         return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
-    counted = plan.stage_flops or stage_flops(
-        method, session.cfg.train, match.first_batch(session), [(weights.seed, 4)]
-    )
+    counted = plan.stage_flops or stage_flops(method, session.cfg.train, match.first_part(session), [(weights.seed, 4)])
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
     fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
