@@ -112,7 +112,11 @@ def one(args: argparse.Namespace, name: str, step: str) -> None:
             elif step != "build":
                 read(args, name, step, method.eval(), device)
     seconds = time.perf_counter() - began
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     print(params, peak / 2**30, seconds)
 
 
