@@ -5,7 +5,8 @@ temperature by bisection on a draw of sequences of its own, so that their mean, 
 draw of N sequences never takes more than N K calls: where they run out, the sequences with the fewest masks are finished at
 once. The network is called on those sequences alone that are not done, at the time at which as many tokens are masked.
 
-Shapes: N sequences, A of them not done, L tokens, V symbols, M masked positions of the A in row-major order.
+Shapes: N sequences, A of them not done, L tokens, V symbols, M masked positions of the A in row-major order, R of them in a
+slice, F features of a prediction.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from baselines.masked_model import MaskedModel
 from harness.diffusion import masked
 from harness.errors import BudgetError
 from harness.interface import Draw, Sampler
+from harness.nn.slices import Logits
 
 _SEQUENCES, _HALVINGS, _SEED = 64, 14, 20_261_128
 
@@ -47,11 +49,17 @@ class Adaptive(Sampler):
         return 1
 
     @abstractmethod
-    def choose(self, log_p_MV: Tensor, hidden_AL: Tensor, dial: float, kept: Any) -> tuple[Tensor, Any]:
+    def features(self, log_p_RV: Tensor) -> Tensor:
+        """What the choice needs to know of predictions (float64), (R, F)."""
+
+    @abstractmethod
+    def choose(
+        self, feature_MF: Tensor, hidden_AL: Tensor, dial: float, kept: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What to reveal, (A, L) bool, at least one position of each sequence; and what to keep of each for its next call.
 
-        `log_p_MV` (float64) are predictions at the masked positions `hidden_AL`; `kept` is what the last call gave, with the
-        rows of the sequences that are left (None at first), tensors in a tuple.
+        `feature_MF` are those of the masked positions `hidden_AL`; `kept` is what the last call gave, with the rows of the
+        sequences that are left (None at first).
         """
 
     def networks(self) -> Mapping[str, nn.Module]:
@@ -100,21 +108,30 @@ class Adaptive(Sampler):
             x_AL = x_NL[rows_A]
             hidden_AL = x_AL == mask_id
             t_A = m.schedule.time(1.0 - hidden_AL.double().mean(1)).float()
-            logits_MV = m.denoise(x_AL, hidden_AL, t_A)
+            read_MF, dtype = self._read(m.denoise(x_AL, hidden_AL, t_A), generator, temperature)
             calls_N[rows_A] += 1
             most -= len(rows_A)
-            log_p_MV = (logits_MV.to(masked.DRAW_DTYPE) / temperature).log_softmax(-1)
-            reveal_AL, kept = self.choose(log_p_MV, hidden_AL, dial, kept)
+            reveal_AL, kept = self.choose(read_MF[:, 1:], hidden_AL, dial, kept)
             left_A = (hidden_AL & ~reveal_AL).sum(1)
             if int((left_A > 0).sum()) > most:
                 if not finish:
                     return None
                 last_A = left_A <= left_A.sort(stable=True).values[len(left_A) - most - 1]
                 reveal_AL, left_A = torch.where(last_A[:, None], hidden_AL, reveal_AL), left_A.masked_fill(last_A, 0)
-            x_AL[reveal_AL], dtype = masked.draw_tokens(log_p_MV[reveal_AL[hidden_AL]], generator)
+            x_AL[reveal_AL] = read_MF[reveal_AL[hidden_AL], 0].long()
             x_NL[rows_A] = x_AL
             rows_A, kept = rows_A[left_A > 0], tuple(each[left_A > 0] for each in kept)
         return Draw(x_NL, nfe_latent=0, nfe_token=0, draw_dtype=dtype, calls_N=calls_N)
+
+    def _read(self, logits_MV: Tensor | Logits, generator: torch.Generator, temperature: float) -> tuple[Tensor, str]:
+        """A drawn token and the features of each masked position, (M, 1 + F), in one pass; the dtype that was drawn from."""
+        u_M1 = torch.rand((len(logits_MV), 1), generator=generator, dtype=masked.DRAW_DTYPE, device=logits_MV.device)
+
+        def read(logits_RV: Tensor, u_R1: Tensor) -> Tensor:
+            log_p_RV = (logits_RV.to(masked.DRAW_DTYPE) / temperature).log_softmax(-1)
+            return torch.cat((masked.invert(log_p_RV, u_R1)[:, None], self.features(log_p_RV)), dim=1)
+
+        return masked.by_rows(read, logits_MV, u_M1), str(u_M1.dtype).removeprefix("torch.")
 
 
 def _at_most(calls_N: Tensor | None, nfe: int) -> bool:

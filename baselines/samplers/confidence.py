@@ -23,6 +23,7 @@ from baselines.masked_model import MaskedModel
 from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.interface import Draw, Sampler
+from harness.nn.slices import Logits
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Confidence(Sampler):
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)
 
 
-def log_margin(logits_MV: Tensor, temperature: float = 1.0) -> Tensor:
+def log_margin(logits_MV: Tensor | Logits, temperature: float = 1.0) -> Tensor:
     """Logarithm of the difference between the two largest probabilities of each row, (M,) float64."""
 
     def margin(logits_RV: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Drawing positions U apart instead of together costs at most `sum_U H(p_i) - max_U H(p_i)` nats, so the masked positions are
 sorted by entropy and the longest beginning is revealed for which that is at most gamma. gamma = 0 reveals one token a call.
 
-Shapes: A sequences, L tokens, V symbols, M masked positions.
+Shapes: A sequences, L tokens, V symbols, M masked positions, R of them in a slice, F = 1 feature.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ class EntropyBounded(Adaptive):
     def title(self) -> str:
         return f"{self.method.title}, entropy-bounded"
 
-    def choose(self, log_p_MV: Tensor, hidden_AL: Tensor, dial: float, kept: None) -> tuple[Tensor, tuple[()]]:
-        entropy_AL = torch.full(hidden_AL.shape, math.inf, dtype=log_p_MV.dtype, device=log_p_MV.device)
-        entropy_AL[hidden_AL] = torch.special.entr(log_p_MV.exp()).sum(-1)
+    def features(self, log_p_RV: Tensor) -> Tensor:
+        """Entropies (R, 1) in nats."""
+        return torch.special.entr(log_p_RV.exp()).sum(-1, keepdim=True)
+
+    def choose(self, feature_MF: Tensor, hidden_AL: Tensor, dial: float, kept: None) -> tuple[Tensor, tuple[()]]:
+        entropy_AL = torch.full(hidden_AL.shape, math.inf, dtype=feature_MF.dtype, device=feature_MF.device)
+        entropy_AL[hidden_AL] = feature_MF[:, 0]
         sorted_AL, order_AL = entropy_AL.sort(dim=1, stable=True)
         # Of a sorted beginning the last is the largest: what is bounded is the sum of those before it.
         before_AL = torch.cat((torch.zeros_like(sorted_AL[:, :1]), sorted_AL[:, :-1].cumsum(1)), dim=1)

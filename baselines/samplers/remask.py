@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from baselines.masked_model import MaskedModel
 from baselines.samplers.top_p import nucleus
@@ -23,6 +23,7 @@ from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.errors import UserError
 from harness.interface import Draw, Sampler
+from harness.nn.slices import Logits
 
 
 @dataclass
@@ -106,11 +107,9 @@ class Remask(Sampler):
             reveal_NL = hidden_NL & (u_NL < step.reveal)
             again_NL = ~hidden_NL & (u_NL < step.sigma)
             t_N = m.schedule.time(torch.full((n,), step.alpha_t, device=generator.device)).float()
-            logits_MV = m.denoise(x_NL, reveal_NL, t_N)
-            x_NL[reveal_NL], dtype = self._tokens(logits_MV, generator, temperature)
+            logits_MV = Logits.of(m.denoise(x_NL, reveal_NL, t_N))
+            if self.options.p < 1:
+                logits_MV = logits_MV.then(lambda logits_RV: nucleus(logits_RV, self.options.p, temperature))
+            x_NL[reveal_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
             x_NL[again_NL] = mask_id
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)
-
-    def _tokens(self, logits_MV: Tensor, generator: torch.Generator, temperature: float) -> tuple[Tensor, str]:
-        kept_MV = nucleus(logits_MV, self.options.p, temperature) if self.options.p < 1 else logits_MV
-        return masked.draw_tokens(kept_MV, generator, temperature)
