@@ -27,16 +27,14 @@ class NGramOptions:
 class Level:
     """Occurrences of all histories of one length: sorted history keys, the words after them, distinct followers."""
 
-    def __init__(self, history_M: np.ndarray, word_M: np.ndarray, vocab_size: int) -> None:
-        pair = history_M * vocab_size + word_M
-        pair.sort()
-        self.pair, self.vocab_size = pair, vocab_size
-        history = pair // vocab_size
-        self.history, first = np.unique(history, return_index=True)
-        self.start = np.append(first, len(pair))
-        new_pair = np.ones(len(pair), dtype=bool)
-        new_pair[1:] = pair[1:] != pair[:-1]
-        self.distinct = np.add.reduceat(new_pair.astype(np.int64), first)
+    def __init__(self, pair_M: np.ndarray, vocab_size: int) -> None:
+        """From the keys of histories, each times V, plus the words after them; they are sorted in place."""
+        pair_M.sort()
+        self.pair, self.vocab_size = pair_M, vocab_size
+        history_M = pair_M // vocab_size
+        first = np.flatnonzero(_is_new(history_M))
+        self.history, self.start = history_M[first], np.append(first, len(pair_M))
+        self.distinct = np.add.reduceat(_is_new(pair_M), first, dtype=np.int64)
 
     def look_up(self, history_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Start of the occurrences, their count c(h), and T(h); zeros where the history was never seen."""
@@ -48,6 +46,13 @@ class Level:
     def pair_count(self, history_N: np.ndarray, word_N: np.ndarray) -> np.ndarray:
         key = history_N * self.vocab_size + word_N
         return np.searchsorted(self.pair, key, side="right") - np.searchsorted(self.pair, key, side="left")
+
+
+def _is_new(sorted_M: np.ndarray) -> np.ndarray:
+    """Where a value is the first of its kind, (M,) bool."""
+    new_M = np.ones(len(sorted_M), dtype=bool)
+    np.not_equal(sorted_M[1:], sorted_M[:-1], out=new_M[1:])
+    return new_M
 
 
 class NGram(Method):
@@ -70,14 +75,14 @@ class NGram(Method):
         return ()
 
     def fit(self, train_NL: np.ndarray) -> None:
-        V = self.problem.vocab_size
-        x = np.ascontiguousarray(train_NL).astype(np.int64)
+        rows, width = train_NL.shape
         self.levels = []
-        for length in range(min(self.options.order, x.shape[1])):
-            history = np.zeros((x.shape[0], x.shape[1] - length), dtype=np.int64)
-            for j in range(length):
-                history = history * V + x[:, j : j + history.shape[1]]
-            self.levels.append(Level(history.ravel(), x[:, length:].ravel(), V))
+        for length in range(min(self.options.order, width)):
+            pair = np.zeros((rows, width - length), dtype=np.int64)
+            for j in range(length + 1):
+                pair *= self.problem.vocab_size
+                pair += train_NL[:, j : j + width - length]
+            self.levels.append(Level(pair.ravel(), self.problem.vocab_size))
 
     def history(self, x_NL: np.ndarray, position: int, length: int) -> np.ndarray:
         """Keys (N,) of the `length` words before `position`, as the level of that length has them."""
