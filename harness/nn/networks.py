@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences
+from harness.nn.slices import Logits, by_sequences, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -39,7 +39,7 @@ class TokenNetwork(nn.Module):
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)
         cond = self.time(t_B)[:, None] if self.time is not None else None
         h_BLE, _ = self.trunk(self.stem(self.embed(x_BL)), positions_L, cond)
-        return h_BLE.flatten(0, 1) if select_BL is None else h_BLE[select_BL]
+        return rows_at(h_BLE, select_BL)
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:
         """One causal decoding step: logits (B, V) of the symbol after `x_B` at `position`, and the grown caches."""
