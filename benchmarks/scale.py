@@ -46,7 +46,7 @@ JUDGE = "judge"
 
 def methods(args: argparse.Namespace) -> dict[str, tuple[Any, Any, Any, Any]]:
     """Class, options, sampler and its options of each method; four tokens to a code, as their page advises for BPE."""
-    codes = SEQDiscreteOptions(slots=args.length // 4, codes=args.codes, em_steps=2)
+    codes = SEQDiscreteOptions(slots=args.length // 4, codes=args.codes, em_steps=2, latent_batch=max(2, args.batch))
     latents = {"slots": 32, "dims": 32, "bank": 256}
     return {
         "mdlm": (MDLM, MDLMOptions(), Ancestral, NoOptions()),

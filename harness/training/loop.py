@@ -232,24 +232,30 @@ def _step(
     A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
     """
     train_NL = job.data.splits["train"]
-    rows = batch_rows(len(train_NL), job.scale.batch, step, job.seed)
-    x_BL = torch.from_numpy(np.asarray(train_NL[np.sort(rows)], dtype=np.int64)).to(job.numerics.device)
+    parts = np.sort(batch_rows(len(train_NL), job.scale.batch, step, job.seed)).reshape(job.train.accumulate, -1)
     job.method.zero_grad(set_to_none=True)
-    chunks = x_BL.chunk(job.train.accumulate)
-    mine = job.group.parts(len(chunks))
+    mine = job.group.parts(len(parts))
     made: dict[int, Loss] = {}
     for part in mine:
         generator = step_generator(job.numerics.device, job.seed, 1, step, *([part] if part else []))
+        x_BL = _on_device(job, train_NL[parts[part]])
         with loss.part(last=part == mine[-1]):
             with job.numerics.autocast():
-                made[part] = loss(chunks[part], generator)
+                made[part] = loss(x_BL, generator)
             # Over the processes, the mean is taken where gradients are exchanged.
             (made[part].total / len(mine)).backward()
-    values = _together(job, made, len(chunks))
+    values = _together(job, made, len(parts))
     watch(values["loss"])
     values["gradient_norm"] = torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
     optimizer.step()
     return values
+
+
+def _on_device(job: Job, rows_BL: np.ndarray) -> Tensor:
+    """Tokens (B, L) int64 on the device; what a GPU is still busy with does not hold the copy up."""
+    x_BL = torch.from_numpy(np.asarray(rows_BL, dtype=np.int64))
+    pinned = x_BL.pin_memory() if job.numerics.device.startswith("cuda") else x_BL
+    return pinned.to(job.numerics.device, non_blocking=True)
 
 
 def _together(job: Job, made: dict[int, Loss], count: int) -> dict[str, Tensor]:
