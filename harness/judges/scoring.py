@@ -26,6 +26,7 @@ from harness.data.files import texts_digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.nn.pretrained import DTYPES, load_checked
+from harness.nn.slices import tokens_at_a_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -146,7 +147,7 @@ class CausalReader:
         width = self.model.config.get_text_config().hidden_size
         totals = _Totals(np.zeros(n), np.zeros(n, np.int64), np.zeros((n, width)), np.zeros(n, np.int64))
         with torch.inference_mode(), _full_precision():
-            for batch in _batches(windows, reading.batch_tokens):
+            for batch in _batches(windows, min(reading.batch_tokens, tokens_at_a_time())):
                 self._read_batch(batch, ids, scored_to, skip, totals)
         features_NF = totals.hidden_NF / np.maximum(totals.pooled_N, 1)[:, None]
         return TextScores(totals.nll_N, totals.tokens_N), features_NF.astype(np.float32)
