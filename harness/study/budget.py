@@ -28,12 +28,15 @@ from harness.training.seeds import step_generator
 
 @contextmanager
 def counted_calls(sampler: Sampler) -> Iterator[Counter[str]]:
-    """Count forward calls of each of the sampler's networks inside the block, by name."""
+    """Count forward calls of each of the sampler's networks inside the block, by name.
+
+    Of an adaptive sampler: each call times the sequences that it is of, the rows of its first argument.
+    """
     calls: Counter[str] = Counter()
 
     def hook_of(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object) -> None:
-            calls[name] += 1
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            calls[name] += len(inputs[0]) if sampler.adaptive else 1
 
         return hook
 

@@ -174,6 +174,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
             "draw_dtype": drawn.draw_dtype,
             "seconds_per_seq": drawn.seconds_per_seq,
             "flops_per_seq": drawn.flops_per_seq,
+            "calls": drawn.calls,
             "made": made,
         }
         write_text(samples_file(session, cell, part), _as_jsonl(session, drawn.x_NL))
@@ -184,7 +185,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
 def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
     """The cell's sampler, compiled where that is wanted and the toolchain can."""
     sampler = load_sampler(session, cell)
-    if session.numerics.compile_sampling and cell.role == "method":
+    if session.numerics.compile_sampling and cell.role == "method" and not sampler.adaptive:
         chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
         try:
             warm_up(sampler, part, chunk, session.numerics, session.cache)
