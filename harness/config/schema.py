@@ -76,7 +76,8 @@ class TrainConfig:
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation
     log_every: int = ranged(50, 1)  # steps between lines of the training's own values in `curves.jsonl`
-    checkpoint_seconds: float = ranged(20.0, 0)  # between two checkpoints
+    checkpoint_seconds: float = ranged(20.0, 0)  # between two checkpoints at the least
+    checkpoint_share: float = ranged(0.02, 0, 1, above=True)  # of the time that they may take: large ones are rarer
 
 
 @dataclass
