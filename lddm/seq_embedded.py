@@ -32,6 +32,7 @@ from lddm.bank import CodeBank
 from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
 from lddm.latent import token_times
 from lddm.latent_model import LatentModel
+from lddm.markov_chain import MarkovChain
 from lddm.mixture import ProductMixture
 from lddm.networks import small_shape
 from lddm.token_embedding import TokenEmbedding
@@ -45,6 +46,8 @@ class SEQEmbeddedOptions:
     start: float = ranged(0.65, 0, 1)  # time of the latent that the mixture draws; 1: pure noise, the chain does all
     end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
     patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
+    law: str = chosen("mixture", ("mixture", "chain"))  # in closed form: of segments apart, or n-grams of whole sequences
+    order: int = ranged(3, 2, 64)  # n of the chain's n-grams
     segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
     codes: int = ranged(4096, 1, 1 << 20)  # components of the mixture; 1: the places' own laws, and no dependence
     em_steps: int = ranged(4, 1, 1000)
@@ -83,7 +86,8 @@ class SEQEmbedded(LatentModel):
         _check(options, problem)
         o, V, shape = options, problem.vocab_size, problem.shape
         self.embedding = TokenEmbedding(V, o.dims)
-        self.mixture = ProductMixture(o.codes, o.segment, V)
+        chain = o.law == "chain"
+        self.law = MarkovChain(o.order, problem.length, V) if chain else ProductMixture(o.codes, o.segment, V)
         self.decoder = EmbeddingDecoder(shape, V, o.dims)
         small = replace(small_shape(shape, o.prior_depth, o.prior_width), stem=0)
         self.prior = EmbeddingDenoiser(small, V, problem.length, o.patch, o.dims)
@@ -109,10 +113,13 @@ class SEQEmbedded(LatentModel):
         """Embeddings from the neighbours of each symbol; the mixture by EM over the segments of `train_NL`."""
         o = self.options
         self.embedding.fit(train_NL)
-        self.mixture.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
+        if isinstance(self.law, MarkovChain):
+            self.law.fit(train_NL)
+        else:
+            self.law.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
 
     def fitted_numbers(self) -> int:
-        return self.mixture.fitted_numbers() + self.embedding.embedding_VD.numel()
+        return self.law.fitted_numbers() + self.embedding.embedding_VD.numel()
 
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
@@ -141,7 +148,7 @@ class SEQEmbedded(LatentModel):
     def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
         """The mixture's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
         B, L, V = evidence_BLV.shape
-        log_p_NCV, log_N = self.mixture.posterior(evidence_BLV.reshape(-1, self.options.segment, V))
+        log_p_NCV, log_N = self.law.posterior(evidence_BLV.reshape(-1, self.law.segment, V))
         return log_p_NCV.reshape(B, L, V), log_N.view(B, -1).sum(1)
 
     def log_p(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
@@ -152,7 +159,7 @@ class SEQEmbedded(LatentModel):
 
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
         """z_start of `n` sequences under the mixture, (n, L, D): its tokens, diffused. No network is called."""
-        segments = self.mixture.draw(n * (self.problem.length // self.options.segment), generator)
+        segments = self.law.draw(n * (self.problem.length // self.law.segment), generator)
         x_NL = segments.view(n, self.problem.length)
         return self.embedding.diffuse(x_NL, self._times(n, start, x_NL), generator)
 
