@@ -80,7 +80,8 @@ class MarkovChain(nn.Module):
         for seen_NV in seen_LNV[: self.order - 1]:
             weight_NS = (weight_NS[:, :, None] * seen_NV[:, None]).flatten(1)
         state_NAR = (joint_NS * weight_NS).view(-1, *self.start_AR.shape)
-        kept, log_N = [], torch.zeros_like(seen_LNV[0, :, 0])
+        kept: list[Tensor] = []
+        log_N = torch.zeros_like(seen_LNV[0, :, 0])
         for i in range(self.order - 2, self.segment):
             if i > self.order - 2:
                 next_RND = torch.bmm(kept[-1].permute(2, 0, 1), self.table_RAD)

@@ -1,11 +1,11 @@
 """SEQ with noisy embeddings: a Gaussian latent that names the tokens through a fog, resolved first, then the tokens given it.
 
 The continuous arm of LDDM (Shariatian et al., arXiv 2510.18114, SEQ) with an encoder in closed form, `TokenEmbedding`, and a
-prior that starts where a `ProductMixture` of segments is. Given a noisy latent the mixture's posterior of all tokens of a
-segment is an exact finite sum, so that the ideal denoiser of the mixture costs no training; networks learn what it leaves
-open. Its law of z_t is known too: the chain may begin at any time `start` with a draw from it, and only the rest of the way
-takes calls (a truncated diffusion: Zheng et al. 2022, arXiv 2202.09671). It ends at `end`, where the rest of the tokens'
-information is left to masked diffusion beside the latent.
+prior that starts where a law in closed form is: a `ProductMixture` of segments, or a `MarkovChain` of n-grams. Given a noisy
+latent its posterior of all tokens is an exact finite sum, so that the ideal denoiser of that law costs no training; networks
+learn what it leaves open. Its law of z_t is known too: the way down may begin at any time `start` with a draw from it, and
+only the rest takes calls (a truncated diffusion: Zheng et al. 2022, arXiv 2202.09671). It ends at `end`, where the rest of
+the tokens' information is left to masked diffusion beside the latent.
 
 Shapes: B batch, L tokens in segments of C, V symbols, D dims of an embedding, N sequences, R selected positions.
 """
@@ -43,10 +43,12 @@ class SEQEmbeddedOptions:
     schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of the tokens
     loss: str = chosen("masked_mean", masked.LOSSES)  # of the tokens; see harness.diffusion.masked.MaskedTerms
     dims: int = ranged(8, 1, 4096)  # of a token's embedding
-    start: float = ranged(0.65, 0, 1)  # time of the latent that the mixture draws; 1: pure noise, the chain does all
+    start: float = ranged(0.65, 0, 1)  # time of the latent that the law draws; 1: pure noise, the networks do all
     end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
     patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
-    law: str = chosen("mixture", ("mixture", "chain"))  # in closed form: of segments apart, or n-grams of whole sequences
+    law: str = chosen(
+        "mixture", ("mixture", "chain")
+    )  # in closed form: of segments apart, or n-grams of whole sequences
     order: int = ranged(3, 2, 64)  # n of the chain's n-grams
     segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
     codes: int = ranged(4096, 1, 1 << 20)  # components of the mixture; 1: the places' own laws, and no dependence
@@ -75,7 +77,7 @@ def _check(o: SEQEmbeddedOptions, problem: Problem) -> None:
 
 
 class SEQEmbedded(LatentModel):
-    """p(z_end) by Gaussian diffusion from the mixture's law at `start`, p(x | z_end) by masked diffusion beside it."""
+    """p(z_end) by Gaussian diffusion from the law's own at `start`, p(x | z_end) by masked diffusion beside it."""
 
     Options = SEQEmbeddedOptions
     title = "SEQ, noisy embeddings"
@@ -110,7 +112,7 @@ class SEQEmbedded(LatentModel):
         self.prior.requires_grad_(name == "prior")
 
     def fit(self, train_NL: np.ndarray) -> None:
-        """Embeddings from the neighbours of each symbol; the mixture by EM over the segments of `train_NL`."""
+        """Embeddings from the neighbours of each symbol; the law by EM or by counting."""
         o = self.options
         self.embedding.fit(train_NL)
         if isinstance(self.law, MarkovChain):
@@ -146,7 +148,7 @@ class SEQEmbedded(LatentModel):
 
     # ---- the latent -----------------------------------------------------------------------------------------------
     def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixture's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
+        """The law's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
         B, L, V = evidence_BLV.shape
         log_p_NCV, log_N = self.law.posterior(evidence_BLV.reshape(-1, self.law.segment, V))
         return log_p_NCV.reshape(B, L, V), log_N.view(B, -1).sum(1)
@@ -158,7 +160,7 @@ class SEQEmbedded(LatentModel):
         return logits_BLV.float().log_softmax(-1)
 
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
-        """z_start of `n` sequences under the mixture, (n, L, D): its tokens, diffused. No network is called."""
+        """z_start of `n` sequences under the law, (n, L, D): its tokens, diffused. No network is called."""
         segments = self.law.draw(n * (self.problem.length // self.law.segment), generator)
         x_NL = segments.view(n, self.problem.length)
         return self.embedding.diffuse(x_NL, self._times(n, start, x_NL), generator)
@@ -200,7 +202,7 @@ class SEQEmbedded(LatentModel):
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        """KL(q(z_start | x) || mixture) + 1/2 integral of d(1/rho^2) E|e_x - E[e_x | z_t]|^2 + tokens given z_end.
+        """KL(q(z_start | x) || law) + 1/2 integral of d(1/rho^2) E|e_x - E[e_x | z_t]|^2 + tokens given z_end.
 
         The integral (VDM, eq. 15) is drawn at one time for each sequence, uniform in log rho.
         """

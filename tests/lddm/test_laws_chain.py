@@ -9,7 +9,6 @@ from harness.errors import UserError
 from lddm.markov_chain import MarkovChain
 from lddm.samplers.embedded import Embedded, EmbeddedOptions
 from tests.kit.toys import (
-    all_sequences,
     bound_by_x,
     chi_square_p,
     counts_of,
@@ -108,5 +107,7 @@ def test_fresh_networks_sample_the_chain(start, share, nfe):
 
 
 def test_a_table_that_is_too_large_is_refused_in_one_line():
-    with pytest.raises(UserError, match="order=3: a chain over 1024 symbols and 64 tokens .* use order=2 or law=mixture"):
+    with pytest.raises(
+        UserError, match="order=3: a chain over 1024 symbols and 64 tokens .* use order=2 or law=mixture"
+    ):
         MarkovChain(3, 64, 1024)
