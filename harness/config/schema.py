@@ -27,6 +27,7 @@ class StudyConfig:
     question: str = ""  # that it answers
     nfe: list[int] = ranged([2, 4, 8, 16, 32], 1, filled=True, distinct=True)  # budgets of network calls
     nfe_of: dict[str, Any] = ranged({}, 1, filled=True, distinct=True)  # own ones: {ar: [64], seq: {one_call: [2, 4]}}
+    equivalent_nfe: list[float] = ranged([], 1, distinct=True)  # and budgets of equal sampling FLOPs, in MDLM's calls
     temperatures: list[float] = ranged([1.0], 0, above=True, filled=True, distinct=True)  # that divide logits
     seeds: list[int] = ranged([0], 0, filled=True, distinct=True)  # of training
     samples: int = ranged(2000, 8)  # of each cell

@@ -24,7 +24,7 @@ from harness.report.aggregate import (
 from harness.report.frontier import at_data_diversity
 
 UNKNOWN = "—"
-_ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
+ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
 _BETTER = {"lower": "Lower is better", "higher": "Higher is better", "data": "The data's own value is the aim"}
 _BUDGETS = (
     "- **NFE**: calls of a network while sampling one sequence, all of them, counted at the call itself. "
@@ -141,7 +141,7 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     bold: dict[str, set[int]] = {}
     for column in shown:
         aim = data_value(table, column.name)
-        arrow = _ARROWS[column.better]
+        arrow = ARROWS[column.better]
         if column.better == "data" and not math.isnan(aim):
             arrow += f" {number(aim, 4)}"
         header.append(f"{column.heading} {arrow}")
@@ -236,7 +236,7 @@ def frontier_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     header = [
         "Method",
         "NFE",
-        f"{quality.title} {_ARROWS[quality.better]}",
+        f"{quality.title} {ARROWS[quality.better]}",
         "Temperature",
         f"{diversity.title} reached",
     ]
