@@ -43,6 +43,7 @@ class PretrainedJudge(CausalJudge):
     """A pretrained model, loaded once in a named dtype, all of its weights checked to be there."""
 
     Options = PretrainedJudgeOptions
+    merges = True
 
     def __init__(self, options: PretrainedJudgeOptions) -> None:
         super().__init__(options)
@@ -78,7 +79,7 @@ class PretrainedJudge(CausalJudge):
             bos_id=_bos_id(o.bos, tokenizer, o.model),
             eos_id=tokenizer.eos_token_id,
         )
-        reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), o.dtype, reading)
+        reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), tokenizer.decode, o.dtype, reading)
         name = Path(o.model).name if Path(o.model).is_dir() else o.model  # a path would tie the number to one disk
         self._identity = f"{name}@{version}/{o.dtype}/{reading.describe()}"
         self._read_by(reader, data)

@@ -79,6 +79,7 @@ class TrainedJudge(CausalJudge):
                 f"judge width={o.width} does not give {o.heads} heads of even size; "
                 f"use width={max(1, round(o.width / (2 * o.heads))) * 2 * o.heads}"
             )
+        self.merges = o.vocab > _BYTES + 1
         self.reading = Reading(
             o.context, o.stride or max(1, o.context // 2), o.pool, o.batch_tokens, eos_id=END_OF_TEXT_ID
         )
@@ -104,7 +105,11 @@ class TrainedJudge(CausalJudge):
         if found != trained_as:
             raise UserError(f"the judge in {folder} is not the one that was trained there; delete that folder")
         reader = CausalReader(
-            model, lambda texts: [e.ids for e in tokenizer.encode_batch(texts)], o.dtype, self.reading
+            model,
+            lambda texts: [e.ids for e in tokenizer.encode_batch(texts)],
+            tokenizer.decode,
+            o.dtype,
+            self.reading,
         )
         self._read_by(reader, data)
 

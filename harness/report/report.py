@@ -53,14 +53,18 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         several = len(sections) > 1
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
-        tables.append(results_table(part, columns))
+        main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
+        tables.append(results_table(part, main))
         parts.append(f"{heading}\n\n{tables[-1]}")
+        if aside:
+            tables.append(results_table(part, aside, costs=False))
+            parts.append(f"### More scores\n\n{tables[-1]}")
         parts.append(truth_section(part))
-        swept = frontier_table(part, columns)
+        swept = frontier_table(part, main)
         if swept:
             parts.append(f"### At the diversity of the data\n\n{swept}")
         parts.append(f"### Cost\n\n{cost_table(part)}")
-        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), columns, prefix)))
+        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), main, prefix)))
     compared = list(frame.loc[frame["role"] == "method", "label"])
     parts.append(_curves(folder, context.get("curves") or {}, compared))
     parts.append(_pictures(folder, context.get("pictures") or []))

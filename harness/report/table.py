@@ -127,15 +127,16 @@ def name_of(row: pd.Series) -> str:
     return shown if row["role"] == "method" else f"*{shown}*"
 
 
-def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+def results_table(frame: pd.DataFrame, columns: Sequence[Column], costs: bool = True) -> str:
     """Scores at temperature 1: held-out data first, methods by NFE, floors, probes, the other references; and a caption.
 
-    `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol.
+    `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol. `costs`: with the bound and
+    what sampling costs.
     """
-    shown = columns_with_bound(columns)
+    shown = columns_with_bound(columns) if costs else list(columns)
     names = [EQUIVALENT.name, *(column.name for column in shown), SECONDS.name]
     table = aggregate(headline(labelled(frame)), names).reset_index(drop=True)
-    header = ["Method", "NFE", "Equiv. NFE"]
+    header = ["Method", "NFE", *(["Equiv. NFE"] if costs else [])]
     bold: dict[str, set[int]] = {}
     for column in shown:
         aim = data_value(table, column.name)
@@ -144,18 +145,18 @@ def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
             arrow += f" {number(aim, 4)}"
         header.append(f"{column.heading} {arrow}")
         bold[column.name] = best_rows(table, column, aim)
-    header.append("Seconds per sequence ↓")
+    header += ["Seconds per sequence ↓"] if costs else []
     rows = []
     for role in ROLES:
         for place, row in table[table["role"] == role].iterrows():
-            cells = [name_of(row), budget(row), number(row[EQUIVALENT.name])]
+            cells = [name_of(row), budget(row), *([number(row[EQUIVALENT.name])] if costs else [])]
             for column in shown:
                 text = measured(row[column.name], row[f"{column.name}_error"])
                 cells.append(f"**{text}**" if place in bold[column.name] else text)
             seconds, error = row[SECONDS.name], row[f"{SECONDS.name}_error"]
-            cells.append(number(seconds) if math.isnan(error) else measured(seconds, error))
+            cells += [number(seconds) if math.isnan(error) else measured(seconds, error)] if costs else []
             rows.append(cells)
-    return markdown(header, rows) + "\n\n" + _caption(table, shown)
+    return markdown(header, rows) + (f"\n\n{_caption(table, shown)}" if costs else "")
 
 
 def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:

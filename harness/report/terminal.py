@@ -17,7 +17,7 @@ _NAME, _GAP = 24, 2
 
 def terminal_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     """Rows as in the report's table; columns as many as fit, those that do not are named in the last line."""
-    header, rows = _cells(frame, columns, _NAME)
+    header, rows = _cells(frame, [column for column in columns if not column.aside], _NAME)
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
     fitting = [place for place in range(len(header)) if sum(widths[: place + 1]) + _GAP * place <= WIDTH]
     lines = [
@@ -26,6 +26,7 @@ def terminal_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     ]
     lines.insert(1, "-" * max(map(len, lines)))
     left = [header[place] for place in range(len(header)) if place not in fitting]
+    left += [column.title for column in columns if column.aside]
     if left:
         lines += textwrap.wrap(f"({', '.join(left)}: in the report)", WIDTH)
     return "\n".join(lines)
