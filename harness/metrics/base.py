@@ -26,7 +26,9 @@ class Column:
 
     `better` says which way is better: "lower", "higher", or "data" where the data's own value is the aim. Columns that
     are not `headline` are in the parquet and in tracking, but not in the printed table or the figures. Those that are
-    `aside` stand in the report's second table and are not drawn. `tradeoff` names a
+    `aside` stand in the report's second table and are not drawn. Where the data's own value is a `ceiling`, rows above it
+    beyond doubt are marked. A judge that tells held-out data from a sampler which calls no network by less than `least_gap`
+    cannot rank what lies between: the column is marked, and so are those that are `judged_by` it. `tradeoff` names a
     side of the trade between quality (above 0, better low, compared by ratios) and diversity, which is read together: the
     first of each in a study are drawn against each other. `meaning` is what a report says of the number.
     """
@@ -37,6 +39,9 @@ class Column:
     better: Literal["lower", "higher", "data"]
     headline: bool = True
     aside: bool = False
+    ceiling: bool = False
+    least_gap: float = 0.0
+    judged_by: str = ""
     tradeoff: Literal["", "quality", "diversity"] = ""
     meaning: str = ""
 
@@ -71,10 +76,14 @@ class ScoreContext:
 
 @dataclass(frozen=True)
 class Scores:
-    """`values[name] = (value, standard error)` for each column; `per_sequence[name]` is (N,) where it exists."""
+    """`values[name] = (value, standard error)` for each column; `per_sequence[name]` is (N,) where it exists.
+
+    `profiles[title]` are numbers by place in a sequence, for a table of their own.
+    """
 
     values: dict[str, tuple[float, float]]
     per_sequence: dict[str, np.ndarray] = field(default_factory=dict)
+    profiles: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Metric(ABC):

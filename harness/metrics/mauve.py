@@ -154,6 +154,7 @@ class Mauve(Metric):
             "MAUVE",
             "0 to 1",
             "higher",
+            least_gap=0.2,
             meaning="The row of held-out data compares human text with other human text: the ceiling, which is below 1",
         ),
     )

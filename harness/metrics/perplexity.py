@@ -20,13 +20,16 @@ _UNIT = "perplexity per judge token"
 _MEANING = "Repetitive text lowers it, so it is read together with the entropy"
 
 
-_PER_TOKEN = Column("gen_ppl", "Gen. PPL", _UNIT, "lower", tradeoff="quality", meaning=_MEANING)
+_PER_TOKEN = Column(
+    "gen_ppl", "Gen. PPL", _UNIT, "lower", judged_by="gen_nats_per_char", tradeoff="quality", meaning=_MEANING
+)
 _PER_CHARACTER = Column(
     "gen_nats_per_char",
     "Nats/char",
     "nats per character of decoded text",
     "lower",
     aside=True,
+    least_gap=0.3,
     meaning="sum NLL over the number of characters that the scored tokens spell. It compares judges with each other, and "
     "under a judge with merges it is what orders texts: text that falls apart has more and cheaper tokens",
 )

@@ -13,8 +13,9 @@ from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
 from harness.report.latex import latex_table
+from harness.report.marks import blind, resolutions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
-from harness.report.table import cost_table, definitions, frontier_table, number, results_table
+from harness.report.table import cost_table, definitions, frontier_table, number, profile_table, results_table
 from harness.report.truth import truth_section
 from harness.store import write_text
 
@@ -40,25 +41,28 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
     (a mapping of versions and the like); `notes` (lines); `samples` (rows with title, nfe, text and optionally
     temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
-    `harness.report.figures.curves` takes them).
+    `harness.report.figures.curves` takes them); `profiles` (by title: rows as `harness.report.table.profile_table` takes them).
     """
     folder = Path(folder)
     parts, tables = [f"# {context.get('title', 'Results')}"], list[str]()
-    notes = list(context.get("notes") or [])
-    if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
     (frame,) = with_labels(frame)
     sections = list(frame.groupby(["data", "protocol"], sort=True, dropna=False))
+    told = {key: resolutions(part, columns) for key, part in sections}
+    notes = [*(str(each) for found in told.values() for each in found), *(context.get("notes") or [])]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
     for (data, protocol), part in sections:
+        unseen = blind(told[data, protocol], columns)
         several = len(sections) > 1
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
         main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
-        tables.append(results_table(part, main))
+        tables.append(results_table(part, main, blind=unseen))
         parts.append(f"{heading}\n\n{tables[-1]}")
         if aside:
-            tables.append(results_table(part, aside, costs=False))
+            tables.append(results_table(part, aside, costs=False, blind=unseen))
             parts.append(f"### More scores\n\n{tables[-1]}")
+        parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items() if not several]
         parts.append(truth_section(part))
         swept = frontier_table(part, main)
         if swept:

@@ -61,7 +61,9 @@ def test_failure_takes_what_needs_it_and_nothing_else():
 def test_tasks_of_a_study(finished):
     session = Session(load([*finished.arguments, "study.seeds=[0,1]"]).tree)
     cells, data = make_cells(session), data_cell(session)
-    assert [c.name for c in cells if c.sampler == "counts"] == ["unigram/counts/seed0", "bigram/counts/seed0"]
+    assert [c.name for c in cells if c.sampler == "counts"] == [
+        f"{name}/counts/seed0" for name in ("unigram", "bigram", "ngram")
+    ]
     assert len(cells) == 2 + 2 * (len(ROWS) - 2)
     tasks = make_tasks(session, cells, data)
     trained = 2 + 2 * (len(METHODS) - 2)

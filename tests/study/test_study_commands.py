@@ -138,7 +138,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
         if line.startswith("| ") and "seed" in line
     ]
     assert [row[0] for row in table] == [
-        *(f"{name}/counts/seed0" for name in ("unigram", "bigram")),
+        *(f"{name}/counts/seed0" for name in ("unigram", "bigram", "ngram")),
         *(f"{name}/{label}/seed{seed}" for name, label in ROWS if label != "counts" for seed in (0, 1)),
     ]
     first = {name: f"{name}/{label}/seed0" for name, label in reversed(ROWS)}

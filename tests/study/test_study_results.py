@@ -22,6 +22,7 @@ WANTED = {
     "data": [None],
     "unigram": [0],
     "bigram": [0],
+    "ngram": [0],
     "ar": [LENGTH],
     **{name: list(BUDGETS) for name in ("mdlm", "fuji", "seq")},
     "seq_discrete": [*BUDGETS, 1, 2],  # drawn, and given codes
@@ -56,6 +57,7 @@ def test_table_has_a_row_for_each_method_and_budget(finished):
         *[("*SEQ, encoder codes*", str(k)) for k in (1, 2)],
         ("*Autoregressive*", str(LENGTH)),
         ("*Bigram*", "0"),
+        ("*Best n-gram*", "0"),
         ("*Unigram*", "0"),
     ]
     header = next(line for line in report if line.startswith("| Method"))
