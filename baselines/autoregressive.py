@@ -1,15 +1,15 @@
 """An autoregressive transformer of the same size: the scale's upper end, at one call for each token.
 
-Shapes: B batch, L tokens, V symbols.
+Shapes: B batch, L tokens, V symbols, M = B L positions.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness.config.fields import NoOptions
+from harness.diffusion.masked import token_nll
 from harness.interface import Bound, Loss, Method, Problem
 from harness.nn.networks import TokenNetwork
 
@@ -27,8 +27,8 @@ class Autoregressive(Method):
 
     def _nll(self, x_BL: Tensor) -> Tensor:
         start_B1 = torch.full_like(x_BL[:, :1], self.problem.vocab_size)
-        logits_BLV = self.network(torch.cat((start_B1, x_BL[:, :-1]), dim=1))
-        return F.cross_entropy(logits_BLV.flatten(0, 1), x_BL.flatten(), reduction="none").view(x_BL.shape).sum(1)
+        logits_MV = self.network(torch.cat((start_B1, x_BL[:, :-1]), dim=1))
+        return token_nll(logits_MV, x_BL.flatten()).view(x_BL.shape).sum(1)
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         total = self._nll(x_BL).mean() / x_BL.shape[1]

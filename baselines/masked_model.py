@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.diffusion.schedules import token_schedule
 from harness.interface import Method, Problem
+from harness.nn.slices import Logits
 
 
 class MaskedModel(Method):
@@ -23,8 +24,11 @@ class MaskedModel(Method):
         self.schedule = token_schedule(options.schedule)
 
     @abstractmethod
-    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
-        """Logits (M, V) of x0 at the selected positions of `x_NL`, at times t: one network call."""
+    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor | Logits:
+        """Logits (M, V) of x0 at the selected positions of `x_NL`, at times t: one network call.
+
+        What reads them (`harness.diffusion.masked`) takes a tensor, or `Logits` that are made in slices.
+        """
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:

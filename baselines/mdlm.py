@@ -17,6 +17,7 @@ from harness.diffusion import masked
 from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.interface import Bound, Loss, Problem
 from harness.nn.networks import TokenNetwork
+from harness.nn.slices import Logits
 
 
 @dataclass
@@ -43,7 +44,7 @@ class MDLM(MaskedModel):
     def networks(self) -> Mapping[str, nn.Module]:
         return {"token": self.network}
 
-    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
+    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Logits:
         return self.network(x_NL, select_NL, t_N)
 
     def _terms(self, x_BL: Tensor, generator: torch.Generator, largest: float = 1.0) -> masked.MaskedTerms:

@@ -74,12 +74,16 @@ class Bound:
 
 @dataclass(frozen=True)
 class Draw:
-    """Sampled tokens (N, L) int64 and the network calls spent on them, split by what was called for."""
+    """Sampled tokens (N, L) int64 and the network calls spent on them, split by what was called for.
+
+    `calls_N` are the calls that each sequence took, of a sampler that is `adaptive`; their mean is at most the budget.
+    """
 
     x_NL: Tensor
     nfe_latent: int
     nfe_token: int
     draw_dtype: str = "float64"
+    calls_N: Tensor | None = None
 
     @property
     def nfe(self) -> int:
@@ -173,6 +177,9 @@ class Sampler(ABC):
     role: str = ""
     #: Whether what is drawn, in many steps, has the law that the method's bound is of.
     bounded: bool = True
+    #: Whether the number of calls differs by sequence: a budget is then what their mean may be, in every draw. Calls are
+    #: counted by sequence, so that a network has to be called on those alone that are not done (`Draw.calls_N`).
+    adaptive: bool = False
 
     def __init__(self, method: Any, options: Any) -> None:
         if not isinstance(method, self.methods):
@@ -200,6 +207,12 @@ class Sampler(ABC):
     def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
         """The budgets of a study that apply: all of them, unless the cost is fixed by the sampler's nature."""
         return wanted
+
+    def prepare(self, nfe: int, temperature: float, device: torch.device) -> None:  # noqa: B027 - most need nothing
+        """Find what a budget needs (a threshold) before sequences are drawn and their calls are counted; kept by the sampler.
+
+        Depends on the weights, the options and these arguments alone. `draw` asks for it where nobody has.
+        """
 
     @abstractmethod
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:

@@ -3,8 +3,8 @@
 Both start where the mixture is: the prior at its weights, the decoder at its tables. What they learn is only what the mixture
 leaves open, and a code is known to them by its table, so that codes with like tokens are alike from the first step.
 
-Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), F = C V, E width,
-R selected positions.
+Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), F features of a code,
+E width, R selected positions, N = M C laws of tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harness.nn.slices import Logits, by_sequences
 from harness.nn.transformer import Stem, Trunk, TrunkShape
 from lddm.mixture import ProductMixture
 from lddm.networks import slot_positions
@@ -30,13 +31,18 @@ class CodeNetwork(nn.Module):
         self.code_out = nn.Linear(features, shape.width, bias=False)
         nn.init.zeros_(self.code_out.weight)
 
-    def forward(self, c_BS: Tensor, mixture: ProductMixture, select_BS: Tensor) -> Tensor:
+    def forward(self, c_BS: Tensor, mixture: ProductMixture, select_BS: Tensor) -> Logits:
         feature_MF = mixture.feature_MF
+        h_RE = by_sequences(lambda c_BS, select_BS: self._hidden(c_BS, feature_MF, select_BS), c_BS, select_BS)
+        out_ME = self.code_out(feature_MF).to(h_RE.dtype)
+        return Logits(lambda h_RE: (h_RE @ out_ME.T).float() + mixture.log_weight_M, len(feature_MF), h_RE)
+
+    def _hidden(self, c_BS: Tensor, feature_MF: Tensor, select_BS: Tensor) -> Tensor:
         hidden_BS, S = c_BS == len(feature_MF), c_BS.shape[1]
         h = self.code_in(feature_MF[c_BS.masked_fill(hidden_BS, 0)])
         h = self.stem(torch.where(hidden_BS[..., None], self.mask.to(h.dtype), h))
         h, _ = self.trunk(h, slot_positions(S, self.length, c_BS.device))
-        return (h[select_BS] @ self.code_out(feature_MF).to(h.dtype).T).float() + mixture.log_weight_M
+        return h[select_BS]
 
 
 class CodeDecoder(nn.Module):
@@ -55,9 +61,19 @@ class CodeDecoder(nn.Module):
         nn.init.normal_(self.embed.weight)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture, select_BL: Tensor) -> Tensor:
-        h_BLE = self.embed(x_BL)
-        h_BLE = h_BLE + self.code_in(mixture.feature_MF[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
-        h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
-        base_BLV = mixture.log_table_MF[c_BS].view(*x_BL.shape, mixture.vocab_size)
-        return self.head(h_BLE[select_BL]).float() + base_BLV[select_BL]
+    def forward(self, x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture, select_BL: Tensor) -> Logits:
+        def hidden(x_BL: Tensor, c_BS: Tensor, select_BL: Tensor) -> Tensor:
+            h_BLE = self.embed(x_BL)
+            h_BLE = h_BLE + self.code_in(mixture.feature_MF[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
+            h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
+            return h_BLE[select_BL]
+
+        C, V = mixture.segment, mixture.vocab_size
+        place_L = torch.arange(x_BL.shape[1], device=x_BL.device) % C
+        # The row of each token's law, which is read in slices beside the head: of all tokens at once it is (B, L, V).
+        row_R = (c_BS.repeat_interleave(C, dim=1) * C + place_L)[select_BL]
+        law_NV = mixture.log_table_MF.view(-1, V)
+        return Logits(
+            lambda h_RE, row_R: self.head(h_RE).float() + law_NV[row_R],
+            V, by_sequences(hidden, x_BL, c_BS, select_BL), row_R,
+        )  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harness.nn.slices import Logits
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 from lddm.networks import slot_positions
 
@@ -68,10 +69,11 @@ class EmbeddingDecoder(nn.Module):
 
     def forward(
         self, x_BL: Tensor, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor, select_BL: Tensor
-    ) -> Tensor:
+    ) -> Logits:
         """`base_BLV` are log-probabilities, `centre_V` the mean probabilities, `t_B` the times of the latents."""
         seen = _seen(z_BLD, base_BLV, centre_V)
         h_BLE = self.embed(x_BL)
         h_BLE = h_BLE + self.latent_in(seen.to(h_BLE.dtype)) + self.time(t_B)[:, None]
         h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
-        return self.head(h_BLE[select_BL]).float() + base_BLV[select_BL]
+        of_R = h_BLE[select_BL], base_BLV[select_BL]
+        return Logits(lambda h_RE, base_RV: self.head(h_RE).float() + base_RV, base_BLV.shape[2], *of_R)

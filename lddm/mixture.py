@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.diffusion.masked import draw_tokens
+from harness.nn.slices import Logits
 
 #: Segments of a block: its scores against all components then stay in a core's cache.
 _ROWS = 2048
@@ -97,8 +98,10 @@ class ProductMixture(nn.Module):
         u_n = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         cdf_M = self.log_weight_M.double().softmax(0).cumsum(0)  # one law for all: no row of M numbers for each
         k_n = torch.searchsorted(cdf_M, u_n * cdf_M[-1], right=True).clamp_(max=len(cdf_M) - 1)
-        log_p_nCV = self.log_table_MF[k_n].view(n * self.segment, self.vocab_size)
-        return draw_tokens(log_p_nCV, generator)[0].view(n, self.segment)
+        law_RV = self.log_table_MF.view(-1, self.vocab_size)
+        row_nC = k_n[:, None] * self.segment + torch.arange(self.segment, device=k_n.device)
+        log_p = Logits(lambda row_r: law_RV[row_r], self.vocab_size, row_nC.flatten())
+        return draw_tokens(log_p, generator)[0].view(n, self.segment)
 
     # ---- learning ---------------------------------------------------------------------------------------------------
     def fitted_numbers(self) -> int:

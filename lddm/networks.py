@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from harness.nn.slices import Logits, by_sequences
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -57,8 +58,14 @@ class JointNetwork(nn.Module):
 
     def forward(
         self, x_BL: Tensor, z_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, select_BL: Tensor | None = None
+    ) -> tuple[Logits, Tensor]:
+        """`Logits` (M, V) at `select_BL` (all positions where None) and the latent output (B, S, D), in float32."""
+        h_ME, out_BSD = by_sequences(self._hidden, x_BL, z_BSD, t_x_B, t_z_B, select_BL)
+        return Logits(lambda h_RE: self.head(h_RE).float(), self.head.out_features, h_ME), out_BSD
+
+    def _hidden(
+        self, x_BL: Tensor, z_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, select_BL: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (M, V) at `select_BL` (all positions where None) in float32 and the latent output (B, S, D) in float32."""
         B, L = x_BL.shape
         S = z_BSD.shape[1]
         positions = torch.cat((torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device)))
@@ -71,8 +78,7 @@ class JointNetwork(nn.Module):
             cond = torch.cat((c_x.expand(B, L, -1), c_z.expand(B, S, -1)), dim=1)
         h, _ = self.trunk(torch.cat((h_x, h_z.to(h_x.dtype)), dim=1), positions, cond)
         h_x, h_z = h[:, :L], h[:, L:]
-        logits = self.head(h_x if select_BL is None else h_x[select_BL])
-        return logits.float(), self.latent_out(h_z).float()
+        return h_x.flatten(0, 1) if select_BL is None else h_x[select_BL], self.latent_out(h_z).float()
 
 
 class LatentNetwork(nn.Module):
@@ -111,6 +117,9 @@ class SlotEncoder(nn.Module):
         nn.init.normal_(self.embed.weight)
 
     def forward(self, x_BL: Tensor) -> Tensor:
+        return by_sequences(self._features, x_BL)
+
+    def _features(self, x_BL: Tensor) -> Tensor:
         B, L = x_BL.shape
         S = self.slot.shape[0]
         positions = torch.cat((torch.arange(L, device=x_BL.device).float(), slot_positions(S, L, x_BL.device)))

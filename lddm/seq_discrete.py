@@ -25,6 +25,7 @@ from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
+from harness.nn.slices import by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.code_networks import CodeDecoder, CodeNetwork
@@ -113,10 +114,16 @@ class SEQDiscrete(LatentModel):
     @torch.no_grad()
     def encode(self, x_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """c ~ q(c | x), (B, S), and its log q, (B,) float64 nats."""
-        log_q_BSM = self._posterior(x_BL)
-        c_N, _ = masked.draw_tokens(log_q_BSM.flatten(0, 1), generator)
-        c_BS = c_N.view(log_q_BSM.shape[:2])
-        return c_BS, log_q_BSM.gather(2, c_BS[..., None])[..., 0].double().sum(1)
+
+        def draw(x_BL: Tensor, u_BS1: Tensor) -> tuple[Tensor, Tensor]:
+            log_q_BSM = self._posterior(x_BL)
+            c_BS = masked.by_rows(masked.invert, log_q_BSM.flatten(0, 1), u_BS1.flatten(0, 1)).view(u_BS1.shape[:2])
+            return c_BS, log_q_BSM.gather(2, c_BS[..., None])[..., 0].double().sum(1)
+
+        u_BS1 = torch.rand(
+            (len(x_BL), self.options.slots, 1), generator=generator, dtype=masked.DRAW_DTYPE, device=x_BL.device
+        )
+        return by_sequences(draw, x_BL, u_BS1)
 
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
@@ -181,8 +188,11 @@ class SEQDiscrete(LatentModel):
         `latent_information_nats` is E KL(q(c | x) || prod pi), exact for the mixture: an upper bound on I(X; c), and the
         price of the codes where they are drawn in one call.
         """
-        log_q_BSM = self._posterior(x_BL)
-        information = (log_q_BSM.exp() * (log_q_BSM - self.mixture.log_weight_M)).double().sum((1, 2)).mean()
+
+        def information(x_BL: Tensor) -> Tensor:
+            log_q_BSM = self._posterior(x_BL)
+            return (log_q_BSM.exp() * (log_q_BSM - self.mixture.log_weight_M)).double().sum((1, 2))
+
         c_BS, log_q_B = self.encode(x_BL, generator)
         few = slice(0, instruments.FEW)
 
@@ -197,7 +207,7 @@ class SEQDiscrete(LatentModel):
 
         times, codes_BS1 = (0.25, 0.5, 0.75, 1.0), c_BS[..., None]
         return {
-            "latent_information_nats": float(information),
+            "latent_information_nats": float(by_sequences(information, x_BL).mean()),
             "latent_entropy_of_encoder_nats": -float(log_q_B.mean()),
             "latent_codes_in_use": float(len(c_BS.unique())),
             "latent_nats_saved": self._blind(x_BL) - nats(codes_BS1),

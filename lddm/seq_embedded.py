@@ -26,6 +26,7 @@ from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
+from harness.nn.slices import Logits, by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
@@ -160,7 +161,7 @@ class SEQEmbedded(LatentModel):
         return torch.full((n,), t, dtype=torch.float64, device=like.device)
 
     # ---- tokens given the latent ----------------------------------------------------------------------------------
-    def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Tensor:
+    def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Logits:
         """Logits (R, V) of tokens given the latent and the tokens that are known."""
         V = self.problem.vocab_size
         known_BLV = F.one_hot(x_BL.clamp(max=V - 1), V).float().log()
@@ -172,7 +173,11 @@ class SEQEmbedded(LatentModel):
         """Cross-entropies of masked tokens at times t, given latents at times t_z."""
         z_BLD = self.embedding.diffuse(x_BL, t_z_B, generator)
         xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
-        nll_B = masked.masked_nll(self._token_logits(xt_BL, z_BLD, t_z_B, masked_BL), x_BL, masked_BL)
+
+        def nll(xt_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, masked_BL: Tensor, x_BL: Tensor) -> Tensor:
+            return masked.masked_nll(self._token_logits(xt_BL, z_BLD, t_z_B, masked_BL), x_BL, masked_BL)
+
+        nll_B = by_sequences(nll, xt_BL, z_BLD, t_z_B, masked_BL, x_BL)
         return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
 
     def token_network(self) -> nn.Module:
@@ -194,15 +199,21 @@ class SEQEmbedded(LatentModel):
         """
         o, B = self.options, len(x_BL)
         start_B, end_B = self._times(B, o.start, x_BL), self._times(B, o.end, x_BL)
-        evidence_BLV = self.embedding.evidence(self.embedding.diffuse(x_BL, start_B, generator), start_B)
-        own_B = evidence_BLV.gather(2, x_BL[..., None])[..., 0].double().sum(1)
-        parts = {"latent_start": own_B - self._base(evidence_BLV)[1].double()}
+
+        def start_nats(x_BL: Tensor, z_BLD: Tensor, start_B: Tensor) -> Tensor:
+            evidence_BLV = self.embedding.evidence(z_BLD, start_B)
+            own_B = evidence_BLV.gather(2, x_BL[..., None])[..., 0].double().sum(1)
+            return own_B - self._base(evidence_BLV)[1].double()
+
+        z_BLD = self.embedding.diffuse(x_BL, start_B, generator)
+        parts = {"latent_start": by_sequences(start_nats, x_BL, z_BLD, start_B)}
         if self.has_chain:
             low, high = self.embedding.log_rho(torch.tensor([o.end, o.start], device=x_BL.device)).tolist()
             log_rho_B = low + (high - low) * stratified_times(B, generator)
             t_B = self.embedding.time_of(log_rho_B)
             z_BLD = self.embedding.diffuse(x_BL, t_B, generator)
-            error_BLD = self.embedding.embedding_VD[x_BL] - self.embedding.mean(self.log_p(z_BLD, t_B))
+            mean_BLD = by_sequences(lambda z_BLD, t_B: self.embedding.mean(self.log_p(z_BLD, t_B)), z_BLD, t_B)
+            error_BLD = self.embedding.embedding_VD[x_BL] - mean_BLD
             square_B = error_BLD.double().square().flatten(1).sum(1)
             parts["latent"] = (high - low) * (-2.0 * self.embedding.log_rho(t_B)).exp() * square_B
         tokens = self._token_terms(x_BL, end_B, token_times(B, 0.0, generator), generator)

@@ -17,8 +17,9 @@ from torch import Tensor
 from baselines.samplers.ancestral import Ancestral
 from harness.config.fields import ranged
 from harness.diffusion import ancestral
-from harness.diffusion.masked import DRAW_DTYPE, by_rows
+from harness.diffusion.masked import DRAW_DTYPE
 from harness.interface import Draw
+from harness.nn.slices import Logits
 
 
 @dataclass
@@ -26,20 +27,16 @@ class TopPOptions:
     p: float = ranged(0.9, 0, 1, above=True)  # share of the probability that is kept; 1 keeps all
 
 
-def nucleus(logits_MV: Tensor, p: float, temperature: float = 1.0) -> Tensor:
-    """The logits (M, V), minus infinity outside of the nucleus of each row.
+def nucleus(logits_RV: Tensor, p: float, temperature: float = 1.0) -> Tensor:
+    """The logits (R, V), minus infinity outside of the nucleus of each row.
 
     The nucleus holds the likeliest tokens up to and with the one at which their sum reaches `p`; of equal ones the first.
     """
-
-    def within(logits_RV: Tensor) -> Tensor:
-        p_RV = (logits_RV.to(DRAW_DTYPE) / temperature).softmax(-1)
-        ranked_RV, order_RV = p_RV.sort(dim=-1, descending=True, stable=True)
-        before_RV = ranked_RV.cumsum(-1) - ranked_RV
-        outside_RV = torch.empty_like(before_RV, dtype=torch.bool).scatter_(1, order_RV, before_RV >= p)
-        return logits_RV.masked_fill(outside_RV, -math.inf)
-
-    return by_rows(within, logits_MV)
+    p_RV = (logits_RV.to(DRAW_DTYPE) / temperature).softmax(-1)
+    ranked_RV, order_RV = p_RV.sort(dim=-1, descending=True, stable=True)
+    before_RV = ranked_RV.cumsum(-1) - ranked_RV
+    outside_RV = torch.empty_like(before_RV, dtype=torch.bool).scatter_(1, order_RV, before_RV >= p)
+    return logits_RV.masked_fill(outside_RV, -math.inf)
 
 
 class TopP(Ancestral):
@@ -60,8 +57,9 @@ class TopP(Ancestral):
         self.check_budget(nfe)
         m = self.method
 
-        def denoise(x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
-            return nucleus(m.denoise(x_NL, select_NL, t_N), self.options.p, temperature)
+        def denoise(x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Logits:
+            logits_MV = m.denoise(x_NL, select_NL, t_N)
+            return Logits.of(logits_MV).then(lambda logits_RV: nucleus(logits_RV, self.options.p, temperature))
 
         shape, mask_id = (n, m.problem.length), m.problem.vocab_size
         x_NL, dtype = ancestral.sample(denoise, shape, mask_id, self.alphas(nfe), generator, temperature)

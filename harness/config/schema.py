@@ -89,6 +89,7 @@ class ComputeConfig:
     processes: int = ranged(1, 1)  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
     compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU, and where it pays
     sample_batch: int = ranged(250, 1)  # sequences that are drawn at a time
+    eval_tokens: int = ranged(32768, 1)  # tokens that networks without gradient and judges read at a time
 
 
 @dataclass

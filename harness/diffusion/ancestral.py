@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from harness.diffusion import masked
+from harness.nn.slices import Logits
 
 #: (tokens (N, L) with masks, positions to reveal (N, L) bool, time (N,)) to logits (M, V): one network call.
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor | Logits]
 
 
 def sample(

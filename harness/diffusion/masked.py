@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.diffusion.schedules import TokenSchedule
+from harness.nn.slices import Logits
 
 #: Dtype of every categorical draw; samplers report it from the tensor that was drawn from, not from here.
 DRAW_DTYPE = torch.float64
-#: Probabilities that are worked on at a time: in float64 they and what they are made of take 32 MiB each.
-_AT_ONCE = 2**22
+#: Probabilities that are worked on at a time: in float64 they and what they are made of take 32 MiB each on a CPU.
+_AT_ONCE, _AT_ONCE_ON_GPU = 2**22, 2**25
 
 
 def mask_tokens(x_BL: Tensor, alpha_B: Tensor, mask_id: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -30,12 +31,23 @@ def mask_tokens(x_BL: Tensor, alpha_B: Tensor, mask_id: int, generator: torch.Ge
     return torch.where(masked_BL, mask_id, x_BL), masked_BL
 
 
-def masked_nll(logits_MV: Tensor, x_BL: Tensor, masked_BL: Tensor) -> Tensor:
+def token_nll(logits_MV: Tensor | Logits, token_M: Tensor) -> Tensor:
+    """Cross-entropy of one token at each position, (M,) nats; where no gradient is wanted in slices."""
+
+    def nll(logits_RV: Tensor, token_R: Tensor) -> Tensor:
+        return F.cross_entropy(logits_RV.float(), token_R, reduction="none")
+
+    if torch.is_grad_enabled():
+        return nll(Logits.of(logits_MV).whole(), token_M)
+    return by_rows(nll, logits_MV, token_M)
+
+
+def masked_nll(logits_MV: Tensor | Logits, x_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """Sum of cross-entropies over each sequence's masked positions, (B,), nats; logits are those of the masked ones.
 
     Row-major order of `masked_BL` is the order of `logits_MV`.
     """
-    nll_M = F.cross_entropy(logits_MV.float(), x_BL[masked_BL], reduction="none")
+    nll_M = token_nll(logits_MV, x_BL[masked_BL])
     row_M = masked_BL.nonzero()[:, 0]
     return torch.zeros(x_BL.shape[0], dtype=nll_M.dtype, device=nll_M.device).index_add_(0, row_M, nll_M)
 
@@ -86,7 +98,7 @@ def choose_flips(masked_BL: Tensor, alpha_t: float, alpha_s: float, generator: t
     return masked_BL & (u_BL < rate)
 
 
-def draw_tokens(logits_MV: Tensor, generator: torch.Generator, temperature: float = 1.0) -> tuple[Tensor, str]:
+def draw_tokens(logits_MV: Tensor | Logits, generator: torch.Generator, temperature: float = 1.0) -> tuple[Tensor, str]:
     """Second stage: one token for each row by inversion of the cumulative probabilities, all in float64.
 
     A row costs one uniform, not V of them, and a token of probability 0 is never drawn. The temperature divides the
@@ -94,25 +106,27 @@ def draw_tokens(logits_MV: Tensor, generator: torch.Generator, temperature: floa
     `FloatingPointError` for logits that are not numbers.
     """
     u_M1 = torch.rand((len(logits_MV), 1), generator=generator, dtype=DRAW_DTYPE, device=logits_MV.device)
-    token_M = by_rows(lambda logits_RV, u_R1: _invert(logits_RV, u_R1, temperature), logits_MV, u_M1)
+    token_M = by_rows(lambda logits_RV, u_R1: invert(logits_RV, u_R1, temperature), logits_MV, u_M1)
     # `searchsorted` takes no sums of another dtype than that of the uniforms.
     return token_M, str(u_M1.dtype).removeprefix("torch.")
 
 
-def by_rows(function: Callable[..., Tensor], logits_MV: Tensor, *others: Tensor) -> Tensor:
+def by_rows(function: Callable[..., Tensor], logits_MV: Tensor | Logits, *others: Tensor) -> Tensor:
     """`function` of slices of rows, put together: what it needs in between has a bounded size, whatever M and V are."""
-    rows = max(1, _AT_ONCE // max(1, logits_MV.shape[1]))
+    at_once = _AT_ONCE_ON_GPU if logits_MV.device.type == "cuda" else _AT_ONCE
+    rows = max(1, at_once // max(1, logits_MV.shape[1]))
     slices = zip(logits_MV.split(rows), *(other.split(rows) for other in others), strict=True)
     return torch.cat([function(*each) for each in slices])
 
 
-def log_p(logits_MV: Tensor, token_M: Tensor) -> Tensor:
+def log_p(logits_MV: Tensor | Logits, token_M: Tensor) -> Tensor:
     """Logarithm of the probability of one token of each row, (M,) float64."""
     log_p_M1 = by_rows(lambda l_RV, x_R1: l_RV.double().log_softmax(-1).gather(1, x_R1), logits_MV, token_M[:, None])
     return log_p_M1[:, 0]
 
 
-def _invert(logits_RV: Tensor, u_R1: Tensor, temperature: float) -> Tensor:
+def invert(logits_RV: Tensor, u_R1: Tensor, temperature: float = 1.0) -> Tensor:
+    """The token of each row (R,) at which the cumulative probability passes the row's uniform."""
     cdf_RV = (logits_RV.to(DRAW_DTYPE) / temperature).softmax(dim=-1).cumsum(dim=-1)
     if not cdf_RV[:, -1:].isfinite().all():
         raise FloatingPointError("logits to draw from are not numbers")

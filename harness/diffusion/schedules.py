@@ -22,6 +22,10 @@ class TokenSchedule(ABC):
         """Probability of a token being shown at time t."""
 
     @abstractmethod
+    def time(self, alpha: Tensor) -> Tensor:
+        """The t at which alpha(t) is `alpha`."""
+
+    @abstractmethod
     def slope(self, t: Tensor) -> Tensor:
         """alpha'(t), negative."""
 
@@ -37,6 +41,9 @@ class Linear(TokenSchedule):
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t.double()
 
+    def time(self, alpha: Tensor) -> Tensor:
+        return 1.0 - alpha.double()
+
     def slope(self, t: Tensor) -> Tensor:
         return -torch.ones_like(t, dtype=torch.float64)
 
@@ -46,6 +53,9 @@ class Cosine(TokenSchedule):
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - torch.sin(0.5 * math.pi * t.double())
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return torch.asin(1.0 - alpha.double()) / (0.5 * math.pi)
 
     def slope(self, t: Tensor) -> Tensor:
         return -0.5 * math.pi * torch.cos(0.5 * math.pi * t.double())
@@ -59,6 +69,9 @@ class Polynomial(TokenSchedule):
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t.double() ** self.power
+
+    def time(self, alpha: Tensor) -> Tensor:
+        return (1.0 - alpha.double()) ** (1.0 / self.power)
 
     def slope(self, t: Tensor) -> Tensor:
         return -self.power * t.double() ** (self.power - 1.0)

@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.judges.corpus import END_OF_TEXT
 from harness.nn.pretrained import DTYPES, load_checked
+from harness.nn.slices import tokens_at_a_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,7 +155,7 @@ class CausalReader:
         width = self.model.config.get_text_config().hidden_size
         totals = _Totals(np.zeros(n), np.zeros(n, np.int64), np.zeros((n, width)), np.zeros(n, np.int64))
         with torch.inference_mode(), _full_precision():
-            for batch in _batches(windows, reading.batch_tokens):
+            for batch in _batches(windows, min(reading.batch_tokens, tokens_at_a_time())):
                 self._read_batch(batch, ids, scored_to, skip, totals)
         features_NF = totals.hidden_NF / np.maximum(totals.pooled_N, 1)[:, None]
         scores = TextScores(totals.nll_N, totals.tokens_N, self._scored_chars(texts, ids, skip))

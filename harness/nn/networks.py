@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from harness.nn.slices import Logits, by_sequences
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
 class TokenNetwork(nn.Module):
-    """Tokens (B, L) to logits (M, V) at the selected positions, in float32.
+    """Tokens (B, L) to `Logits` (M, V) at the selected positions (all of them where None), in float32.
 
     The LM head runs only where `select_BL` is true (row-major order): in the last steps of a sampler or at small noise
     that is a small part of the sequence. `time` adds adaLN conditioning.
@@ -28,14 +29,20 @@ class TokenNetwork(nn.Module):
         nn.init.normal_(self.embed.weight)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, x_BL: Tensor, select_BL: Tensor | None = None, t_B: Tensor | None = None) -> Tensor:
+    def forward(self, x_BL: Tensor, select_BL: Tensor | None = None, t_B: Tensor | None = None) -> Logits:
+        return Logits(self._logits, self.head.out_features, by_sequences(self._hidden, x_BL, select_BL, t_B))
+
+    def _logits(self, h_RE: Tensor) -> Tensor:
+        return self.head(h_RE).float()
+
+    def _hidden(self, x_BL: Tensor, select_BL: Tensor | None, t_B: Tensor | None) -> Tensor:
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)
         cond = self.time(t_B)[:, None] if self.time is not None else None
         h_BLE, _ = self.trunk(self.stem(self.embed(x_BL)), positions_L, cond)
-        return self.head(h_BLE if select_BL is None else h_BLE[select_BL]).float()
+        return h_BLE.flatten(0, 1) if select_BL is None else h_BLE[select_BL]
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:
         """One causal decoding step: logits (B, V) of the symbol after `x_B` at `position`, and the grown caches."""
         positions = torch.tensor([position], device=x_B.device)
         h_B1E, caches = self.trunk(self.embed(x_B[:, None]), positions, None, caches)
-        return self.head(h_B1E[:, 0]).float(), caches
+        return self._logits(h_B1E[:, 0]), caches

@@ -36,6 +36,8 @@ SECONDS = Column("seconds_per_seq", "Time", "s/sequence", "lower")
 EQUIVALENT = Column("equivalent_nfe", "Equivalent NFE", "calls of the baseline's network", "lower")
 _ERROR_NAMES = {BOUND.name: "nelbo_se"}
 KEYS = ("role", "label", "nfe", "temperature")
+#: How a budget was spent; the last two where calls differ by sequence.
+_OF_BUDGET = ("nfe_latent", "nfe_token", "nfe_mean", "nfe_max")
 
 
 def error_name(name: str) -> str:
@@ -138,7 +140,7 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
     For each of `names` (absent columns are unknown) the value, as `<name>_error` its error and as `<name>_of_seeds` a dict
     of (value, error) by training seed; `seeds` counts these, `n` is the fewest sequences behind a row, `nfe_latent` and
-    `nfe_token` the split of the budget.
+    `nfe_token` the split of the budget, `nfe_mean` and `nfe_max` the calls of an adaptive sampler.
     """
     rows = []
     for key, group in frame.groupby(list(KEYS), sort=False, dropna=False):
@@ -148,8 +150,8 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         row: dict[Any, Any] = dict(zip(KEYS, key, strict=True))
         row["seeds"] = int(max(1, group["seed"].nunique()))
         row["n"] = group["n"].min()
-        for name in ("nfe_latent", "nfe_token"):
-            row[name] = group[name].iloc[0]
+        for name in _OF_BUDGET:
+            row[name] = group[name].iloc[0] if name in group else math.nan
         for name in names:
             values, errors = (
                 group[column].to_numpy(dtype=float) if column in group else np.full(len(group), math.nan)
@@ -160,7 +162,7 @@ def aggregate(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
             row[f"{name}_of_seeds"] = dict(zip(map(str, seeds), by_seed, strict=True))
         rows.append(row)
     shown = [part for name in names for part in (name, f"{name}_error", f"{name}_of_seeds")]
-    made = pd.DataFrame(rows, columns=[*KEYS, "seeds", "n", "nfe_latent", "nfe_token", *shown])
+    made = pd.DataFrame(rows, columns=[*KEYS, "seeds", "n", *_OF_BUDGET, *shown])
     places = made["label"].map({label: place for place, label in enumerate(dict.fromkeys(made["label"]))})
     ordered = made.assign(_place=places).sort_values(["_place", "nfe", "temperature"], kind="stable")
     return ordered.drop(columns="_place")

@@ -104,9 +104,11 @@ def best_rows(table: pd.DataFrame, column: Column, aim: float = math.nan) -> set
 
 
 def budget(row: pd.Series) -> str:
-    """NFE of an aggregated row, with latent + token calls in brackets."""
+    """NFE of an aggregated row, in brackets latent + token calls, or the mean and the most of an adaptive sampler."""
     if math.isnan(row["nfe"]):
         return UNKNOWN
+    if not math.isnan(row["nfe_mean"]):
+        return f"{row['nfe']:.0f} (mean {number(row['nfe_mean'])}, max {row['nfe_max']:.0f})"
     split = f" ({row['nfe_latent']:.0f}+{row['nfe_token']:.0f})" if row["nfe_latent"] > 0 else ""
     return f"{row['nfe']:.0f}{split}"
 

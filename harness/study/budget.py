@@ -28,12 +28,15 @@ from harness.training.seeds import step_generator
 
 @contextmanager
 def counted_calls(sampler: Sampler) -> Iterator[Counter[str]]:
-    """Count forward calls of each of the sampler's networks inside the block, by name."""
+    """Count forward calls of each of the sampler's networks inside the block, by name.
+
+    Of an adaptive sampler: each call times the sequences that it is of, the rows of its first argument.
+    """
     calls: Counter[str] = Counter()
 
     def hook_of(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object) -> None:
-            calls[name] += 1
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            calls[name] += len(inputs[0]) if sampler.adaptive else 1
 
         return hook
 
@@ -78,13 +81,14 @@ def full_call_flops(problem: Problem) -> int:
     network = TokenNetwork(problem.shape, problem.vocab_size)
     x_1L = torch.zeros((1, problem.length), dtype=torch.int64)
     with torch.no_grad():
-        return count_flops(lambda: network(x_1L))
+        return count_flops(lambda: network(x_1L).whole())
 
 
 def stage_flops(method: Method, train: TrainConfig, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """FLOPs of a training step on the batch `x_BL`, one number for each of the method's stages: the mean over draws.
+    """FLOPs of a training step on parts like `x_BL`, one number for each of the method's stages: the mean over draws.
 
-    They are those of the loss, of its gradient, and of the optimizer's own products. Each draw has a generator of its own,
+    They are those of the loss and its gradient, for each of `train.accumulate` parts, and of the optimizer's own products:
+    a whole batch need not fit in memory. Each draw has a generator of its own,
     of one of `keys`. Whatever the loss keeps (a bank of latents) is changed as by a step of training; the parameters and
     their gradients are not.
     """
@@ -92,13 +96,13 @@ def stage_flops(method: Method, train: TrainConfig, x_BL: Tensor, keys: Sequence
     for stage in method.stages():
         method.set_stage(stage.name)
         flops = _mean_flops(lambda g: method.loss(x_BL, g).total.backward(), x_BL, keys)
-        counted.append(flops + count_flops(lambda: rehearse_step(method, train)))
+        counted.append(train.accumulate * flops + count_flops(lambda: rehearse_step(method, train)))
         method.zero_grad(set_to_none=True)
     return tuple(counted)
 
 
 def reference_step_flops(problem: Problem, train: TrainConfig, x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:
-    """FLOPs of a training step of the plain masked denoiser of the study's shape on `x_BL`: the mean over draws.
+    """FLOPs of a training step of the plain masked denoiser of the study's shape on parts like `x_BL`: the mean over draws.
 
     One uniform time for each sequence, the LM head at the masked positions alone.
     """
@@ -110,7 +114,7 @@ def reference_step_flops(problem: Problem, train: TrainConfig, x_BL: Tensor, key
         xt_BL, masked_BL = masked.mask_tokens(x_BL, alpha_B, problem.vocab_size, generator)
         masked.masked_nll(network(xt_BL, masked_BL), x_BL, masked_BL).sum().backward()
 
-    return _mean_flops(step, x_BL, keys) + count_flops(lambda: rehearse_step(network, train))
+    return train.accumulate * _mean_flops(step, x_BL, keys) + count_flops(lambda: rehearse_step(network, train))
 
 
 def _mean_flops(step: Callable[[torch.Generator], object], x_BL: Tensor, keys: Sequence[tuple[int, ...]]) -> int:

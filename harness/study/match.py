@@ -100,7 +100,7 @@ def settle(session: Session, name: str, method: Method, fit_flops: int = 0) -> T
     scale, train = session.cfg.scale, session.cfg.train
     if scale.match == "tokens":
         return TrainPlan(scale.steps, fit_flops)
-    x_BL = first_batch(session)
+    x_BL = first_part(session)
     # A loss may keep what it saw, so another copy is counted.
     copy = session.build(name).to(session.numerics.device).train()
     copy.load_state_dict(method.state_dict())
@@ -119,6 +119,7 @@ def settle(session: Session, name: str, method: Method, fit_flops: int = 0) -> T
     return TrainPlan(steps, fit_flops, counted, mean, budget)
 
 
-def first_batch(session: Session) -> Tensor:
-    """The training sequences (B, L) on which steps are counted."""
-    return torch.from_numpy(session.data.some("train", session.cfg.scale.batch)).to(session.numerics.device)
+def first_part(session: Session) -> Tensor:
+    """Training sequences (B, L), as many as a part of a batch has, on which steps are counted."""
+    count = session.cfg.scale.batch // session.cfg.train.accumulate
+    return torch.from_numpy(session.data.some("train", count)).to(session.numerics.device)

@@ -87,7 +87,7 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
     if not method.stages():
         return 0, 0, 0.0, 1e-4
     method.to(session.numerics.device)
-    x_BL = match.first_batch(session)
+    x_BL = match.first_part(session)
     steps = match.settle(session, cell.method, method).steps
     took = []
     for repeat in range(3):
@@ -97,7 +97,7 @@ def _timings(session: Session, cell: Cell) -> tuple[int, int, float, float]:
         with session.numerics.autocast():
             loss = method.loss(x_BL, step_generator(session.numerics.device, repeat))
         loss.total.backward()
-        took.append(time.perf_counter() - began)
+        took.append(session.cfg.train.accumulate * (time.perf_counter() - began))
     budget = min((p.nfe for p in cell.parts), key=lambda k: abs(k - 4))
     few = 32
     method.eval()

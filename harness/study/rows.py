@@ -101,6 +101,7 @@ class StudyRows:
             "protocol": self.protocol,
             "cell": cell.key,
             "time_ms": record["time_ms"],
+            **cost.get("calls", {}),
             **_against_truth(self.session, facts, part),
             **record["values"],
         }

@@ -25,7 +25,7 @@ _FLOP_SEQUENCES = 16
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples of one part and what they cost for each sequence."""
+    """Samples of one part and what they cost for each sequence; `calls` are mean and maximum where they differ."""
 
     x_NL: np.ndarray
     nfe_latent: int
@@ -33,6 +33,7 @@ class Drawn:
     draw_dtype: str
     seconds_per_seq: float
     flops_per_seq: float
+    calls: dict[str, float]
 
 
 class SamplerError(RuntimeError):
@@ -41,11 +42,14 @@ class SamplerError(RuntimeError):
 
 def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:
     """`sampler.draw` with its contract checked: calls by hook, ids below V, float64 draws."""
+    sampler.prepare(part.nfe, part.temperature, generator.device)
     with counted_calls(sampler) as calls:
         draw = sampler.draw(n, part.nfe, generator, part.temperature)
     spent = sum(calls.values())
-    if not spent == draw.nfe == part.nfe:
-        raise SamplerError(f"{sampler.title} reports {draw.nfe} calls at NFE {part.nfe}; its networks saw {spent}")
+    claimed = draw.nfe if draw.calls_N is None else int(draw.calls_N.sum())
+    met = spent <= n * part.nfe if sampler.adaptive else spent == part.nfe
+    if not (met and spent == claimed and draw.nfe == part.nfe and (draw.calls_N is not None) == sampler.adaptive):
+        raise SamplerError(f"{sampler.title} reports {claimed} calls at NFE {part.nfe}; its networks saw {spent}")
     x_NL, problem = draw.x_NL, sampler.method.problem
     if x_NL.shape != (n, problem.length) or int(x_NL.min()) < 0 or int(x_NL.max()) >= problem.vocab_size:
         raise SamplerError(f"{sampler.title} left ids outside its vocabulary, or a wrong shape, at NFE {part.nfe}")
@@ -86,18 +90,24 @@ def draw_samples(
         with torch.inference_mode(), numerics.autocast():
             return checked_draw(sampler, count, part, generator(index))
 
-    parts, seconds = [], 0.0
+    parts, calls, seconds = [], list[torch.Tensor](), 0.0
     for index in range(-(-n // chunk)):
         began = _clock(numerics.device)
         drawn = run(chunk, index)
         seconds += _clock(numerics.device) - began
         parts.append(drawn.x_NL.cpu())
+        calls += [] if drawn.calls_N is None else [drawn.calls_N.cpu().double()]
         progress(min((index + 1) * chunk, n), n)
     few = min(_FLOP_SEQUENCES, n)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         flops = count_flops(lambda: sampler.draw(few, part.nfe, generator(0), part.temperature)) / few
     x_NL = torch.cat(parts)[:n].numpy()
-    return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds / (len(parts) * chunk), flops)
+    took = (
+        torch.cat(calls) if calls else None
+    )  # of the sequences that are cut off too: a draw meets its budget as a whole
+    spread = {} if took is None else {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
+    seconds /= len(parts) * chunk
+    return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds, flops, spread)
 
 
 def _clock(device: str) -> float:

@@ -84,7 +84,7 @@ class Session:
         sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
         numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
-        return numerics
+        return dataclasses.replace(numerics, eval_tokens=c.eval_tokens)
 
     @cached_property
     def data(self) -> TokenData:

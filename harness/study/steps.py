@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.interface import Method, Sampler
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples
+from harness.nn.slices import at_most
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
 from harness.study import match, ranks
@@ -121,9 +122,7 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
         return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
-    counted = plan.stage_flops or stage_flops(
-        method, session.cfg.train, match.first_batch(session), [(weights.seed, 4)]
-    )
+    counted = plan.stage_flops or stage_flops(method, session.cfg.train, match.first_part(session), [(weights.seed, 4)])
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
     fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
@@ -178,6 +177,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
             "draw_dtype": drawn.draw_dtype,
             "seconds_per_seq": drawn.seconds_per_seq,
             "flops_per_seq": drawn.flops_per_seq,
+            "calls": drawn.calls,
             "made": made,
         }
         write_text(samples_file(session, cell, part), _as_jsonl(session, drawn.x_NL))
@@ -188,7 +188,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
 def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
     """The cell's sampler, compiled where that is wanted and the toolchain can."""
     sampler = load_sampler(session, cell)
-    if session.numerics.compile_sampling and cell.role == "method":
+    if session.numerics.compile_sampling and cell.role == "method" and not sampler.adaptive:
         chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
         try:
             warm_up(sampler, part, chunk, session.numerics, session.cache)
@@ -226,7 +226,8 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
         values: dict[str, float] = {}
         sequences, profiles = dict[str, list[float]](), dict[str, list[float]]()
         for metric in session.metrics:
-            scores = metric.score(samples, session.score_context)
+            with at_most(session.cfg.compute.eval_tokens):
+                scores = metric.score(samples, session.score_context)
             for name, (value, error) in scores.values.items():
                 values[name], values[f"{name}_se"] = value, error
             sequences |= {k: np.asarray(v).tolist() for k, v in scores.per_sequence.items()}

@@ -5,27 +5,35 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from harness.errors import UserError
+from harness.nn.slices import at_most
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Resolved device and dtype of the networks' arithmetic; weights, losses and logits stay in float32."""
+    """Resolved device and dtype of the networks' arithmetic; weights, losses and logits stay in float32.
+
+    `eval_tokens` are read at a time where no gradient is wanted (`harness.nn.slices`).
+    """
 
     device: str
     precision: str
     compile_training: bool = False
     compile_sampling: bool = False
+    eval_tokens: int = 1 << 15
 
-    def autocast(self) -> AbstractContextManager:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Inside, networks multiply in the precision, and read so many tokens at a time."""
+        half = self.precision != "float32"
+        cast = torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16) if half else nullcontext()
+        with at_most(self.eval_tokens), cast:
+            yield
 
 
 #: What compiling saves on a CPU, seconds for each FLOP, and what it takes once, seconds for a model's trunks in training

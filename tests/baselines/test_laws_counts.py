@@ -161,7 +161,7 @@ def test_bound_is_the_chain_rule_over_prefixes(ar):
     explicit = torch.zeros(len(x_XL), dtype=torch.float64)
     for i in range(3):
         prefix = torch.cat((torch.full((len(x_XL), 1), V), x_XL[:, :i]), dim=1)
-        log_p = ar.network(prefix)[:, -1].double().log_softmax(-1)
+        log_p = ar.network(prefix).whole().view(*prefix.shape, V)[:, -1].double().log_softmax(-1)
         explicit -= log_p[torch.arange(len(x_XL)), x_XL[:, i]]
     bound = ar.bound(x_XL, GENERATOR)
     assert bound.exact
@@ -182,7 +182,8 @@ def test_autoregressive_samples_follow_the_bound(ar):
 def test_autoregressive_temperature_sharpens_each_factor(ar):
     x_XL = all_sequences(V, 3)
     start = torch.cat((torch.full((len(x_XL), 1), V), x_XL[:, :-1]), dim=1)
-    log_p = (ar.network(start).double() / 0.6).log_softmax(-1).gather(2, x_XL[:, :, None]).sum((1, 2))
+    logits_XLV = ar.network(start).whole().view(*x_XL.shape, V)
+    log_p = (logits_XLV.double() / 0.6).log_softmax(-1).gather(2, x_XL[:, :, None]).sum((1, 2))
     draw = sampler_of(ar).draw(60_000, 3, generator_of(5), temperature=0.6)
     assert chi_square_p(counts_of(draw.x_NL, V), log_p.exp().numpy()) > 1e-3
 

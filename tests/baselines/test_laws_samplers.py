@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from baselines.mdlm import MDLM, MDLMOptions
-from baselines.samplers.confidence import Confidence, most_certain
+from baselines.samplers.confidence import Confidence, log_margin, most_certain
 from baselines.samplers.cosine_grid import CosineGrid
 from baselines.samplers.top_p import TopP, nucleus
 from harness.config.fields import NoOptions
@@ -133,6 +133,28 @@ def test_certain_positions_are_revealed_first():
     sampler_of(mdlm_with(Uneven(), length=4), Confidence, noise=0.0).draw(20, 4, generator_of(5))
     assert ((seen[1] != V) == torch.tensor([False, False, True, False])).all()
     assert [int((x != V).sum(1).max()) for x in seen] == [0, 1, 2, 3]
+
+
+def test_the_margin_is_that_of_the_two_likeliest_tokens():
+    p_MV = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.4, 0.4, 0.2]], dtype=torch.float64)
+    assert log_margin(p_MV.log()).exp().tolist() == pytest.approx([0.2, 0.5, 0.0])
+    assert torch.isfinite(log_margin(p_MV.log())).all(), "minus infinity is for what is shown already"
+
+
+def test_greedy_margin_draws_the_enumerated_law():
+    """Two calls: the position whose margin is larger is shown first, whatever was drawn there."""
+    table = random_table(V, L, seed=5)
+    first = table.probabilities((V, V))
+    margin = [np.sort(p)[-1] - np.sort(p)[-2] for p in first]
+    law, early = np.zeros((V, V)), 0 if margin[0] >= margin[1] else 1
+    for a in range(V):
+        rest = table.probabilities((a, V) if early == 0 else (V, a))[1 - early]
+        law[(a, slice(None)) if early == 0 else (slice(None), a)] = first[early, a] * rest
+    drawn = counts_of(
+        sampler_of(mdlm_with(table), Confidence, noise=0.0, by="margin").draw(60_000, 2, generator_of(3)).x_NL, V
+    )
+    assert chi_square_p(drawn, law.ravel()) > 1e-3
+    assert chi_square_p(drawn, confidence_law(table)) < 1e-3, "the test can tell it from confidence"
 
 
 # ---- the cosine grid ------------------------------------------------------------------------------------------------

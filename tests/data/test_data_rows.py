@@ -61,5 +61,6 @@ def test_curves_judges_and_counts_of_flops_read_such_a_choice(tmp_path):
     loop._held_out(job_of(method, tmp_path, data=data, valid_sequences=40), instruments=False)
     assert 8 < sum(seen.kinds) < 32
     assert 8 < sum(map(int, heldout_texts(data, 40))) < 32
-    session = SimpleNamespace(cfg=SimpleNamespace(scale=SimpleNamespace(batch=40)), numerics=NUMERICS, data=data)
-    assert 8 < int(torch.sum(match.first_batch(session)[:, 0])) < 32
+    cfg = SimpleNamespace(scale=SimpleNamespace(batch=80), train=SimpleNamespace(accumulate=2))
+    part = match.first_part(SimpleNamespace(cfg=cfg, numerics=NUMERICS, data=data))
+    assert len(part) == 40 and 8 < int(torch.sum(part[:, 0])) < 32

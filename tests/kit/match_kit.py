@@ -65,7 +65,7 @@ class Staged(MDLM):
 
     def loss(self, x_BL, generator):
         made = super().loss(x_BL, generator)
-        made.total = made.total * float(self._both) + self.other(x_BL).logsumexp(-1).mean()
+        made.total = made.total * float(self._both) + self.other(x_BL).whole().logsumexp(-1).mean()
         return made
 
 

@@ -115,10 +115,12 @@ def two_call_law(method: SEQDiscrete) -> np.ndarray:
     """Law of one code call and one token call over all sequences, by summing over all codes, (X,)."""
     c_YS = code_sequences()
     blank_1S, all_1S = torch.full((1, S), M), torch.ones((1, S), dtype=torch.bool)
-    log_p_SM = method.prior(blank_1S, method.mixture, all_1S).double().log_softmax(-1)
+    log_p_SM = method.prior(blank_1S, method.mixture, all_1S).whole().double().log_softmax(-1)
     log_c_Y = sum(log_p_SM[s, c_YS[:, s]] for s in range(S))
     x_YL, all_YL = torch.full((len(c_YS), L), V), torch.ones((len(c_YS), L), dtype=torch.bool)
-    log_x_YLV = method.decoder(x_YL, c_YS, method.mixture, all_YL).double().log_softmax(-1).view(len(c_YS), L, V)
+    log_x_YLV = (
+        method.decoder(x_YL, c_YS, method.mixture, all_YL).whole().double().log_softmax(-1).view(len(c_YS), L, V)
+    )
     log_x_YX = sum(log_x_YLV[:, i, X[:, i]] for i in range(L))
     return (log_c_Y[:, None] + log_x_YX).exp().sum(0).numpy()
 

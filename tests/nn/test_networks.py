@@ -33,15 +33,22 @@ def joint(time: str = "add") -> JointNetwork:
     return scramble(JointNetwork(SHAPE, V, S, D, time), seed=3)
 
 
+def called(network, x_BL, *others):
+    """Logits of all positions (B, L, V) and the latent output."""
+    logits, latent = network(x_BL, *others)
+    return logits.whole().view(*x_BL.shape, -1), latent
+
+
 # ---- heads and precision --------------------------------------------------------------------------------------------
 def test_selected_logits_are_those_of_the_full_pass():
     token = scramble(TokenNetwork(SHAPE, V))
-    assert torch.allclose(token(X, SELECT), token(X)[SELECT], atol=1e-6)
+    full_BLV = token(X).whole().view(*X.shape, V)
+    assert torch.allclose(token(X, SELECT).whole(), full_BLV[SELECT], atol=1e-6)
     assert token(X, SELECT).shape == (int(SELECT.sum()), V)
     both = joint()
-    full, latent = both(X, Z, T_X, T_Z)
+    full, latent = called(both, X, Z, T_X, T_Z)
     some, latent_again = both(X, Z, T_X, T_Z, SELECT)
-    assert torch.allclose(some, full[SELECT], atol=1e-6)
+    assert torch.allclose(some.whole(), full[SELECT], atol=1e-6)
     assert torch.allclose(latent, latent_again, atol=1e-6)
     assert (full.shape, latent.shape) == ((5, L, V), (5, S, D))
 
@@ -56,7 +63,7 @@ def test_outputs_are_float32_under_bfloat16_autocast_and_close_to_it(time):
     both, prior = joint(time), scramble(LatentNetwork(SHAPE, S, D, L), std=0.1)
     encoder, token = scramble(SlotEncoder(SHAPE, V, S, D), std=0.1), scramble(TokenNetwork(SHAPE, V), std=0.1)
     calls = [
-        lambda: token(X), lambda: both(X, Z, T_X, T_Z)[0], lambda: both(X, Z, T_X, T_Z)[1],
+        lambda: token(X).whole(), lambda: both(X, Z, T_X, T_Z)[0].whole(), lambda: both(X, Z, T_X, T_Z)[1],
         lambda: prior(Z, T_Z), lambda: encoder(X),
     ]  # fmt: skip
     for call in calls:
@@ -70,8 +77,8 @@ def test_outputs_are_float32_under_bfloat16_autocast_and_close_to_it(time):
 
 
 def test_logits_start_at_the_uniform_law_and_the_latent_output_at_zero():
-    assert torch.equal(TokenNetwork(SHAPE, V)(X), torch.zeros(5, L, V))
-    logits, latent = JointNetwork(SHAPE, V, S, D)(X, Z, T_X, T_Z)
+    assert torch.equal(TokenNetwork(SHAPE, V)(X).whole(), torch.zeros(5 * L, V))
+    logits, latent = called(JointNetwork(SHAPE, V, S, D), X, Z, T_X, T_Z)
     assert torch.equal(logits, torch.zeros(5, L, V)) and torch.equal(latent, torch.zeros(5, S, D))
     assert torch.equal(LatentNetwork(SHAPE, S, D, L)(Z, T_Z), torch.zeros(5, S, D))
 
@@ -155,14 +162,14 @@ def test_a_causal_network_does_not_look_ahead_and_a_plain_one_does():
         network = scramble(TokenNetwork(SHAPE, V, causal=causal))
         changed = X.clone()
         changed[:, 3] = (changed[:, 3] + 1) % V
-        before, after = network(X), network(changed)
-        same = torch.isclose(before, after, atol=1e-5).all(-1).all(0)
+        before, after = network(X).whole(), network(changed).whole()
+        same = torch.isclose(before, after, atol=1e-5).all(-1).view(X.shape).all(0)
         assert same.tolist() == ([True] * 3 + [False] * 3 if causal else [False] * L)
 
 
 def test_decoding_with_a_cache_is_the_full_pass():
     network = scramble(TokenNetwork(SHAPE, V, causal=True))
-    full, caches = network(X), None
+    full, caches = network(X).whole().view(5, L, V), None
     for i in range(L):
         logits, caches = network.decode_next(X[:, i], i, caches)
         assert torch.allclose(logits, full[:, i], atol=1e-5)
@@ -173,11 +180,11 @@ def test_decoding_with_a_cache_is_the_full_pass():
 @pytest.mark.parametrize("time", ["add", "adaln"])
 def test_each_stream_reaches_every_place_of_the_other(time):
     network = joint(time)
-    logits, latent = network(X, Z, T_X, T_Z)
+    logits, latent = called(network, X, Z, T_X, T_Z)
     for slot in range(S):
         moved = Z.clone()
         moved[:, slot] += 1.0
-        changed = (network(moved_x := X, moved, T_X, T_Z)[0] - logits).abs().amax(-1)
+        changed = (called(network, moved_x := X, moved, T_X, T_Z)[0] - logits).abs().amax(-1)
         assert moved_x is X and (changed > 1e-5).all()
     for position in range(L):
         moved = X.clone()
@@ -188,8 +195,8 @@ def test_each_stream_reaches_every_place_of_the_other(time):
 @pytest.mark.parametrize("time", ["add", "adaln"])
 def test_both_times_matter_and_belong_to_their_sequence(time):
     network = joint(time)
-    before = network(X, Z, T_X, T_Z)
-    for changed in (network(X, Z, T_X.flip(0), T_Z), network(X, Z, T_X, T_Z.flip(0))):
+    before = called(network, X, Z, T_X, T_Z)
+    for changed in (called(network, X, Z, T_X.flip(0), T_Z), called(network, X, Z, T_X, T_Z.flip(0))):
         for now, then in zip(changed, before, strict=True):
             moved = (now - then).abs().flatten(1).amax(1) > 1e-5
             assert moved.tolist() == [True, True, False, True, True], "the third time stays where it is"
@@ -197,8 +204,8 @@ def test_both_times_matter_and_belong_to_their_sequence(time):
 
 def test_rows_of_a_batch_do_not_touch():
     network, encoder = joint(), scramble(SlotEncoder(SHAPE, V, S, D))
-    logits, latent = network(X, Z, T_X, T_Z)
-    one_logits, one_latent = network(X[1:2], Z[1:2], T_X[1:2], T_Z[1:2])
+    logits, latent = called(network, X, Z, T_X, T_Z)
+    one_logits, one_latent = called(network, X[1:2], Z[1:2], T_X[1:2], T_Z[1:2])
     assert torch.allclose(logits[1:2], one_logits, atol=1e-5) and torch.allclose(latent[1:2], one_latent, atol=1e-5)
     assert torch.allclose(encoder(X)[1:2], encoder(X[1:2]), atol=1e-5)
 

@@ -23,6 +23,12 @@ def test_the_table_fits_and_says_what_it_left_out():
     assert "A method with a name ..." in text
 
 
+def test_an_adaptive_row_shows_what_its_budget_was_spent_on():
+    row = _row("Gamma", "method", 8, 50.0, 4.0, 0.5, nfe_mean=7.85, nfe_max=12)
+    lines = [line.split("  ") for line in terminal_table(_frame([*ROWS, row]), COLUMNS).splitlines()]
+    assert "8 (mean 7.85, max 12)" in next([part.strip() for part in line] for line in lines if line[0] == "Gamma")
+
+
 def test_the_same_in_markdown():
     text = markdown_table(_frame(ROWS), COLUMNS)
     assert text.splitlines()[0].startswith("| Method | NFE |") and "| Alpha | 2 | 60.0 ± 1.0 |" in text

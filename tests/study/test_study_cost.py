@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.autoregressive import Autoregressive
 from baselines.mdlm import MDLM, MDLMOptions
+from harness.config.fields import NoOptions
 from harness.config.schema import TrainConfig
 from harness.errors import BudgetError
 from harness.interface import Problem
@@ -134,6 +136,25 @@ def test_training_flops_hold_the_iterations_of_muon_for_what_a_stage_trains(seq)
     plain, muon = (stage_flops(method, TrainConfig(optimizer=o), x_BL, [(0,), (1,)]) for o in ("adamw", "muon"))
     assert [m - p for m, p in zip(muon, plain, strict=True)] == expected
     assert all(torch.equal(value, before[name]) for name, value in method.named_parameters())
+
+
+def test_a_step_is_counted_on_one_part_and_costs_as_many_as_it_has():
+    """An autoregressive step has no draw in it: a batch costs what its parts do, and the optimizer's products once."""
+    seen = []
+
+    class Watched(Autoregressive):
+        def loss(self, x_BL, generator):
+            seen.append(len(x_BL))
+            return super().loss(x_BL, generator)
+
+    x_BL = torch.zeros((8, PROBLEM.length), dtype=torch.int64)
+    for optimizer in ("adamw", "muon"):
+        whole, parts = (
+            stage_flops(Watched(PROBLEM, NoOptions()), TrainConfig(optimizer=optimizer, accumulate=n), x, [(0,)])
+            for n, x in ((1, x_BL), (4, x_BL[:2]))
+        )
+        assert whole == parts
+    assert seen == [8, 2, 8, 2]
 
 
 def test_training_cost_is_three_passes_for_each_token(finished):

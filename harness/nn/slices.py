@@ -1,0 +1,80 @@
+"""Networks that are only read, in slices: of sequences through a trunk, of rows through the head over the vocabulary.
+
+Where no gradient is wanted nothing has to be kept, so that memory need not grow with what is read at a time. Random draws
+are made before, for all sequences: how they are sliced changes no number but for the rounding of a matrix product.
+
+Shapes: B sequences, L tokens, M selected positions, R of them in a slice, V symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TOKENS = ContextVar("tokens read at a time", default=1 << 15)
+
+
+@contextmanager
+def at_most(tokens: int) -> Iterator[None]:
+    """Inside, networks without gradient and judges read at most so many tokens at a time, and one sequence at least."""
+    before = _TOKENS.set(tokens)
+    try:
+        yield
+    finally:
+        _TOKENS.reset(before)
+
+
+def tokens_at_a_time() -> int:
+    """What `at_most` has set, or else 32768."""
+    return _TOKENS.get()
+
+
+def by_sequences(run: Callable[..., Any], x_BL: Tensor, *others: Tensor | None) -> Any:
+    """`run(x_BL, *others)`, a tensor or a tuple of them, on slices of sequences that are put together.
+
+    `x_BL` says how many tokens a sequence has. In one piece where a gradient is wanted, or where all may be read at a time.
+    """
+    rows = max(1, tokens_at_a_time() // max(1, x_BL.shape[1]))
+    if torch.is_grad_enabled() or len(x_BL) <= rows:
+        return run(x_BL, *others)
+    count = -(-len(x_BL) // rows)
+    split = [(None,) * count if other is None else other.split(rows) for other in (x_BL, *others)]
+    made = [run(*each) for each in zip(*split, strict=True)]
+    return torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
+
+
+class Logits:
+    """Logits (M, V) of selected positions that are made when they are asked for: `split(rows)` in slices, or `whole()`.
+
+    `make` turns rows of the tensors `of_M` (hidden states, and what else belongs to a position) into logits (R, V) float32.
+    `harness.diffusion.masked` reads them in slices; what has no slices to read takes `whole()`, an ordinary tensor.
+    """
+
+    def __init__(self, make: Callable[..., Tensor], vocab_size: int, *of_M: Tensor) -> None:
+        self._make, self._of_M = make, of_M
+        self.shape, self.device = torch.Size((len(of_M[0]), vocab_size)), of_M[0].device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """Slices of at most so many rows, one after the other; at least one, which may be empty."""
+        yield from (self._make(*each) for each in zip(*(of_M.split(rows) for of_M in self._of_M), strict=True))
+
+    @classmethod
+    def of(cls, logits_MV: Tensor | Logits) -> Logits:
+        """The same, where they are a tensor already."""
+        return logits_MV if isinstance(logits_MV, Logits) else cls(lambda l_RV: l_RV, logits_MV.shape[1], logits_MV)
+
+    def then(self, change: Callable[[Tensor], Tensor]) -> Logits:
+        """Those that `change` makes of each slice."""
+        return Logits(lambda *of_R: change(self._make(*of_R)), self.shape[1], *self._of_M)
+
+    def whole(self) -> Tensor:
+        """All of them, with their gradient."""
+        return self._make(*self._of_M)
