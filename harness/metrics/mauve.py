@@ -171,8 +171,9 @@ class Mauve(Metric):
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """See `MauveScores.mean_and_error`."""
         need_same_shape("mauve", samples, context)
-        reference_NF = cached_features(context.judge, context.reference.texts, context.cache)
-        made = mauve_scores(reference_NF, context.judge.features(samples.texts), self.options, context.seed)
+        judge = context.judge
+        reference_NF = cached_features(judge, judge.read_of(context.reference.texts), context.cache)
+        made = mauve_scores(reference_NF, judge.features(judge.read_of(samples.texts)), self.options, context.seed)
         return Scores({"mauve": made.mean_and_error()})
 
 

@@ -102,7 +102,8 @@ class GenerativePerplexity(Metric):
 
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """All definitions; `per_sequence` keeps NLL (nats), judge tokens and characters, so that any other can be had."""
-        scored = context.judge.score(samples.texts)
+        texts = context.judge.read_of(samples.texts)
+        scored = context.judge.score(texts)
         terms_NK = perplexity_terms(scored.nll_N, scored.tokens_N)
         statistics = {
             "gen_ppl": pooled_of_sums,
@@ -113,7 +114,7 @@ class GenerativePerplexity(Metric):
             name: bootstrap(terms_NK, statistic, self.options.resamples, context.seed)
             for name, statistic in statistics.items()
         }
-        known_N = [len(text) for text in samples.texts] if scored.chars_N is None else scored.chars_N
+        known_N = [len(text) for text in texts] if scored.chars_N is None else scored.chars_N
         chars_N = np.where(terms_NK[:, 4] > 0, known_N, 0)
         values["gen_nats_per_char"] = bootstrap(
             np.stack([terms_NK[:, 0], chars_N], axis=1), per_character_of_sums, self.options.resamples, context.seed

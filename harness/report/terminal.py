@@ -40,9 +40,10 @@ def terminal_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
-    """The same in Markdown, all columns, with the resolutions below."""
+    """The same in Markdown, all columns but those aside, with the resolutions below."""
     lines = "\n".join(f"- {each}" for each in resolutions(frame, columns))
-    return f"{markdown(*_cells(frame, columns))}\n\n{lines}".rstrip()
+    table = markdown(*_cells(frame, [column for column in columns if not column.aside]))
+    return f"{table}\n\n{lines}".rstrip()
 
 
 def _cells(

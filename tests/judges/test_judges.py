@@ -10,7 +10,9 @@ from harness.errors import UserError
 from harness.judges.pretrained import PretrainedJudge, PretrainedJudgeOptions
 from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl, windows_of
 from harness.judges.trained import TrainedJudge, TrainedJudgeOptions
+from harness.metrics.base import Samples, ScoreContext
 from harness.metrics.mauve import cached_features
+from harness.metrics.perplexity import GenerativePerplexity, GenerativePerplexityOptions
 from harness.nn.pretrained import sha256_of_weights
 from tests.kit.hub_fixtures import EOS, V, altered, byte_tokenizer, save, tiny_gpt2, unigram_gpt2, word_data
 
@@ -21,6 +23,17 @@ TOKENIZER = byte_tokenizer()
 
 def ids_of(text: str) -> list[int]:
     return TOKENIZER(text)["input_ids"]
+
+
+def test_of_a_set_of_samples_the_first_are_read(unigram):
+    judge = judge_of(unigram[0], texts=2, bos="eos")
+    samples, metric = (
+        Samples(np.zeros((5, 4)), ["abc", "xy", "zzzz", "q", "w"]),
+        GenerativePerplexity(GenerativePerplexityOptions(resamples=10)),
+    )
+    context = ScoreContext(DATA, samples, judge, Path("unused"), 0)
+    assert metric.score(samples, context).per_sequence["gen_chars"].tolist() == [3, 2]
+    assert judge.identity.endswith("/first-2") and "first" not in judge_of(unigram[0]).identity
 
 
 def judge_of(folder, **options) -> PretrainedJudge:
@@ -189,7 +202,7 @@ def test_a_table_shorter_than_the_tokenizer_is_refused_before_the_weights_are_re
     longer = byte_tokenizer()
     longer.add_tokens([f"<{k}>" for k in range(5)])
     folder = save(tmp_path / "short", tiny_gpt2(), longer)
-    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(folder)).check(DATA), lambda: judge_of(folder)):
+    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(model=folder)).check(DATA), lambda: judge_of(folder)):
         with pytest.raises(
             UserError, match="ids up to 261, and its model's table 257 rows, for ids up to 256"
         ) as caught:

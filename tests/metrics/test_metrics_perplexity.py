@@ -33,6 +33,9 @@ def context(judge) -> ScoreContext:
 
 
 class FixedJudge:
+    def read_of(self, texts):
+        return texts
+
     def __init__(self, nll, tokens, chars=None, merges=False):
         self.scores = TextScores(np.asarray(nll, dtype=np.float64), np.asarray(tokens), chars and np.asarray(chars))
         self.merges = merges

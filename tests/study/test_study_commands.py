@@ -146,7 +146,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
     params = _frame(finished.folder).set_index("method")["params"]
     for name in ("mdlm", "fuji", "seq", "ar"):
         assert by_cell[first[name]][0] == str(params[name].max() if name != "ar" else params[name])
-    steps = {name: int(by_cell[first[name]][1]) for name in METHODS[2:]}
+    steps = {name: int(by_cell[first[name]][1]) for name in METHODS[3:]}
     assert steps["seq"] < steps["fuji"] < steps["mdlm"] == 60 < steps["ar"], "what 60 steps of MDLM cost"
     assert [by_cell[first[name]][2] for name in ("mdlm", "ar", "bigram")] == ["2, 4", "32", "0"]
     assert all(":" in row[4] and ":" in row[5] and row[6] == "" for row in table)
