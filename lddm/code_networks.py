@@ -3,7 +3,7 @@
 Both start where the mixture is: the prior at its weights, the decoder at its tables. What they learn is only what the mixture
 leaves open, and a code is known to them by its table, so that codes with like tokens are alike from the first step.
 
-Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), F features of a code,
+Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), K features of a code,
 E width, R selected positions, N = M C laws of tokens.
 """
 
@@ -32,14 +32,14 @@ class CodeNetwork(nn.Module):
         nn.init.zeros_(self.code_out.weight)
 
     def forward(self, c_BS: Tensor, mixture: ProductMixture, select_BS: Tensor) -> Logits:
-        feature_MF = mixture.feature_MF
-        h_RE = by_sequences(lambda c_BS, select_BS: self._hidden(c_BS, feature_MF, select_BS), c_BS, select_BS)
-        out_ME = self.code_out(feature_MF).to(h_RE.dtype)
-        return Logits(lambda h_RE: (h_RE @ out_ME.T).float() + mixture.log_weight_M, len(feature_MF), h_RE)
+        feature_MK = mixture.feature_MK
+        h_RE = by_sequences(lambda c_BS, select_BS: self._hidden(c_BS, feature_MK, select_BS), c_BS, select_BS)
+        out_ME = self.code_out(feature_MK).to(h_RE.dtype)
+        return Logits(lambda h_RE: (h_RE @ out_ME.T).float() + mixture.log_weight_M, len(feature_MK), h_RE)
 
-    def _hidden(self, c_BS: Tensor, feature_MF: Tensor, select_BS: Tensor) -> Tensor:
-        hidden_BS, S = c_BS == len(feature_MF), c_BS.shape[1]
-        h = self.code_in(feature_MF[c_BS.masked_fill(hidden_BS, 0)])
+    def _hidden(self, c_BS: Tensor, feature_MK: Tensor, select_BS: Tensor) -> Tensor:
+        hidden_BS, S = c_BS == len(feature_MK), c_BS.shape[1]
+        h = self.code_in(feature_MK[c_BS.masked_fill(hidden_BS, 0)])
         h = self.stem(torch.where(hidden_BS[..., None], self.mask.to(h.dtype), h))
         h, _ = self.trunk(h, slot_positions(S, self.length, c_BS.device))
         return h[select_BS]
@@ -64,7 +64,7 @@ class CodeDecoder(nn.Module):
     def forward(self, x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture, select_BL: Tensor) -> Logits:
         def hidden(x_BL: Tensor, c_BS: Tensor, select_BL: Tensor) -> Tensor:
             h_BLE = self.embed(x_BL)
-            h_BLE = h_BLE + self.code_in(mixture.feature_MF[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
+            h_BLE = h_BLE + self.code_in(mixture.feature_MK[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
             h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
             return h_BLE[select_BL]
 

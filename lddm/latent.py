@@ -27,6 +27,8 @@ from lddm.networks import SlotEncoder
 from lddm.pretrained import PretrainedSlots, TextReader
 
 PREDICTIONS = ("x0", "v")
+#: Share of a part in the running figures of the standardisation.
+_MOMENTUM = 0.05
 
 
 @dataclass
@@ -50,6 +52,30 @@ class LatentOptions:
     time: str = chosen("add", ("add", "adaln"))  # how times enter the joint network
 
 
+class Standardise(nn.BatchNorm1d):
+    """Each coordinate to mean 0 and variance 1, by the sequences of a part; where there is one, by what was seen before it.
+
+    A sequence by itself has no variance. Its step moves the running figures as a batch would, around the mean before it.
+    Affine-free: a learned scale could undo the standardisation, and with it the meaning of the schedule.
+    """
+
+    def __init__(self, coordinates: int) -> None:
+        super().__init__(coordinates, affine=False, momentum=_MOMENTUM)
+
+    def forward(self, feature_BC: Tensor) -> Tensor:
+        if not self.training or len(feature_BC) > 1:
+            return super().forward(feature_BC)
+        mean_C, var_C = self.running_mean, self.running_var
+        assert mean_C is not None and var_C is not None
+        mean_1C, var_1C = mean_C.clone(), var_C.clone()
+        with torch.no_grad():
+            off_C = feature_BC[0].float() - mean_C
+            share = self.momentum or 0.0
+            var_C.lerp_(off_C.square(), share)
+            mean_C.lerp_(feature_BC[0].float(), share)
+        return (feature_BC - mean_1C) * torch.rsqrt(var_1C + self.eps)
+
+
 class LatentEncoder(nn.Module):
     """mu(x): slot features standardised per coordinate; `sample` adds the fixed noise."""
 
@@ -68,8 +94,7 @@ class LatentEncoder(nn.Module):
             self.body = PretrainedSlots(reader, problem.decode, options.slots, options.dims)
         else:
             self.body = SlotEncoder(shape, problem.vocab_size, options.slots, options.dims)
-        # Affine-free: a learned scale could undo the standardisation, and with it the meaning of the schedule.
-        self.standardise = nn.BatchNorm1d(options.slots * options.dims, affine=False, momentum=0.05)
+        self.standardise = Standardise(options.slots * options.dims)
 
     def mean(self, x_BL: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """mu(x), (B, S, D) float32; with a generator, and `input_mask` set, part of the input is hidden."""
@@ -96,7 +121,7 @@ class LatentEncoder(nn.Module):
     def freeze(self, frozen: bool) -> None:
         """A frozen encoder keeps its statistics as well as its weights."""
         self.requires_grad_(not frozen)
-        self.standardise.momentum = 0.0 if frozen else 0.05
+        self.standardise.momentum = 0.0 if frozen else _MOMENTUM
         self.standardise.train(not frozen and self.training)
 
 

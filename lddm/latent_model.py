@@ -60,12 +60,12 @@ class GaussianLatentModel(LatentModel):
     #: Standardisation takes this bias off again: its gradient is rounding, on some processors exactly 0.
     idle: tuple[str, ...] = ("body.out.bias",)
     bank: LatentBank
-    smallest_part = 2  # features are standardised over the sequences of a part
 
     def __init__(self, problem: Problem, options: LatentOptions) -> None:
         super().__init__(problem, options)
         self.latent_schedule = LatentSchedule(options.latent_shift)
         self.encoder = LatentEncoder(problem, options)
+        self.smallest_part = 2 if options.match > 0 else 1  # a distance is one between two latents at the least
 
     def calibrate(self, x_NL: Tensor) -> None:
         self.encoder.calibrate(x_NL)

@@ -5,7 +5,7 @@ it draws together, and that is strongest between neighbours: a latent that names
 over, and given it one token step is exact. Fitted by EM (Dempster, Laird & Rubin 1977), which is coordinate ascent
 on the same bound that the networks beside it follow by gradients, and needs a handful of passes.
 
-Shapes: N segments of C tokens, V symbols, M components, F = C V entries of a one-hot segment.
+Shapes: N segments of C tokens, V symbols, M components, F = C V entries of a one-hot segment, K features of a component.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from torch.nn import functional as F
 from harness.diffusion.masked import draw_tokens
 from harness.nn.slices import Logits
 
-#: Segments of a block: its scores against all components then stay in a core's cache.
-_ROWS = 2048
+#: Segments of a block, whose scores against all components then stay in a core's cache, and at most so many scores.
+_ROWS, _SCORES = 2048, 1 << 23
+#: Above so many entries one-hot segments are not written out: their products do V times the work of the sums they stand for.
+_MOST_ENTRIES = 1024
+#: Features of a component at most: what networks map to their width must not grow with the vocabulary.
+_MOST_FEATURES, _SKETCH_SEED = 1024, 73
 #: Numbers that a block of `posterior` keeps, which has C for each segment and component.
 _SEEN_NUMBERS = 1 << 21
 #: After so many tokens weights are scaled: the tables' least entry (1e-12) to this power is a number in float32 still.
@@ -35,13 +39,14 @@ _CENTRE = 0.6
 class ProductMixture(nn.Module):
     """Tables of the mixture; a buffer each, because they are fitted in closed form and no gradient reaches them.
 
-    `log_weight_M` are the log pi_k, `log_table_MF` the log P_k,j(v), with j the slower index of F. Before `fit` all
-    components are one uniform law.
+    `log_weight_M` are the log pi_k, `log_table_MF` the log P_k,j(v), with j the slower index of F. `feature_MK` is what
+    networks know of a component: its table less the mean one, and of a large one a sketch, whose inner products are those of
+    the tables in the mean (Charikar et al. 2002; Weinberger et al. 2009). Before `fit` all components are one uniform law.
     """
 
     log_weight_M: Tensor
     log_table_MF: Tensor
-    feature_MF: Tensor
+    feature_MK: Tensor
 
     def __init__(self, components: int, segment: int, vocab_size: int) -> None:
         super().__init__()
@@ -49,16 +54,37 @@ class ProductMixture(nn.Module):
         uniform = torch.full((components, segment * vocab_size), 1.0 / vocab_size)
         self.register_buffer("log_weight_M", torch.full((components,), 1.0 / components).log())
         self.register_buffer("log_table_MF", uniform.log())
-        self.register_buffer("feature_MF", torch.zeros_like(uniform))
+        self.register_buffer("feature_MK", torch.zeros(components, min(uniform.shape[1], _MOST_FEATURES)))
 
-    def one_hot(self, x_NC: Tensor) -> Tensor:
-        """(N, C) ids to (N, F) float32."""
+    def entries(self, x_NC: Tensor) -> Tensor:
+        """Places (N, C) among F of the tokens of segments."""
+        return x_NC + self.vocab_size * torch.arange(self.segment, device=x_NC.device)
+
+    @property
+    def _small(self) -> bool:
+        return self.log_table_MF.shape[1] <= _MOST_ENTRIES
+
+    def _one_hot(self, x_NC: Tensor) -> Tensor:
         return F.one_hot(x_NC, self.vocab_size).flatten(1).float()
 
     def scores(self, x_NC: Tensor) -> Tensor:
         """log pi_k + log p(x | k) for each component, (N, M) float32: the log posterior but for log p(x)."""
         with torch.autocast(x_NC.device.type, enabled=False):
-            return torch.addmm(self.log_weight_M, self.one_hot(x_NC), self.log_table_MF.T)
+            if self._small:
+                return torch.addmm(self.log_weight_M, self._one_hot(x_NC), self.log_table_MF.T)
+            score_MN = self.log_weight_M[:, None].repeat(1, len(x_NC))
+            for entry_N in self.entries(x_NC).T:
+                score_MN += self.log_table_MF.index_select(1, entry_N)
+            return score_MN.T.contiguous()
+
+    def _count(self, count_MF: Tensor, share_NM: Tensor, x_NC: Tensor) -> None:
+        """Add the shares of segments to the entries of their tokens, in place."""
+        if self._small:
+            count_MF.addmm_(share_NM.T, self._one_hot(x_NC))
+        else:
+            share_MN = share_NM.T.contiguous()
+            for entry_N in self.entries(x_NC).T:
+                count_MF.scatter_add_(1, entry_N.expand(len(count_MF), -1), share_MN)
 
     # ---- what is known of each token by itself ---------------------------------------------------------------------
     @torch.no_grad()
@@ -124,37 +150,52 @@ class ProductMixture(nn.Module):
         """
         rows, counts = np.unique(x_NC, axis=0, return_counts=True)
         device, M = self.log_weight_M.device, len(self.log_weight_M)
+        rows_at_once = max(1, min(_ROWS, _SCORES // M))
         x_UC = torch.from_numpy(rows.astype(np.int64)).to(device)
         n_U = torch.from_numpy(counts).to(device, torch.float32)
-        marginal_F = (
-            sum(n @ self.one_hot(x) for x, n in zip(x_UC.split(_ROWS), n_U.split(_ROWS), strict=True)) / n_U.sum()
-        )
+        blocks = list(zip(x_UC.split(rows_at_once), n_U.split(rows_at_once), strict=True))
+        marginal_1F = torch.zeros(1, self.log_table_MF.shape[1], device=device)
+        for x, n in blocks:
+            self._count(marginal_1F, n[:, None], x)
+        marginal_1F /= n_U.sum()
         choice = counts.astype(np.float64) ** _POWER
         few = len(rows) < M  # then some components are twins, which does no harm
         first = np.random.default_rng((seed, 61)).choice(len(rows), M, replace=few, p=choice / choice.sum())
-        table_MF = _CENTRE * self.one_hot(x_UC[torch.from_numpy(first).to(device)]) + (1.0 - _CENTRE) * marginal_F
+        table_MF = ((1.0 - _CENTRE) * marginal_1F).repeat(M, 1)
+        at_MC = self.entries(x_UC[torch.from_numpy(first).to(device)])
+        table_MF.scatter_add_(1, at_MC, torch.full(at_MC.shape, _CENTRE, device=device))
         self._put(torch.full((M,), 1.0 / M, device=device), table_MF)
         total = 0.0
         for _ in range(steps):
-            mass_M, count_MF, total = torch.zeros(M, device=device), torch.zeros_like(table_MF), 0.0
-            for x, n in zip(x_UC.split(_ROWS), n_U.split(_ROWS), strict=True):
+            mass_M, count_MF, total = torch.zeros(M, device=device), table_MF.zero_(), 0.0
+            for x, n in blocks:
                 score_NM = self.scores(x)
                 log_p_N = torch.logsumexp(score_NM, 1)
                 share_NM = (score_NM - log_p_N[:, None]).exp_().mul_(n[:, None])
                 total += float(n @ log_p_N)
                 mass_M += share_NM.sum(0)
-                count_MF.addmm_(share_NM.T, self.one_hot(x))
-            self._put(mass_M + 0.5, count_MF + smoothing * marginal_F)
+                self._count(count_MF, share_NM, x)
+            self._put(mass_M + 0.5, count_MF.add_(smoothing * marginal_1F))
         return total / float(n_U.sum())
 
     def _put(self, weight_M: Tensor, table_MF: Tensor) -> None:
-        """Take over what is proportional to pi and to the tables."""
+        """Take over what is proportional to pi and to the tables; `table_MF` is used up."""
         p_MCV = table_MF.view(-1, self.segment, self.vocab_size)
-        p_MCV = p_MCV / p_MCV.sum(-1, keepdim=True)
+        p_MCV /= p_MCV.sum(-1, keepdim=True)
         self.log_weight_M.copy_((weight_M / weight_M.sum()).log())
         # Not minus infinity: a symbol that the data lack is impossible under all components, and scores are differences.
-        self.log_table_MF.copy_(p_MCV.clamp(min=1e-12).log().flatten(1))
-        feature_MF = (p_MCV - p_MCV.mean(0)).flatten(1)
-        # Of length sqrt(F) in the mean, as a row of unit normals has: what a linear layer expects.
-        size = feature_MF.norm(dim=1).mean().clamp(min=1e-6)
-        self.feature_MF.copy_(feature_MF * feature_MF.shape[1] ** 0.5 / size)
+        torch.clamp(table_MF, min=1e-12, out=self.log_table_MF).log_()
+        feature_MK = self._sketch(table_MF.sub_(table_MF.mean(0)))
+        # Of length sqrt(K) in the mean, as a row of unit normals has: what a linear layer expects.
+        size = feature_MK.norm(dim=1).mean().clamp(min=1e-6)
+        self.feature_MK.copy_(feature_MK * feature_MK.shape[1] ** 0.5 / size)
+
+    def _sketch(self, table_MF: Tensor) -> Tensor:
+        """Rows as they are where they are short; of longer ones K sums of entries with random signs, fixed once."""
+        entries, features = table_MF.shape[1], self.feature_MK.shape[1]
+        if entries == features:
+            return table_MF
+        generator = torch.Generator().manual_seed(_SKETCH_SEED)
+        place_F = torch.randint(features, (entries,), generator=generator).to(table_MF.device)
+        sign_F = torch.randint(2, (entries,), generator=generator).to(table_MF) * 2.0 - 1.0
+        return torch.zeros_like(self.feature_MK).index_add_(1, place_F, table_MF.mul_(sign_F))

@@ -80,7 +80,7 @@ class SEQDiscrete(LatentModel):
         super().__init__(problem, options)
         o, segment = options, _segment(options, problem)
         self.mixture = ProductMixture(o.codes, segment, problem.vocab_size)
-        features = segment * problem.vocab_size
+        features = self.mixture.feature_MK.shape[1]
         self.decoder = CodeDecoder(problem.shape, problem.vocab_size, features, segment)
         self.prior = CodeNetwork(problem.shape, features, problem.length)
         self.bank = CodeBank(o.bank, o.slots)
@@ -220,4 +220,4 @@ class SEQDiscrete(LatentModel):
         """Nats per sequence of one token step that knows no code: under the mixture's own marginal at each place."""
         m = self.mixture
         marginal_F = torch.logsumexp(m.log_table_MF + m.log_weight_M[:, None], 0)
-        return -float((m.one_hot(x_BL.reshape(-1, m.segment)) @ marginal_F).sum()) / len(x_BL)
+        return -float(marginal_F[m.entries(x_BL.reshape(-1, m.segment))].sum()) / len(x_BL)

@@ -27,6 +27,7 @@ class StudyConfig:
     question: str = ""  # that it answers
     nfe: list[int] = ranged([2, 4, 8, 16, 32], 1, filled=True, distinct=True)  # budgets of network calls
     nfe_of: dict[str, Any] = ranged({}, 1, filled=True, distinct=True)  # own ones: {ar: [64], seq: {one_call: [2, 4]}}
+    equivalent_nfe: list[float] = ranged([], 1, distinct=True)  # and budgets of equal sampling FLOPs, in MDLM's calls
     temperatures: list[float] = ranged([1.0], 0, above=True, filled=True, distinct=True)  # that divide logits
     seeds: list[int] = ranged([0], 0, filled=True, distinct=True)  # of training
     samples: int = ranged(2000, 8)  # of each cell
@@ -75,7 +76,8 @@ class TrainConfig:
     validations: int = ranged(10, 1)  # over a training run
     valid_sequences: int = ranged(256, 1)  # of a validation
     log_every: int = ranged(50, 1)  # steps between lines of the training's own values in `curves.jsonl`
-    checkpoint_seconds: float = ranged(20.0, 0)  # between two checkpoints
+    checkpoint_seconds: float = ranged(20.0, 0)  # between two checkpoints at the least
+    checkpoint_share: float = ranged(0.02, 0, 1, above=True)  # of the time that they may take: large ones are rarer
 
 
 @dataclass

@@ -16,7 +16,7 @@ class TokenNetwork(nn.Module):
     """Tokens (B, L) to `Logits` (M, V) at the selected positions (all of them where None), in float32.
 
     The LM head runs only where `select_BL` is true (row-major order): in the last steps of a sampler or at small noise
-    that is a small part of the sequence. `time` adds adaLN conditioning.
+    that is a small part of the sequence. `time` adds adaLN conditioning. Instead of tokens it takes laws of them (B, L, V).
     """
 
     def __init__(self, shape: TrunkShape, vocab_size: int, causal: bool = False, time: bool = False) -> None:
@@ -38,7 +38,9 @@ class TokenNetwork(nn.Module):
     def _hidden(self, x_BL: Tensor, select_BL: Tensor | None, t_B: Tensor | None) -> Tensor:
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)
         cond = self.time(t_B)[:, None] if self.time is not None else None
-        h_BLE, _ = self.trunk(self.stem(self.embed(x_BL)), positions_L, cond)
+        # A law over tokens is embedded as their mean.
+        e_BLE = x_BL @ self.embed.weight[:-1] if x_BL.is_floating_point() else self.embed(x_BL)
+        h_BLE, _ = self.trunk(self.stem(e_BLE), positions_L, cond)
         return h_BLE.flatten(0, 1) if select_BL is None else h_BLE[select_BL]
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:

@@ -71,9 +71,14 @@ class Logits:
         """The same, where they are a tensor already."""
         return logits_MV if isinstance(logits_MV, Logits) else cls(lambda l_RV: l_RV, logits_MV.shape[1], logits_MV)
 
-    def then(self, change: Callable[[Tensor], Tensor]) -> Logits:
-        """Those that `change` makes of each slice."""
-        return Logits(lambda *of_R: change(self._make(*of_R)), self.shape[1], *self._of_M)
+    def then(self, change: Callable[..., Tensor], *of_M: Tensor) -> Logits:
+        """Those that `change` makes of each slice, and of the rows of `of_M` that belong to it."""
+        own = len(self._of_M)
+
+        def make(*of_R: Tensor) -> Tensor:
+            return change(self._make(*of_R[:own]), *of_R[own:])
+
+        return Logits(make, self.shape[1], *self._of_M, *of_M)
 
     def whole(self) -> Tensor:
         """All of them, with their gradient."""

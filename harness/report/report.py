@@ -12,6 +12,7 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
+from harness.report.equal import equal_table
 from harness.report.latex import latex_table
 from harness.report.marks import blind, resolutions
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
@@ -41,7 +42,8 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
     (a mapping of versions and the like); `notes` (lines); `samples` (rows with title, nfe, text and optionally
     temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
-    `harness.report.figures.curves` takes them); `profiles` (by title: rows as `harness.report.table.profile_table` takes them).
+    `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal sampling FLOPs); `profiles`
+    (by title: rows as `harness.report.table.profile_table` takes them).
     """
     folder = Path(folder)
     parts, tables = [f"# {context.get('title', 'Results')}"], list[str]()
@@ -63,6 +65,9 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
             tables.append(results_table(part, aside, costs=False, blind=unseen))
             parts.append(f"### More scores\n\n{tables[-1]}")
         parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items() if not several]
+        equal = equal_table(part, main, context.get("equivalent_nfe") or ())
+        if equal:
+            parts.append(f"### At equal sampling FLOPs\n\n{equal}")
         parts.append(truth_section(part))
         swept = frontier_table(part, main)
         if swept:

@@ -25,7 +25,7 @@ from harness.report.frontier import at_data_diversity
 from harness.report.marks import ABOVE, BLIND, above_data
 
 UNKNOWN = "—"
-_ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
+ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
 _BETTER = {"lower": "Lower is better", "higher": "Higher is better", "data": "The data's own value is the aim"}
 _BUDGETS = (
     "- **NFE**: calls of a network while sampling one sequence, all of them, counted at the call itself. "
@@ -146,7 +146,7 @@ def results_table(
     bold, above = dict[str, set[int]](), {column.name: above_data(table, column) for column in shown}
     for column in shown:
         aim = data_value(table, column.name)
-        arrow = _ARROWS[column.better]
+        arrow = ARROWS[column.better]
         if column.better == "data" and not math.isnan(aim):
             arrow += f" {number(aim, 4)}"
         header.append(f"{column.heading} {arrow}" + (f" {BLIND}" if column.name in blind else ""))
@@ -254,7 +254,7 @@ def frontier_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     header = [
         "Method",
         "NFE",
-        f"{quality.title} {_ARROWS[quality.better]}",
+        f"{quality.title} {ARROWS[quality.better]}",
         "Temperature",
         f"{diversity.title} reached",
     ]

@@ -102,7 +102,7 @@ def study_tree(loaded: LoadedTune, overrides: Sequence[str], place: str, seeds: 
     study |= {"name": f"{loaded.place}/confirm/{place}", "question": f"{place} of {cfg.name} with fresh seeds"}
     study |= {"seeds": list(seeds), "samples": cfg.confirm.samples or base.study.samples}
     study |= {"nfe": cfg.budgets, "temperatures": [judged_at(study)]}
-    study.pop("nfe_of", None)
+    study |= {"nfe_of": {}, "equivalent_nfe": []}
     tree["tracking"]["experiment"] = tree["tracking"]["experiment"] or base.study.name
     return tree | {"only": [cfg.method], "plan": False}
 

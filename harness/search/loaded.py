@@ -131,7 +131,7 @@ class LoadedTune:
         study = tree["study"]
         study |= {"name": f"{self.place}/{place}", "seeds": [self.cfg.seed], "samples": self.cfg.samples}
         study |= {"nfe": self.cfg.budgets, "unmet": "refuse", "temperatures": [judged_at(study)]}
-        study.pop("nfe_of", None)
+        study |= {"nfe_of": {}, "equivalent_nfe": []}
         # A worker has no use for tracking, whose address may hold a login.
         tree["tracking"] |= {"uri": None}
         return tree | {"only": [self.cfg.method], "plan": False}

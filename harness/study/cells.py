@@ -13,6 +13,7 @@ from harness.config.rows import DATA_ROW, budgets_of
 from harness.interface import Method, Sampler
 from harness.provenance import short_hash
 from harness.study.budget import parse_budgets, unmet_budgets
+from harness.study.equivalent import equal_budgets
 from harness.study.session import Session
 
 #: Bumped when files of a study are called otherwise, or mean something else: a folder of another layout is set aside.
@@ -143,6 +144,9 @@ def make_cells(session: Session) -> list[Cell]:
         role, trained = sampler.role or sampler.method.role, bool(sampler.method.stages())
         # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
         temperatures = study.temperatures if role == "method" else [1.0]
+        if role == "method":
+            kept = session.cache / "budgets" / f"{session.cell_key(name, label, 0)}.json"
+            budgets = tuple(sorted({*budgets, *equal_budgets(sampler, study.equivalent_nfe, kept)}))
         parts = tuple(Part(nfe, float(temperature)) for nfe in budgets for temperature in temperatures)
         # Counting has no randomness, so one seed is all that there is to see.
         for seed in study.seeds if trained else study.seeds[:1]:

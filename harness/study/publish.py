@@ -180,6 +180,7 @@ class Publisher:
             "judge": self._protocol["judge"],
             "judge_ppl": self._protocol["held_out_ppl"],
             "n": s.cfg.study.samples,
+            "equivalent_nfe": s.cfg.study.equivalent_nfe,
             "seeds": ", ".join(map(str, s.cfg.study.seeds)),
             "device": f"{self.facts.get('device', s.numerics.device)}, {s.numerics.precision}",
             "protocol": self.protocol(),

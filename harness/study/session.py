@@ -194,7 +194,7 @@ class Session:
         """Identity of the weights: methods that differ only in their samplers share it."""
         node = {k: v for k, v in self.tree["methods"][name].items() if k != "samplers"}
         train = dataclasses.asdict(self.cfg.train)
-        for irrelevant in ("checkpoint_seconds", "validations", "valid_sequences", "log_every"):
+        for irrelevant in ("checkpoint_seconds", "checkpoint_share", "validations", "valid_sequences", "log_every"):
             train.pop(irrelevant)
         # Several processes add in another order, and a method that keeps latents of its batches keeps others: like the
         # number of threads, their number is part of what may be continued and of what is the same to the bit.

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.store import Damaged, sealed, unsealed, write_bytes
+from harness.store import Damaged, sealed, unsealed, write_atomically
 from harness.training.optimizer import Optimizer
 
 #: In the file's facts: names of tensors that are another one's too, by name.
@@ -41,7 +41,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
         written[name] = plain.clone() if memory in memories else plain  # a part of another one
         memories.add(memory)
     header = {"harness": json.dumps(sealed(meta | ({_TWINS: twins} if twins else {}))), "sha256": _hash_of(written)}
-    write_bytes(path, save(written, metadata=header))
+    # The library writes to the file that is kept for it, so that no copy of all tensors is made in memory.
+    write_atomically(path, lambda file: save_file(written, file.name, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

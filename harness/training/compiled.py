@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,22 +24,31 @@ def compile_trunks(networks: Iterable[nn.Module], cache: Path, causal: bool = Fa
     What was compiled is kept in `cache`, for other workers and other runs on a processor with the same instructions.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / f"compiled-{short_hash(sorted(cpu_flags()), 8)}")
-    torch.compiler.reset()  # what this worker compiled before counts against a limit, beyond which nothing is compiled
+    torch.compiler.reset()  # what this worker compiled before counts against a limit
+    # Beyond the limit of graphs the compiler would go on without compiling, and say nothing.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for network in networks:
         for module in network.modules():
             if isinstance(module, Trunk) and (causal or not module.causal):
-                module.compile(dynamic=False)
+                module.forward = torch.compile(_own_forward(module), dynamic=False)  # type: ignore[method-assign]
+
+
+def _own_forward(trunk: Trunk) -> Callable[..., Any]:
+    """`forward` with code of its own: graphs count against the limit by code, which all trunks of a method would share."""
+    plain = type(trunk).forward
+    code = plain.__code__.replace()
+    return MethodType(FunctionType(code, plain.__globals__, plain.__name__, plain.__defaults__), trunk)
 
 
 def train(job: loop.Job, cache: Path) -> dict[str, float]:
     """`loop.train` with compiled trunks. Where the toolchain fails, one line says so and all of it runs uncompiled."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     start = {name: value.clone() for name, value in job.method.state_dict().items()}
     compile_trunks([job.method], cache, causal=True)
     try:
         return loop.train(job)
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         if job.group.leads:
             say_uncompiled(type(job.method).__name__, "training", error)
         job.method.load_state_dict(start)

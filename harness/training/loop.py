@@ -124,6 +124,7 @@ class _Run:
         self.log = TrainingLog(job.folder / "curves.jsonl", steps, tokens, self.at, tensors)
         self.validations = validation_steps(steps, job.train.validations)
         self._started = self._saved = time.monotonic()
+        self._cost = 0.0  # seconds that the last checkpoint took
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a kill included."""
@@ -174,12 +175,14 @@ class _Run:
 
     def _keep(self, end: int) -> None:
         """Write the checkpoint if it is time to; none at the end of a stage, where weights are about to change."""
-        now = time.monotonic()
-        if now - self._saved > self.job.train.checkpoint_seconds and self.at < end:
-            self._saved = now
+        now, recipe = time.monotonic(), self.job.train
+        wait = max(recipe.checkpoint_seconds, self._cost / recipe.checkpoint_share - self._cost)
+        if now - self._saved > wait and self.at < end:
             tensors = checkpoint.training_state(self.job.method, self.ema.shadow, self.optimizer)
             meta = {"step": self.at, "ema_updates": self.ema.updates, "seconds": self.seconds()}
             checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
+            self._saved = time.monotonic()
+            self._cost = self._saved - now
 
 
 def largest_time(train: TrainConfig, step: int, steps: int) -> float:

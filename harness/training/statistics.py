@@ -31,7 +31,10 @@ class RunningStatistics:
     def _watch(self, layer: _BatchNorm, inputs: tuple[Any, ...], output: object) -> None:
         if layer.training and self._seen[layer]:
             x_NC = inputs[0].detach().transpose(1, -1).reshape(-1, layer.num_features).float()
-            self._seen[layer][-1].append(torch.stack((x_NC.mean(0), x_NC.var(0))))
+            # One sequence has no variance of its own: what counts is its distance from the mean before the step.
+            off_NC = x_NC - self._before[layer][0]
+            var_C = x_NC.var(0) if len(x_NC) > 1 else off_NC.square().mean(0)
+            self._seen[layer][-1].append(torch.stack((x_NC.mean(0), var_C)))
 
     @torch.no_grad()
     def end(self, rank: int, size: int) -> None:

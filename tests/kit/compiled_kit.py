@@ -15,6 +15,7 @@ import torch
 
 from baselines.mdlm import MDLM, MDLMOptions
 from harness.training import compiled, loop
+from lddm.seq import SEQ, SEQOptions
 from tests.kit.toys import job_of, tiny_problem
 
 
@@ -39,6 +40,28 @@ def trained(train, folder: Path, kill: int | None = None, **recipe) -> dict[str,
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
+def graphs(folder: Path) -> int:
+    """Graphs of a SEQ whose prior conditions itself, over all of its stages; compiling alone is not what is tested."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    torch.manual_seed(0)
+    options = SEQOptions(slots=2, dims=2, self_conditioning=0.5, one_call_share=0.3, latent_batch=16)
+    job = job_of(SEQ(tiny_problem(), options), folder / "graphs", steps=20, accumulate=2, batch=8)
+    compiled.train(job, folder / "cache")
+    return counters["stats"]["unique_graphs"]
+
+
+def limited(folder: Path) -> int:
+    """Graphs where no second one is allowed for a trunk: none silently runs without."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    torch.manual_seed(0)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        options = SEQOptions(slots=2, dims=2, self_conditioning=0.5)
+        compiled.train(job_of(SEQ(tiny_problem(), options), folder / "limited", steps=20), folder / "cache")
+    return counters["stats"]["unique_graphs"]
+
+
 def main(folder: Path) -> None:
     """Say, as JSON: what is equal to the bit, how far compiled weights are from others, and what the cache holds."""
     torch.set_num_threads(1)
@@ -57,8 +80,11 @@ def main(folder: Path) -> None:
     torch._inductor.config.cpp.cxx = ("/bin/false",)
     torch._inductor.config.force_disable_caches = True
     failed = trained(in_cache, folder / "failed", batch=4)
+    whole_compile = torch.compile
+    torch.compile = lambda *args, **named: whole_compile(*args, **named, backend="eager")
     other = trained(loop.train, folder / "other", batch=4)
     said["eager"] = all(torch.equal(value, failed[name]) for name, value in other.items())
+    said["graphs"], said["limited"] = graphs(folder), limited(folder)
     print(json.dumps(said))
 
 

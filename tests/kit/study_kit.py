@@ -48,6 +48,7 @@ def command(corpus: Path, runs: Path, cache: Path, *more: str) -> list[str]:
         "study.bound_sequences=24",
         "scale.steps=60",
         "train.checkpoint_seconds=0.2",
+        "train.checkpoint_share=1",
         "train.validations=3",
         "judge.steps=60",
         "judge.vocab=300",

@@ -191,7 +191,9 @@ def job_of(
     data: TokenData | None = None, lr: float = 3e-3, batch: int = 8, **train,
 ) -> Job:  # fmt: skip
     scale = ScaleConfig(steps=steps, batch=batch, lr=lr, length=method.problem.length)
-    recipe = TrainConfig(**{"validations": 4, "valid_sequences": 8, "checkpoint_seconds": 1e9} | train)
+    recipe = TrainConfig(
+        **{"validations": 4, "valid_sequences": 8, "checkpoint_seconds": 1e9, "checkpoint_share": 1.0} | train
+    )
     data = data or token_data(method.problem)
     report = progress or (lambda text, done, total: None)
     return Job(method, data, scale, recipe, Numerics("cpu", "float32"), 5, folder, report)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
+from lddm import mixture as mixture_file
 from lddm.mixture import ProductMixture
 from lddm.samplers.encoder import Encoder
 from lddm.seq_discrete import SEQDiscrete, SEQDiscreteOptions
@@ -69,6 +70,38 @@ def test_em_never_loses_likelihood_and_reaches_the_law_of_the_data():
     assert -found[-1] == pytest.approx(entropy, abs=0.01), "nine components can be any law of two symbols"
     independent = sum(-(p * np.log(p)).sum() for p in (share.reshape(V, V).sum(1), share.reshape(V, V).sum(0)))
     assert independent > entropy + 0.2, "the data must depend on each other for this to be a test"
+
+
+def test_large_tables_are_read_by_gathers_and_say_the_same(monkeypatch):
+    """Scores, EM and features (which stay as long as they were) of one-hot products and of gathers; each in slices too."""
+    x_NC = rows(4000).reshape(-1, 2)
+    plain, gathered = ProductMixture(M, 2, V), ProductMixture(M, 2, V)
+    plain.fit(x_NC, 5, smoothing=0.5)
+    monkeypatch.setattr(mixture_file, "_MOST_ENTRIES", 0)
+    monkeypatch.setattr(mixture_file, "_SCORES", 7 * M)
+    monkeypatch.setattr(gathered, "_one_hot", None)  # which nothing may call
+    gathered.fit(x_NC, 5, smoothing=0.5)
+    for name, value in plain.named_buffers():
+        assert torch.allclose(value, gathered.get_buffer(name), atol=1e-4), name
+    x_NC = all_sequences(V, 2)
+    assert torch.allclose(plain.scores(x_NC), gathered.scores(x_NC), atol=1e-4)
+
+
+def test_networks_of_codes_do_not_grow_with_the_vocabulary(monkeypatch):
+    """Of a large table they see a sketch, under which components are as far from each other as they were."""
+    monkeypatch.setattr(mixture_file, "_MOST_FEATURES", 256)
+    mixture, whole = ProductMixture(40, 2, 3000), ProductMixture(40, 2, 3000)
+    table_MF = torch.rand(40, 6000, generator=generator_of(1)) ** 8
+    mixture._put(torch.ones(40), table_MF.clone())
+    monkeypatch.setattr(whole, "feature_MK", torch.zeros(40, 6000))
+    whole._put(torch.ones(40), table_MF)
+    ratio = torch.pdist(mixture.feature_MK) / (torch.pdist(whole.feature_MK) * (256 / 6000) ** 0.5)
+    assert 0.97 < float(ratio.mean()) < 1.03 and 0.7 < float(ratio.min()) <= float(ratio.max()) < 1.3
+    count = [
+        sum(p.numel() for name, p in method.named_parameters() if ".code_" in name)
+        for method in (SEQDiscrete(tiny_problem(v, 4), SEQDiscreteOptions(slots=2, codes=3)) for v in (500, 5000))
+    ]
+    assert count[0] == count[1]
 
 
 def test_more_components_than_distinct_segments_and_symbols_that_never_occur():

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
+from harness.training import statistics
 from lddm import gaussian
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.gaussian import LatentSchedule
-from lddm.latent import latent_mse, predicted_z0
+from lddm.latent import Standardise, latent_mse, predicted_z0
 from lddm.seq import SEQ, SEQOptions
 from tests.kit.toys import generator_of, one_thread, scramble, tiny_problem  # noqa: F401
 
@@ -43,6 +44,48 @@ def test_calibration_standardises_every_coordinate_of_every_slot():
     assert torch.allclose(mu_NSD.std(0), torch.ones(2, 3, dtype=torch.float64), atol=1e-2)
     noise = z0_NSD - mu_NSD
     assert noise.std().item() == pytest.approx(options.encoder_noise, rel=4 / math.sqrt(2 * noise.numel()))
+
+
+def test_one_sequence_is_standardised_by_what_was_seen_before_it():
+    """In one process, and as the processes of a group add their parts up."""
+    layer = Standardise(3).train()
+    mean, var = torch.zeros(3), torch.ones(3)
+    shown, scale = [], torch.tensor([0.1, 1.0, 10.0])
+    for number, feature_C in enumerate(torch.randn(2000, 3, generator=generator_of(20)) * scale + 5.0):
+        expected = (feature_C - mean) / (var + layer.eps).sqrt()
+        mean, var = mean + 0.05 * (feature_C - mean), var + 0.05 * ((feature_C - mean).square() - var)
+        found = layer(feature_C[None])[0]
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4), number
+        shown.append(found)
+    late = torch.stack(shown[1000:])
+    assert late.mean(0).abs().max() < 0.1 and (late.std(0) - 1.0).abs().max() < 0.15
+    kept = layer.eval()(torch.full((1, 3), 5.0))
+    assert torch.allclose(kept, (5.0 - mean) / (var + layer.eps).sqrt(), atol=1e-3), "what later stages use"
+
+
+def test_statistics_of_parts_of_one_sequence_are_numbers(monkeypatch):
+    layer = Standardise(2).train()
+    monkeypatch.setattr(statistics.distributed, "all_reduce", lambda value: None)  # a group of one
+    watch = statistics.RunningStatistics(layer)
+    for feature in (3.0, 5.0):
+        watch.begin()
+        layer(torch.full((1, 2), feature))
+    watch.end(0, 1)
+    watch.close()
+    assert layer.running_mean.tolist() == pytest.approx([0.95 * 0.15 + 0.25] * 2)
+    assert layer.running_var.tolist() == pytest.approx([0.95 * (0.95 + 0.05 * 9) + 0.05 * 25] * 2)
+
+
+@pytest.mark.parametrize("cls, options", [(FUJI, FUJIOptions), (SEQ, SEQOptions)])
+def test_only_a_distance_between_latents_needs_two_sequences(cls, options):
+    small = {"slots": 2, "dims": 3, "encoder_depth": 1}
+    assert cls(tiny_problem(), options(**small, match=0.1)).smallest_part == 2
+    method = scramble(cls(tiny_problem(), options(**small))).train()
+    method.set_stage(method.stages()[0].name)
+    assert method.smallest_part == 1
+    total = method.loss(torch.zeros((1, 8), dtype=torch.int64), generator_of(0)).total
+    total.backward()
+    assert torch.isfinite(total) and method.encoder.body.embed.weight.grad.abs().max() > 0
 
 
 def test_a_frozen_encoder_keeps_weights_and_statistics():

@@ -28,6 +28,7 @@ def test_contract(name, check):
 SWITCHES = [
     ("mdlm", {"time_conditioning": True, "loss": "nelbo"}),
     ("mdlm", {"schedule": "cosine", "width_factor": 1.5}),
+    ("udlm", {"loss": "nelbo", "reads": "posterior", "schedule": "cosine"}),
     ("fuji", {"loss": "nelbo", "prediction": "x0", "time": "adaln"}),
     ("fuji", {"schedule": "cosine", "lead": 0.5, "latent_shift": 3.0, "input_mask": 0.5}),
     ("seq", {"stages": 2, "loss": "nelbo", "prediction": "x0", "time": "adaln"}),

@@ -56,6 +56,9 @@ SWITCHES = [
     ("fuji_independent", "path", {"path": "through", "corners": [0.5, 0.0], "eta": 0.0}),
     ("mdlm", "top_p", {"p": 0.3}),
     ("mdlm", "confidence", {"noise": 0.0}),
+    ("mdlm", "remask", {"kind": "loop", "p": 0.8}),
+    ("mdlm", "klass", {"history": 2, "fallback": 3}),
+    ("udlm", "uniform", {"last": "greedy"}),
 ]
 
 

@@ -30,7 +30,13 @@ def _search(root: Path) -> list[str]:
     """A search of trials of a second or two each."""
     own = ("tune=toy", f"tune.trials={_WANTED}", "tune.workers=1", "tune.confirm.top=0", "tune.sampler=random")
     less = [f"~tune.space.{name}" for name in ("corners", "rounds")]  # what is drawn in the end takes longest
-    return [*arguments(root, *own, *less), "compute.device=cpu", "scale.steps=700", "train.checkpoint_seconds=0.1"]
+    return [
+        *arguments(root, *own, *less),
+        "compute.device=cpu",
+        "scale.steps=700",
+        "train.checkpoint_seconds=0.1",
+        "train.checkpoint_share=1",
+    ]
 
 
 def _trials(root: Path) -> list[optuna.trial.FrozenTrial]:

@@ -44,7 +44,13 @@ def _curve(path: Path) -> list[dict[str, float]]:
 # ---- a job that is stopped --------------------------------------------------------------------------------------------
 def test_a_job_goes_on_after_preemption_and_timeout_and_ends_with_the_same_numbers(toy, tmp_path):
     """Both come with the same signal, here while it trains; each time the job is put back and goes on from a checkpoint."""
-    slow = ["+method@methods.slow=slow", "only=[slow]", "scale.steps=200", "train.checkpoint_seconds=0.3"]
+    slow = [
+        "+method@methods.slow=slow",
+        "only=[slow]",
+        "scale.steps=200",
+        "train.checkpoint_seconds=0.3",
+        "train.checkpoint_share=1",
+    ]
     session = Session(load([*toy[2:], *slow, f"runs_dir={tmp_path / 'other'}"], [tmp_path / "configs"]).tree)
     whole = make_cells(session)[0].weights
     steps.train_weights(session, whole, lambda *_: None)

@@ -145,7 +145,7 @@ def test_a_fit_comes_once_before_the_first_step_and_costs_what_it_costs(start, s
 @pytest.mark.parametrize(("every", "fits"), [(0.0, 1), (1e9, 2)])
 def test_a_killed_run_ends_with_the_same_weights(start, every, fits):
     """Every 1e9 seconds: no checkpoint was written, and what was fitted is fitted again."""
-    more = ("scale.match=flops", "only=[fitted]", f"train.checkpoint_seconds={every}")
+    more = ("scale.match=flops", "only=[fitted]", f"train.checkpoint_seconds={every}", "train.checkpoint_share=1")
     session, cells = start(*more, runs="whole")
     work.train_weights(session, cells["fitted"].weights, quiet)
     EVENTS.clear()

@@ -106,11 +106,11 @@ def test_samplers_that_are_not_there_are_refused_in_one_line(arguments, word, me
     ("more", "message"),
     [
         (
-            ["scale.batch=1"],
+            ["scale.batch=1", "methods.seq.match=0.2"],
             "scale.batch=1: methods.seq trains on 2 sequences at a time or more; use scale.batch=2 or more",
         ),
         (
-            ["scale.batch=6", "train.accumulate=6"],
+            ["scale.batch=6", "train.accumulate=6", "methods.seq.match=0.2"],
             "scale.batch=6, cut into train.accumulate=6 parts: methods.seq trains on 2 sequences at a time or more; "
             "use scale.batch=12 or more",
         ),

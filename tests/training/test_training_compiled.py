@@ -45,5 +45,8 @@ def test_compiled_training_goes_on_to_the_same_bits_and_does_without_a_toolchain
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["resumed"] and said["eager"] and said["kept"] == [".so"]
     assert 0 < said["apart"] < 1e-2, "compiled products round otherwise, and that is all"
-    (line,) = [line for line in done.stderr.splitlines() if "torch.compile failed" in line]
-    assert line.startswith("MDLM: torch.compile failed (") and line.endswith("); training runs uncompiled")
+    # Encoder with a gradient and frozen, decoder, prior with a gradient and for its first estimate, one-call network.
+    assert said["graphs"] == 6
+    first, second = [line for line in done.stderr.splitlines() if "torch.compile failed" in line]
+    assert first.startswith("MDLM: torch.compile failed (") and first.endswith("); training runs uncompiled")
+    assert second.startswith("SEQ: torch.compile failed (") and "limit" in second, "beyond the limit a line says so"

@@ -1,5 +1,7 @@
 """Killed runs go on to the same bits, and checkpoints that cannot be used are refused in one line."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,7 +11,7 @@ from harness.errors import UserError
 from harness.interface import Method
 from harness.nn.transformer import Block
 from harness.store import append_jsonl, read_jsonl
-from harness.training import checkpoint
+from harness.training import checkpoint, loop
 from harness.training.ema import EMA
 from harness.training.loop import train
 from lddm.fuji import FUJI, FUJIOptions
@@ -110,6 +112,23 @@ def test_seconds_of_all_parts_of_a_run_are_added(tmp_path):
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_checkpoints_take_no_more_than_their_share_of_the_time(share, tmp_path, monkeypatch):
+    """A clock that counts: a step takes 1 second of it, a checkpoint 10."""
+    clock, saved = [0.0], []
+
+    def save(*_: object) -> None:
+        saved.append(clock[0])
+        clock[0] += 10.0
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop.checkpoint, "save_tensors", save)
+    monkeypatch.setattr(loop.Optimizer, "step", lambda self: clock.__setitem__(0, clock[0] + 1.0))
+    train(job_of(build("mdlm"), tmp_path, steps=200, checkpoint_seconds=0.5, checkpoint_share=share))
+    gaps = {b - a - 10.0 for a, b in itertools.pairwise(saved)}
+    assert saved[0] == 1.0 and gaps == {31.0 if share < 1 else 1.0}, "three times as long as it took, and a step"
+
+
 @pytest.fixture
 def interrupted(tmp_path):
     with pytest.raises(Killed):

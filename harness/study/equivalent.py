@@ -1,0 +1,89 @@
+"""Budgets of equal sampling FLOPs: how many calls of its networks a sampler can have for so many calls of the baseline's.
+
+A strict count charges a network over a few slots like one over all tokens. Here a budget of E buys what E calls of the plain
+masked network cost, and a sampler spends it on as many calls as fit, never on more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from harness.errors import BudgetError, UserError
+from harness.interface import Sampler
+from harness.store import read_json, write_json
+from harness.study.budget import count_flops, full_call_flops
+from harness.training.seeds import step_generator
+
+#: Sequences of a draw that is counted; each position is drawn once, so that their number changes nothing.
+_SEQUENCES = 2
+#: Calls that one call of the baseline can buy at most; a sampler whose networks cost less than that ends there.
+_MOST = 16
+
+
+def most_calls(cost: Callable[[int], float], limit: float) -> int:
+    """The largest K up to `16 limit` with `cost(K) <= limit`, 0 where there is none; `cost` does not fall with K."""
+    low, high, k = 0, int(_MOST * limit) + 1, max(1, int(limit))
+    while high - low > 1:
+        k = min(max(k, low + 1), high - 1)
+        own = cost(k)
+        low, high = (k, high) if own <= limit else (low, k)
+        # Costs are nearly proportional to K: the next guess is where the line through 0 meets the limit, then beside it.
+        guess = int(k * limit / own) if own > 0 else high - 1
+        k = guess if guess not in (low, high) else low + 1 if guess == low else high - 1
+    return low
+
+
+def equal_budgets(sampler: Sampler, limits: list[float], file: Path) -> tuple[int, ...]:
+    """The budgets K of a sampler for those `limits`, in calls of the plain masked network; none twice.
+
+    Samplers with budgets of their own (one call a token, no call at all) have none. What was counted is kept in `file`.
+    """
+    if not limits or sampler.budgets((2,)) != (2,):
+        return ()
+    counted = _read(file)
+    known = dict(counted)
+    unit = full_call_flops(sampler.method.problem)
+
+    @functools.cache
+    def met(k: int) -> bool:
+        try:
+            sampler.check_budget(k)
+        except BudgetError:
+            return False
+        return True
+
+    def cost(k: int) -> float:
+        """In calls of the plain network; a budget that cannot be met costs what the next one does that can."""
+        while not met(k) and k < int(_MOST * max(limits)) + 1:
+            k += 1
+        if str(k) not in known:
+            known[str(k)] = _flops(sampler, k)
+        return known[str(k)] / unit
+
+    found = (_met_below(most_calls(cost, limit), met) for limit in limits)
+    budgets = tuple(dict.fromkeys(k for k in found if k))
+    if known != counted:
+        write_json(file, known)
+    return budgets
+
+
+def _met_below(k: int, met: Callable[[int], bool]) -> int:
+    return next((j for j in range(k, 0, -1) if met(j)), 0)
+
+
+def _read(file: Path) -> dict[str, int]:
+    try:
+        return {k: int(v) for k, v in read_json(file).items()} if file.exists() else {}
+    except (UserError, ValueError, AttributeError):
+        return {}  # it costs seconds to count again
+
+
+def _flops(sampler: Sampler, nfe: int) -> int:
+    """FLOPs for one sequence at a budget; networks need no training for that."""
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        draw = functools.partial(sampler.draw, _SEQUENCES, nfe, step_generator("cpu", 0))
+        return count_flops(draw) // _SEQUENCES
