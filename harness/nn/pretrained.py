@@ -60,7 +60,7 @@ def in_package(package: str, name: str, key: str, install: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(next(iter(spec.submodule_search_locations or [""])), name) if spec else None
     if path is None or not path.exists():
-        raise UserError(f"{key}={name} is in the package {package}, which is not installed; {install}")
+        raise UserError(f"{key} {name} is in the package {package}, which is not installed; {install}")
     return path
 
 
