@@ -127,6 +127,24 @@ def test_two_seeds_are_two_trainings_and_one_count(toy, tmp_path):
     assert bounds[0] != bounds[1]
 
 
+def test_another_judge_reads_the_samples_that_are_there(finished, tmp_path, monkeypatch, threads):
+    folder = tmp_path / "runs" / "smoke"
+    shutil.copytree(finished.folder, folder)
+    for name in ("draw_samples", "fit"):
+        monkeypatch.setattr(f"harness.study.steps.{name}", lambda *_: pytest.fail("sampled or trained again"))
+    same = command(finished.corpus, tmp_path / "runs", finished.cache, "only=[mdlm,bigram]")
+    first, other = _frame(finished.folder), "judge.seed=1"
+    assert (said := invoke([*same, other])).code == 0, said.err
+    again = _frame(folder)
+    kept = first[first["method"].isin(again["method"])].reset_index(drop=True)
+    assert set(again["judge"]).isdisjoint(kept["judge"]) and list(again["entropy"]) == list(kept["entropy"])
+    assert (again["gen_nats_per_char"] != kept["gen_nats_per_char"]).all()
+    before = snapshot(folder / "cells")
+    monkeypatch.setattr("harness.metrics.perplexity.GenerativePerplexity.score", lambda *_: pytest.fail("scored again"))
+    assert invoke(same).code == 0
+    assert snapshot(folder / "cells") == before and list(_frame(folder)["gen_ppl"]) == list(kept["gen_ppl"])
+
+
 # ---- the plan ---------------------------------------------------------------------------------------------------------
 def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
     said = invoke(command(finished.corpus, tmp_path / "runs", finished.cache, "plan=true", "study.seeds=[0,1]"))
