@@ -1,11 +1,11 @@
 """SEQ with noisy embeddings: a Gaussian latent that names the tokens through a fog, resolved first, then the tokens given it.
 
 The continuous arm of LDDM (Shariatian et al., arXiv 2510.18114, SEQ) with an encoder in closed form, `TokenEmbedding`, and a
-prior that starts where a `ProductMixture` of segments is. Given a noisy latent the mixture's posterior of all tokens of a
-segment is an exact finite sum, so that the ideal denoiser of the mixture costs no training; networks learn what it leaves
-open. Its law of z_t is known too: the chain may begin at any time `start` with a draw from it, and only the rest of the way
-takes calls (a truncated diffusion: Zheng et al. 2022, arXiv 2202.09671). It ends at `end`, where the rest of the tokens'
-information is left to masked diffusion beside the latent.
+prior that starts where a law in closed form is: a `ProductMixture` of segments, or a `MarkovChain` of n-grams. Given a noisy
+latent its posterior of all tokens is an exact finite sum, so that the ideal denoiser of that law costs no training; networks
+learn what it leaves open. Its law of z_t is known too: the way down may begin at any time `start` with a draw from it, and
+only the rest takes calls (a truncated diffusion: Zheng et al. 2022, arXiv 2202.09671). It ends at `end`, where the rest of
+the tokens' information is left to masked diffusion beside the latent.
 
 Shapes: B batch, L tokens in segments of C, V symbols, D dims of an embedding, N sequences, R selected positions.
 """
@@ -32,6 +32,7 @@ from lddm.bank import CodeBank
 from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
 from lddm.latent import token_times
 from lddm.latent_model import LatentModel
+from lddm.markov_chain import MarkovChain
 from lddm.mixture import ProductMixture
 from lddm.networks import small_shape
 from lddm.token_embedding import TokenEmbedding
@@ -42,9 +43,13 @@ class SEQEmbeddedOptions:
     schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of the tokens
     loss: str = chosen("masked_mean", masked.LOSSES)  # of the tokens; see harness.diffusion.masked.MaskedTerms
     dims: int = ranged(8, 1, 4096)  # of a token's embedding
-    start: float = ranged(0.65, 0, 1)  # time of the latent that the mixture draws; 1: pure noise, the chain does all
+    start: float = ranged(0.65, 0, 1)  # time of the latent that the law draws; 1: pure noise, the networks do all
     end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
     patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
+    law: str = chosen(
+        "mixture", ("mixture", "chain")
+    )  # in closed form: of segments apart, or n-grams of whole sequences
+    order: int = ranged(3, 2, 64)  # n of the chain's n-grams
     segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
     codes: int = ranged(4096, 1, 1 << 20)  # components of the mixture; 1: the places' own laws, and no dependence
     em_steps: int = ranged(4, 1, 1000)
@@ -72,7 +77,7 @@ def _check(o: SEQEmbeddedOptions, problem: Problem) -> None:
 
 
 class SEQEmbedded(LatentModel):
-    """p(z_end) by Gaussian diffusion from the mixture's law at `start`, p(x | z_end) by masked diffusion beside it."""
+    """p(z_end) by Gaussian diffusion from the law's own at `start`, p(x | z_end) by masked diffusion beside it."""
 
     Options = SEQEmbeddedOptions
     title = "SEQ, noisy embeddings"
@@ -83,7 +88,8 @@ class SEQEmbedded(LatentModel):
         _check(options, problem)
         o, V, shape = options, problem.vocab_size, problem.shape
         self.embedding = TokenEmbedding(V, o.dims)
-        self.mixture = ProductMixture(o.codes, o.segment, V)
+        chain = o.law == "chain"
+        self.law = MarkovChain(o.order, problem.length, V) if chain else ProductMixture(o.codes, o.segment, V)
         self.decoder = EmbeddingDecoder(shape, V, o.dims)
         small = replace(small_shape(shape, o.prior_depth, o.prior_width), stem=0)
         self.prior = EmbeddingDenoiser(small, V, problem.length, o.patch, o.dims)
@@ -106,13 +112,16 @@ class SEQEmbedded(LatentModel):
         self.prior.requires_grad_(name == "prior")
 
     def fit(self, train_NL: np.ndarray) -> None:
-        """Embeddings from the neighbours of each symbol; the mixture by EM over the segments of `train_NL`."""
+        """Embeddings from the neighbours of each symbol; the law by EM or by counting."""
         o = self.options
         self.embedding.fit(train_NL)
-        self.mixture.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
+        if isinstance(self.law, MarkovChain):
+            self.law.fit(train_NL)
+        else:
+            self.law.fit_sequences(train_NL, o.em_segments, o.em_steps, o.smoothing)
 
     def fitted_numbers(self) -> int:
-        return self.mixture.fitted_numbers() + self.embedding.embedding_VD.numel()
+        return self.law.fitted_numbers() + self.embedding.embedding_VD.numel()
 
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
@@ -139,9 +148,9 @@ class SEQEmbedded(LatentModel):
 
     # ---- the latent -----------------------------------------------------------------------------------------------
     def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixture's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
+        """The law's log p(x_i | evidence), (B, L, V), and the log probability of all evidence, (B,)."""
         B, L, V = evidence_BLV.shape
-        log_p_NCV, log_N = self.mixture.posterior(evidence_BLV.reshape(-1, self.options.segment, V))
+        log_p_NCV, log_N = self.law.posterior(evidence_BLV.reshape(-1, self.law.segment, V))
         return log_p_NCV.reshape(B, L, V), log_N.view(B, -1).sum(1)
 
     def log_p(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
@@ -151,8 +160,8 @@ class SEQEmbedded(LatentModel):
         return logits_BLV.float().log_softmax(-1)
 
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
-        """z_start of `n` sequences under the mixture, (n, L, D): its tokens, diffused. No network is called."""
-        segments = self.mixture.draw(n * (self.problem.length // self.options.segment), generator)
+        """z_start of `n` sequences under the law, (n, L, D): its tokens, diffused. No network is called."""
+        segments = self.law.draw(n * (self.problem.length // self.law.segment), generator)
         x_NL = segments.view(n, self.problem.length)
         return self.embedding.diffuse(x_NL, self._times(n, start, x_NL), generator)
 
@@ -193,7 +202,7 @@ class SEQEmbedded(LatentModel):
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        """KL(q(z_start | x) || mixture) + 1/2 integral of d(1/rho^2) E|e_x - E[e_x | z_t]|^2 + tokens given z_end.
+        """KL(q(z_start | x) || law) + 1/2 integral of d(1/rho^2) E|e_x - E[e_x | z_t]|^2 + tokens given z_end.
 
         The integral (VDM, eq. 15) is drawn at one time for each sequence, uniform in log rho.
         """

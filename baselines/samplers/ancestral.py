@@ -28,10 +28,15 @@ class Ancestral(Sampler):
         """alpha at the ends of the steps, (K + 1) values from 0 to 1."""
         return masked.step_alphas(self.method.schedule, nfe)
 
+    @property
+    def denoiser(self) -> ancestral.Denoiser:
+        """What is called once in each step."""
+        return self.method.denoise
+
     def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
         self.check_budget(nfe)
         m = self.method
-        return ancestral.path_nll(m.denoise, x_BL, m.problem.vocab_size, self.alphas(nfe), generator)
+        return ancestral.path_nll(self.denoiser, x_BL, m.problem.vocab_size, self.alphas(nfe), generator)
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         self.check_budget(nfe)
@@ -41,5 +46,5 @@ class Ancestral(Sampler):
                 f"temperature={temperature} cannot be met by {self.title}: it draws from the truth; use 1.0"
             )
         shape, mask_id = (n, m.problem.length), m.problem.vocab_size
-        x_NL, dtype = ancestral.sample(m.denoise, shape, mask_id, self.alphas(nfe), generator, temperature)
+        x_NL, dtype = ancestral.sample(self.denoiser, shape, mask_id, self.alphas(nfe), generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

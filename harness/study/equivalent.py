@@ -44,17 +44,11 @@ def equal_budgets(sampler: Sampler, limits: list[float], file: Path) -> tuple[in
     """
     if not limits or sampler.budgets((2,)) != (2,):
         return ()
+    if sampler.adaptive:  # how much a sequence costs depends on the weights; in the mean it has at most so many calls
+        return tuple(dict.fromkeys(k for limit in limits if (k := _met_below(int(limit), _meets(sampler)))))
     counted = _read(file)
     known = dict(counted)
-    unit = full_call_flops(sampler.method.problem)
-
-    @functools.cache
-    def met(k: int) -> bool:
-        try:
-            sampler.check_budget(k)
-        except BudgetError:
-            return False
-        return True
+    unit, met = full_call_flops(sampler.method.problem), _meets(sampler)
 
     def cost(k: int) -> float:
         """In calls of the plain network; a budget that cannot be met costs what the next one does that can."""
@@ -69,6 +63,18 @@ def equal_budgets(sampler: Sampler, limits: list[float], file: Path) -> tuple[in
     if known != counted:
         write_json(file, known)
     return budgets
+
+
+def _meets(sampler: Sampler) -> Callable[[int], bool]:
+    @functools.cache
+    def met(k: int) -> bool:
+        try:
+            sampler.check_budget(k)
+        except BudgetError:
+            return False
+        return True
+
+    return met
 
 
 def _met_below(k: int, met: Callable[[int], bool]) -> int:

@@ -37,7 +37,7 @@ def fitted(**options) -> SEQEmbedded:
 
 def law_of(method: SEQEmbedded) -> torch.Tensor:
     """The mixture's law of all sequences, (X,) float64."""
-    return mixture_law(method.mixture, X.view(-1, C)).view(len(X), -1).prod(1)
+    return mixture_law(method.law, X.view(-1, C)).view(len(X), -1).prod(1)
 
 
 # ---- the mixture's posterior ----------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def by_definition(mixture: ProductMixture, evidence_NCV: torch.Tensor) -> tuple[
 
 
 def test_posterior_is_the_sum_over_all_segments():
-    mixture = fitted().mixture
+    mixture = fitted().law
     evidence_NCV = torch.randn((50, C, V), generator=generator_of(1)) * 3.0
     evidence_NCV[:10, 0] = torch.nn.functional.one_hot(torch.arange(10) % V, V).float().log()
     log_p, log_N = mixture.posterior(evidence_NCV)
@@ -70,7 +70,7 @@ def test_posterior_of_a_long_segment_does_not_underflow():
 
 
 def test_drawn_segments_have_the_law_of_the_mixture():
-    mixture = fitted().mixture
+    mixture = fitted().law
     law = mixture_law(mixture, all_sequences(V, C)).numpy()
     assert chi_square_p(counts_of(mixture.draw(40_000, generator_of(2)), V), law) > 1e-3
 
@@ -159,7 +159,7 @@ def test_fresh_networks_sample_the_mixture(start, nfe, options):
     method = fitted(start=start, end=0.02)
     drawn = Embedded(method, options).draw(3000, nfe, generator_of(8))
     assert drawn.nfe == nfe
-    law = mixture_law(method.mixture, all_sequences(V, C)).numpy()
+    law = mixture_law(method.law, all_sequences(V, C)).numpy()
     assert chi_square_p(counts_of(drawn.x_NL.reshape(-1, C), V), law) > 1e-3
 
 

@@ -65,6 +65,12 @@ def test_each_sampler_has_as_many_calls_as_its_networks_cost(tmp_path):
     assert {p.nfe for c in make_cells(none) if c.method == "mdlm" for p in c.parts} == strict
 
 
+def test_a_budget_of_a_mean_is_the_strict_one(tmp_path):
+    row = ["methods.mdlm.samplers.entropy_bounded={}", "only=[mdlm/entropy_bounded]"]
+    (cell,) = make_cells(_session(tmp_path, *row))
+    assert {2, 5} <= {part.nfe for part in cell.parts} and not (tmp_path / "budgets").exists()
+
+
 def test_the_table_takes_of_each_method_what_spends_most_of_the_budget():
     rows = equal_rows(_frame(ROWS), COLUMNS, [2, 4, 8])
     got = rows[["equal_budget", "label", "nfe"]].values.tolist()

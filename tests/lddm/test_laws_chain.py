@@ -1,0 +1,113 @@
+"""The Markov chain: its law, its posterior and its draws against sums over all sequences, and the SEQ that begins at it."""
+
+import numpy as np
+import pytest
+import torch
+
+from baselines.ngram import NGram, NGramOptions
+from harness.errors import UserError
+from lddm.markov_chain import MarkovChain
+from lddm.samplers.embedded import Embedded, EmbeddedOptions
+from tests.kit.toys import (
+    bound_by_x,
+    chi_square_p,
+    counts_of,
+    generator_of,
+    one_thread,  # noqa: F401
+    tiny_problem,
+)
+from tests.lddm.test_laws_codes import rows
+from tests.lddm.test_laws_embedded import L, V, X, fitted
+
+
+def chain_of(order: int) -> MarkovChain:
+    chain = MarkovChain(order, L, V)
+    chain.fit(rows(300))
+    return chain
+
+
+def law_of(chain: MarkovChain) -> torch.Tensor:
+    """p of all sequences, (X,) float64, by the definition of a chain."""
+    n = chain.order
+    table = chain.table_RAD.double().transpose(0, 1).reshape(*[V] * n)
+    p_X = chain.start_AR.double().reshape(*[V] * (n - 1))[tuple(X[:, : n - 1].T)]
+    for i in range(n - 1, L):
+        p_X = p_X * table[tuple(X[:, i - n + 1 : i + 1].T)]
+    return p_X
+
+
+def same_law(x_NL: torch.Tensor, law_X: torch.Tensor) -> bool:
+    """By chi-square, with all sequences that are too rare for it as one."""
+    counts_X, p_X = counts_of(x_NL, V), (law_X / law_X.sum()).numpy()
+    rare_X = p_X * len(x_NL) < 10
+    counts = np.append(counts_X[~rare_X], counts_X[rare_X].sum())
+    return chi_square_p(counts, np.append(p_X[~rare_X], p_X[rare_X].sum())) > 1e-3
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_the_law_is_that_of_the_counted_baseline(order):
+    """And it sums to one: every window of the data is a sequence that could begin there."""
+    baseline = NGram(tiny_problem(V, L), NGramOptions(order=order))
+    baseline.fit(rows(300))
+    p_X = law_of(chain_of(order))
+    assert float(p_X.sum()) == pytest.approx(1.0, abs=1e-5)
+    nats_X = baseline.bound(X, generator_of(0)).total_B
+    assert torch.allclose(-p_X.log(), nats_X, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_posterior_is_the_sum_over_all_sequences(order):
+    chain = chain_of(order)
+    evidence_NLV = torch.randn((40, L, V), generator=generator_of(1)) * 3.0
+    evidence_NLV[:9, 1] = torch.nn.functional.one_hot(torch.arange(9) % V, V).float().log()
+    log_p, log_N = chain.posterior(evidence_NLV)
+    each_NX = sum(evidence_NLV[:, i].double()[:, X[:, i]] for i in range(L))
+    joint_NX = law_of(chain) * each_NX.exp()
+    p_NLV = torch.einsum("nx,xlv->nlv", joint_NX, torch.nn.functional.one_hot(X, V).double())
+    assert torch.allclose(log_p.double().exp(), p_NLV / joint_NX.sum(1)[:, None, None], atol=1e-5)
+    assert torch.allclose(log_N.double(), joint_NX.sum(1).log(), atol=1e-4)
+
+
+def test_posterior_is_the_same_in_blocks(monkeypatch):
+    chain, evidence_NLV = chain_of(3), torch.randn((7, L, V), generator=generator_of(2))
+    whole = chain.posterior(evidence_NLV)
+    monkeypatch.setattr("lddm.markov_chain._KEPT_NUMBERS", 2 * L * V * V)
+    for a, b in zip(whole, chain.posterior(evidence_NLV), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_long_sequence_does_not_underflow():
+    chain = MarkovChain(3, 400, V)
+    chain.fit(np.random.default_rng(0).choice(V, p=[0.98, 0.01, 0.01], size=(50, 400)))
+    known = torch.nn.functional.one_hot(torch.full((1, 400), 2), V).float().log()
+    log_p, log_N = chain.posterior(known)
+    assert torch.isfinite(log_N).all() and float(log_N) < -1000
+    assert torch.allclose(log_p[..., 2], torch.zeros(1, 400), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_draws_have_the_law(order):
+    chain = chain_of(order)
+    assert same_law(chain.draw(40_000, generator_of(3)), law_of(chain))
+
+
+def test_bound_of_the_seq_is_tight_where_the_networks_add_nothing():
+    method = fitted(law="chain", order=3, start=0.6)
+    mean_X, error_X = bound_by_x(method, X, copies=32, repeats=60)
+    z_X = (mean_X + law_of(method.law).log().numpy()) / error_X
+    assert np.abs(z_X).max() < 4.5, z_X
+    assert np.sqrt(np.mean(z_X**2)) == pytest.approx(1.0, abs=0.4)
+
+
+@pytest.mark.parametrize(("start", "share", "nfe"), [(0.7, 32 / 33, 33), (1.0, 0.0, 1)])
+def test_fresh_networks_sample_the_chain(start, share, nfe):
+    method = fitted(law="chain", order=2, start=start, end=0.02)
+    drawn = Embedded(method, EmbeddedOptions(latent_share=share)).draw(6000, nfe, generator_of(8))
+    assert same_law(drawn.x_NL, law_of(method.law))
+
+
+def test_a_table_that_is_too_large_is_refused_in_one_line():
+    with pytest.raises(
+        UserError, match="order=3: a chain over 1024 symbols and 64 tokens .* use order=2 or law=mixture"
+    ):
+        MarkovChain(3, 64, 1024)
