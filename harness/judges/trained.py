@@ -50,6 +50,7 @@ class TrainedJudgeOptions:
     steps: int = ranged(1500, 1)
     batch: int = ranged(8, 1)  # windows of a step
     lr: float = ranged(3e-3, 0, above=True)
+    muon_lr: float = ranged(0.0, 0)  # of the matrices of its blocks, which Muon moves; 0: AdamW moves all
     warmup: int = ranged(100, 0)  # steps
     weight_decay: float = ranged(0.1, 0)
     clip: float = ranged(1.0, 0, above=True)
@@ -141,7 +142,7 @@ class TrainedJudge(CausalJudge):
         began = time.monotonic()
         tokenizer, stream_T = self._text(data, part, progress)
         half = _bfloat16(o.precision, device)
-        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, bfloat16=half)
+        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, half, o.muon_lr)
         config = LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=o.width,
