@@ -38,7 +38,7 @@ class LatentOptions:
     slots: int = ranged(8, 1, 4096)
     dims: int = ranged(8, 1, 4096)
     encoder_depth: int = ranged(1, 1, 96)
-    encoder: str = ""  # or a text model of `transformers`, frozen: hub name or folder; see lddm.pretrained
+    encoder: str = ""  # or a text model of `transformers`, frozen: hub name, folder or minilm; see lddm.pretrained
     encoder_revision: str = ""  # its commit on the hub; empty: the one on this disk, or the newest
     encoder_dtype: str = chosen("float32", DTYPES)
     encoder_noise: float = ranged(0.5, 0, above=True)  # s: deviation of q(z0 | x) where the mean's is 1; 0 has no bound
