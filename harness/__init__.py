@@ -1,0 +1,17 @@
+"""A benchmark of few-step generators of discrete data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.study.model import Model
+
+
+def load(run: str | Path, method: str, seed: int | None = None) -> Model:
+    """A trained model of a study; see `harness.study.model.load`."""
+    from harness.study import model  # start-up time: torch takes seconds, and commands import this package
+
+    return model.load(run, method, seed)

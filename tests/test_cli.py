@@ -87,7 +87,7 @@ def test_the_package_says_what_there_is_to_run(capsys):
     assert overview.main() == 0
     said = capsys.readouterr().out
     modules = [line.split()[2] for line in said.splitlines() if line.startswith("python -m")]
-    assert len(modules) == 5 and all(importlib.util.find_spec(name) for name in modules)
+    assert len(modules) == 7 and all(importlib.util.find_spec(name) for name in modules)
 
 
 def test_help_is_there_before_torch_is():

@@ -23,7 +23,8 @@ class TokenData:
     """Sequences of token ids in [0, V), packed to length L; `fingerprint` changes whenever any of them does.
 
     `splits` maps each of `SPLITS` to an (N, L) integer array (memory-mapped where it is large). `decode` turns one row of
-    ids into text. `facts` are plain figures about the data for logs and reports (bytes per token, documents, ...).
+    ids into text, and `encode` texts into ids, where there is a tokenizer. `facts` are plain figures about the data for logs
+    and reports (bytes per token, documents, ...).
     `task` is the distribution itself where it is known; `render` turns ids (N, L) into grey pictures (N, H, W) uint8
     where the data are pictures; `labels[split]` are classes (N,) int64 where rows have them, for judges alone. `notes` are
     lines for the user about what was lost on the way.
@@ -40,6 +41,7 @@ class TokenData:
     render: Callable[[np.ndarray], np.ndarray] | None = None
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    encode: Callable[[Sequence[str]], list[np.ndarray]] | None = None
 
     def some(self, split: str, count: int | None = None) -> np.ndarray:
         """`count` rows of a split (all, where it has no more), (n, L) int64: chosen at random, in random order.

@@ -61,6 +61,7 @@ def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> 
         splits=splits,
         fingerprint=digest([PACK_VERSION, corpus.fingerprint, built.identity, length]),
         decode=built.decode,
+        encode=built.encode_batch,
         facts=facts,
         notes=(*corpus.notes, *_lost(corpus.name, built, record)),
     )

@@ -118,7 +118,12 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
     params = sum(p.numel() for p in method.parameters()) + method.fitted_numbers()
     train_NL = session.data.splits["train"]
     if not method.stages():
-        known = {"params": params, "train_tokens": int(train_NL.size), "train_flops": None, "train_seconds": None}
+        known = {
+            "params": params,
+            "train_tokens": int(train_NL.size) if match.fits(method) else None,
+            "train_flops": None,
+            "train_seconds": None,
+        }
         return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)
     plan = match.read_plan(weights)
