@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.machinery
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.stand_ins import Tokenizer, modules
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Work:
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
-def ours(name: str, shape: Shape, compiled: str) -> Work:
+def ours(name: str, shape: Shape, compiled: bool) -> Work:
     """A method of this project with its default sampler, trained as `harness.training.loop` does: AdamW, clipping, average."""
     from baselines.mdlm import MDLM, MDLMOptions
     from baselines.samplers.ancestral import Ancestral
@@ -75,9 +77,7 @@ def ours(name: str, shape: Shape, compiled: str) -> Work:
     optimizer, average = method_optimizer(method, ScaleConfig(), recipe), EMA(method, recipe.ema)
     numerics, generator = Numerics("cpu", "bfloat16"), torch.Generator().manual_seed(0)
     if compiled:
-        from pathlib import Path
-
-        compile_trunks(method.networks().values(), Path(compiled))
+        compile_trunks(method.networks().values(), Path(tempfile.gettempdir()) / "peers")
 
     def step(x_BL: Tensor) -> None:
         method.train().zero_grad(set_to_none=True)
@@ -96,74 +96,6 @@ def ours(name: str, shape: Shape, compiled: str) -> Work:
 
 
 # ---- theirs ---------------------------------------------------------------------------------------------------------
-class _Tokenizer:
-    """All that a model asks of it."""
-
-    mask_token = None
-    bos_token_id = eos_token_id = pad_token_id = 0
-    pad_token = eos_token = "."
-
-    def __init__(self, vocab: int) -> None:
-        self.vocab_size = vocab
-
-    def __len__(self) -> int:
-        return self.vocab_size
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[: x.shape[1], None], sin[: x.shape[1], None]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-def _rotate_qkv(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    q, k, v = qkv.unbind(2)
-    return torch.stack((_rotate(q, cos, sin), _rotate(k, cos, sin), v), dim=2)
-
-
-def _attend(qkv: Tensor, ends: Tensor, length: int, dropout: float, causal: bool = False, **_: object) -> Tensor:
-    q, k, v = qkv.view(-1, length, *qkv.shape[1:]).unbind(2)
-    each = (part.transpose(1, 2) for part in (q, k, v))
-    out = torch.nn.functional.scaled_dot_product_attention(*each, is_causal=causal)
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _unused(key: str) -> type:
-    """A class that is imported and never used."""
-    if key.startswith("__"):
-        raise AttributeError(key)
-    return type(key, (), {})
-
-
-def _stand_ins() -> None:
-    """Modules and functions that exist with a GPU alone, or are imported and not used here."""
-    names = ("flash_attn", "flash_attn.layers", "flash_attn.layers.rotary", "flash_attn.flash_attn_interface")
-    names += ("causal_conv1d", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
-    names += ("mamba_ssm.ops.triton", "mamba_ssm.ops.triton.selective_state_update", "mamba_ssm.ops.triton.layernorm")
-    names += ("timm", "timm.scheduler", "torchvision", "torchvision.transforms")
-    for name in names:
-        module: Any = types.ModuleType(name)
-        module.__getattr__ = _unused
-        module.__path__, module.__spec__ = [], importlib.machinery.ModuleSpec(name, None)
-        sys.modules[name] = module
-        parent, _, own = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], own, module)
-    rotary, attention = sys.modules["flash_attn.layers.rotary"], sys.modules["flash_attn.flash_attn_interface"]
-    rotary.apply_rotary_emb_qkv_ = _rotate_qkv  # type: ignore[attr-defined]
-    rotary.apply_rotary_emb_torch = _rotate  # type: ignore[attr-defined]
-    attention.flash_attn_varlen_qkvpacked_func = _attend  # type: ignore[attr-defined]
-    whole = torch.autocast
-
-    def autocast(*_: object, enabled: bool = True, dtype: torch.dtype | None = None, **__: object) -> Any:
-        # Without a dtype CUDA's own is half; what asks for float32 means no autocast.
-        return whole("cpu", dtype=torch.bfloat16, enabled=enabled and dtype is not torch.float32)
-
-    torch.cuda.amp.autocast = autocast  # type: ignore[misc,assignment]
-    torch.amp.autocast = autocast  # type: ignore[misc,assignment]
-
-
 def _settings(shape: Shape, **more: Any) -> Any:
     from omegaconf import OmegaConf
 
@@ -183,17 +115,7 @@ def _settings(shape: Shape, **more: Any) -> Any:
     )
 
 
-def _import(path: str, *names: str) -> list[Any]:
-    """Modules of a checkout, whose folder is its only root."""
-    # Before the stand-ins: they look at what is installed.
-    transformers, _ = importlib.import_module("transformers"), importlib.import_module("lightning")
-    _stand_ins()
-    sys.path.insert(0, path)
-    transformers.AutoTokenizer.from_pretrained = lambda *_, **__: _Tokenizer(2)  # of a judge that is never asked
-    return [importlib.import_module(name) for name in names]
-
-
-def _theirs(model: Any, loss: Callable[[Tensor], Tensor], sample: Callable[[], object], compiled: str) -> Work:
+def _theirs(model: Any, loss: Callable[[Tensor], Tensor], sample: Callable[[], object], compiled: bool) -> Work:
     """The step that Lightning makes of such a model: loss, clipping, AdamW, averaged weights."""
     parameters = [*model.backbone.parameters(), *model.noise.parameters()]
     o = model.config.optim
@@ -220,21 +142,21 @@ def _theirs(model: Any, loss: Callable[[Tensor], Tensor], sample: Callable[[], o
     return Work(step, draw)
 
 
-def mdlm(path: str, shape: Shape, compiled: str) -> Work:
+def mdlm(path: str, shape: Shape, compiled: bool) -> Work:
     """kuleshov-group/mdlm: masked diffusion, with its cached sampler and its call for the rest."""
-    (diffusion,) = _import(path, "diffusion")
+    (diffusion,) = modules(path, "diffusion")
     config = _settings(
         shape, backbone="dit", parameterization="subs", time_conditioning=False, T=0, subs_masking=False,
         noise={"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20},
         sampling={"predictor": "ddpm_cache", "steps": shape.nfe, "noise_removal": False},
     )  # fmt: skip
-    model = diffusion.Diffusion(config, _Tokenizer(shape.vocab))
+    model = diffusion.Diffusion(config, Tokenizer(shape.vocab))
     return _theirs(model, lambda x_BL: model._loss(x_BL, torch.ones_like(x_BL)).loss, model._sample, compiled)
 
 
-def duo(path: str, shape: Shape, compiled: str) -> Work:
+def duo(path: str, shape: Shape, compiled: bool) -> Work:
     """s-sahoo/duo: uniform diffusion without its curriculum, with its ancestral sampler in float64."""
-    (algo,) = _import(path, "algo")
+    (algo,) = modules(path, "algo")
     names = {"name": "duo_base", "backbone": "dit", "parameterization": "mean", "time_conditioning": True, "T": 0}
     config = _settings(
         shape, algo=names | {"subs_masking": False, "causal_attention": False, "ignore_bos": False, "loss_type": "elbo"},
@@ -244,7 +166,7 @@ def duo(path: str, shape: Shape, compiled: str) -> Work:
                       time_profile="linear", high_mode="pure-posterior", middle_mode="pure-posterior",
                       low_mode="pure-posterior", high_frac=0.2, middle_frac=0.6)},
     )  # fmt: skip
-    model = algo.DUO_BASE(config, _Tokenizer(shape.vocab))
+    model = algo.DUO_BASE(config, Tokenizer(shape.vocab))
     type(model).trainer = types.SimpleNamespace(num_nodes=1, node_rank=0, num_devices=1, local_rank=0, global_rank=0,
                                                 accumulate_grad_batches=1)  # fmt: skip
 
@@ -259,7 +181,7 @@ PEERS = {"mdlm": (mdlm, "masked"), "duo": (duo, "uniform")}
 
 
 # ---- turns ----------------------------------------------------------------------------------------------------------
-def _serve(line: Connection, name: str, path: str, shape: Shape, compiled: str) -> None:
+def _serve(line: Connection, name: str, path: str, shape: Shape, compiled: bool) -> None:
     """In a process of its own: milliseconds of one step or one draw for each word that arrives."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -273,12 +195,18 @@ def _serve(line: Connection, name: str, path: str, shape: Shape, compiled: str) 
 
 
 def compare(name: str, path: str, shape: Shape, rounds: int, compiled: str) -> list[list[str]]:
-    """Rows of the table for one checkout: both in turns, after two rounds that are not counted."""
+    """Rows of the table for one checkout: both in turns, after two rounds that are not counted, in which a compiler may work."""
     context = multiprocessing.get_context("spawn")
     lines, processes = [], []
     for place in ("", path):
         mine, other = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(other, name, place, shape, compiled), daemon=True))
+        processes.append(
+            context.Process(
+                target=_serve,
+                args=(other, name, place, shape, compiled == "both" or (compiled == "ours" and not place)),
+                daemon=True,
+            )
+        )
         processes[-1].start()
         other.close()
         lines.append(mine)
@@ -316,11 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--nfe", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--compiled", default="", metavar="FOLDER", help="compile both, with a cache in this folder")
+    parser.add_argument(
+        "--compiled", default="ours", choices=("none", "ours", "both"), help="whose networks are compiled"
+    )
     args = vars(parser.parse_args(arguments))
     named, rounds, compiled = args.pop("checkout"), args.pop("rounds"), args.pop("compiled")
     shape = Shape(**args)
-    print(f"{shape}, one thread, bfloat16, {'compiled' if compiled else 'eager'}; milliseconds: median (range)")
+    print(f"{shape}, one thread, bfloat16, compiled: {compiled}; milliseconds: median (range)")
     print("| public code | what | ours | theirs | theirs / ours |\n|:--|:--|--:|--:|--:|")
     for one in named:
         name, _, path = one.partition("=")
