@@ -195,15 +195,16 @@ def _serve(line: Connection, name: str, path: str, shape: Shape, compiled: bool)
 
 
 def compare(name: str, path: str, shape: Shape, rounds: int, compiled: str) -> list[list[str]]:
-    """Rows of the table for one checkout: both in turns, after two rounds that are not counted, in which a compiler may work."""
+    """Rows of the table for one checkout: both in turns, after two rounds (for a compiler) that are not counted."""
     context = multiprocessing.get_context("spawn")
     lines, processes = [], []
     for place in ("", path):
+        compiles = compiled == "both" or (compiled == "ours" and not place)
         mine, other = context.Pipe()
         processes.append(
             context.Process(
                 target=_serve,
-                args=(other, name, place, shape, compiled == "both" or (compiled == "ours" and not place)),
+                args=(other, name, place, shape, compiles),
                 daemon=True,
             )
         )
