@@ -24,25 +24,24 @@ _ORDERS = (2, 6)  # among which validation text chooses
 
 @dataclass
 class NGramOptions:
-    order: int = ranged(
-        3, 1, also=(0,)
-    )  # tokens of a window; 0: of 2 to 6 the one that validation text is likeliest under
+    order: int = ranged(3, 1, also=(0,))  # tokens of a window; 0: of 2 to 6 what validation text is likeliest under
 
 
 class Level:
     """Occurrences of all histories of one length: sorted history keys, the words after them, distinct followers.
 
-    `pair` (M,) are the keys `history * vocab_size + word` of all occurrences, in order.
+    `pair_M` are the keys `history * vocab_size + word` of all occurrences; they are sorted in place.
     """
 
-    def __init__(self, pair: np.ndarray, vocab_size: int) -> None:
-        self.pair, self.vocab_size = pair, vocab_size
-        new_pair = np.diff(pair, prepend=-1) != 0
-        kind = pair[new_pair] // vocab_size  # of different pairs, in order: few where the text is long
-        first = np.flatnonzero(np.diff(kind, prepend=-1))
+    def __init__(self, pair_M: np.ndarray, vocab_size: int) -> None:
+        pair_M.sort()
+        self.pair, self.vocab_size = pair_M, vocab_size
+        of_pair = np.flatnonzero(_is_new(pair_M))
+        kind = pair_M[of_pair] // vocab_size  # of different pairs, in order: few where the text is long
+        first = np.flatnonzero(_is_new(kind))
         self.history = kind[first]
         self.distinct = np.diff(first, append=len(kind))
-        self.start = np.append(np.flatnonzero(new_pair)[first], len(pair))
+        self.start = np.append(of_pair[first], len(pair_M))
 
     def look_up(self, history_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Start of the occurrences, their count c(h), and T(h); zeros where the history was never seen."""
@@ -54,6 +53,13 @@ class Level:
     def pair_count(self, history_N: np.ndarray, word_N: np.ndarray) -> np.ndarray:
         key = history_N * self.vocab_size + word_N
         return np.searchsorted(self.pair, key, side="right") - np.searchsorted(self.pair, key, side="left")
+
+
+def _is_new(sorted_M: np.ndarray) -> np.ndarray:
+    """Where a value is the first of its kind, (M,) bool."""
+    new_M = np.ones(len(sorted_M), dtype=bool)
+    np.not_equal(sorted_M[1:], sorted_M[:-1], out=new_M[1:])
+    return new_M
 
 
 class NGram(Method):
@@ -78,15 +84,14 @@ class NGram(Method):
         return ()
 
     def fit(self, train_NL: np.ndarray) -> None:
-        V = self.problem.vocab_size
-        x = np.ascontiguousarray(train_NL).astype(np.int64)
         self.levels = []
-        pair = x
-        for length in range(1, min(self.order, x.shape[1]) + 1):
-            self.levels.append(Level(np.sort(pair, axis=None), V))
-            pair = pair[:, :-1] * V + x[:, length:]
+        pair = train_NL.astype(np.int64)
+        for length in range(1, min(self.order, train_NL.shape[1]) + 1):
+            self.levels.append(Level(pair.flatten(), self.problem.vocab_size))
+            pair = pair[:, :-1] * self.problem.vocab_size
+            pair += train_NL[:, length:]
 
-    def choose(self, valid_NL: np.ndarray) -> None:
+    def settle(self, valid_NL: np.ndarray) -> None:
         if self.options.order == 0:
             nll_O = sum(-np.log(p_ON).sum(1) for p_ON in self._probabilities(valid_NL))
             self.order = _ORDERS[0] + int(np.argmin(nll_O[_ORDERS[0] - 1 :]))

@@ -46,7 +46,7 @@ JUDGE = "judge"
 
 def methods(args: argparse.Namespace) -> dict[str, tuple[Any, Any, Any, Any]]:
     """Class, options, sampler and its options of each method; four tokens to a code, as their page advises for BPE."""
-    codes = SEQDiscreteOptions(slots=args.length // 4, codes=args.codes, em_steps=2)
+    codes = SEQDiscreteOptions(slots=args.length // 4, codes=args.codes, em_steps=2, latent_batch=max(2, args.batch))
     latents = {"slots": 32, "dims": 32, "bank": 256}
     return {
         "mdlm": (MDLM, MDLMOptions(), Ancestral, NoOptions()),
@@ -140,7 +140,7 @@ def main() -> None:
         parser.add_argument(f"--{key}", type=int, default=value)
     for key, value in (("vocab", 50257), ("length", 1024), ("codes", 256)):
         parser.add_argument(f"--{key}", type=int, default=value)
-    parser.add_argument("--methods", nargs="*", default=["mdlm", "fuji", "seq", "seq_discrete"])
+    parser.add_argument("--methods", nargs="*", default=["mdlm", "fuji", "seq", "seq_discrete", JUDGE])
     parser.add_argument("--only", nargs="*", default=["build", "fit", "train", "validate", "sample"])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -148,7 +148,7 @@ def main() -> None:
         return one(args, *args.one)
     print(f"| method | parameters | {' | '.join(f'{step}, GiB (s)' for step in args.only)} |")
     print("|---|---:|" + "---:|" * len(args.only))
-    for name in [*args.methods, JUDGE]:
+    for name in args.methods:
         cells, params = [], ""
         for step in args.only if name != JUDGE else ["read"]:
             command = [sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--one", name, step]

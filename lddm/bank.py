@@ -27,6 +27,28 @@ class _Ring(nn.Module):
         self.register_buffer(self._name, empty_M)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+        self._known: tuple[int, int] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+
+    def _forget(self) -> None:
+        self._known = None
+
+    @property
+    def _places(self) -> tuple[int, int]:
+        """How many rows are filled and where the next one goes: read from the device once, and then known here."""
+        if self._known is None:
+            self._known = int(self.count), int(self.cursor)
+        return self._known
+
+    def _set_places(self, count: int, cursor: int) -> None:
+        self._known = count, cursor
+        self.count.fill_(count)
+        self.cursor.fill_(cursor)
+
+    @property
+    def filled(self) -> int:
+        """How many rows are filled."""
+        return self._places[0]
 
     @property
     def _row_M(self) -> Tensor:
@@ -35,22 +57,21 @@ class _Ring(nn.Module):
     @torch.no_grad()
     def clear(self) -> None:
         """Forget everything: the encoder has changed."""
-        self.count.zero_()
-        self.cursor.zero_()
+        self._set_places(0, 0)
 
     @torch.no_grad()
     def put(self, row_B: Tensor) -> None:
         """Add a batch; the oldest entries make room."""
         size = len(self._row_M)
         row_B = row_B[-size:]
-        places = (int(self.cursor) + torch.arange(len(row_B), device=row_B.device)) % size
+        count, cursor = self._places
+        places = (cursor + torch.arange(len(row_B), device=row_B.device)) % size
         self._row_M[places] = row_B.to(self._row_M.dtype)
-        self.cursor.fill_((int(self.cursor) + len(row_B)) % size)
-        self.count.fill_(min(int(self.count) + len(row_B), size))
+        self._set_places(min(count + len(row_B), size), (cursor + len(row_B)) % size)
 
     def _pick(self, n: int, generator: torch.Generator) -> Tensor:
         """`n` rows, drawn with replacement."""
-        known = max(int(self.count), 1)
+        known = max(self.filled, 1)
         return self._row_M[torch.randint(known, (n,), generator=generator, device=self._row_M.device)]
 
 

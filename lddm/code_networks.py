@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences
+from harness.nn.slices import Logits, by_sequences, rows_at
 from harness.nn.transformer import Stem, Trunk, TrunkShape
 from lddm.mixture import ProductMixture
 from lddm.networks import slot_positions
@@ -42,7 +42,7 @@ class CodeNetwork(nn.Module):
         h = self.code_in(feature_MK[c_BS.masked_fill(hidden_BS, 0)])
         h = self.stem(torch.where(hidden_BS[..., None], self.mask.to(h.dtype), h))
         h, _ = self.trunk(h, slot_positions(S, self.length, c_BS.device))
-        return h[select_BS]
+        return rows_at(h, select_BS)
 
 
 class CodeDecoder(nn.Module):
@@ -66,12 +66,12 @@ class CodeDecoder(nn.Module):
             h_BLE = self.embed(x_BL)
             h_BLE = h_BLE + self.code_in(mixture.feature_MK[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
             h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
-            return h_BLE[select_BL]
+            return rows_at(h_BLE, select_BL)
 
         C, V = mixture.segment, mixture.vocab_size
         place_L = torch.arange(x_BL.shape[1], device=x_BL.device) % C
         # The row of each token's law, which is read in slices beside the head: of all tokens at once it is (B, L, V).
-        row_R = (c_BS.repeat_interleave(C, dim=1) * C + place_L)[select_BL]
+        row_R = rows_at(c_BS.repeat_interleave(C, dim=1) * C + place_L, select_BL)
         law_NV = mixture.log_table_MF.view(-1, V)
         return Logits(
             lambda h_RE, row_R: self.head(h_RE).float() + law_NV[row_R],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.slices import Logits, by_sequences
+from harness.nn.slices import Logits, by_sequences, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -78,7 +78,7 @@ class JointNetwork(nn.Module):
             cond = torch.cat((c_x.expand(B, L, -1), c_z.expand(B, S, -1)), dim=1)
         h, _ = self.trunk(torch.cat((h_x, h_z.to(h_x.dtype)), dim=1), positions, cond)
         h_x, h_z = h[:, :L], h[:, L:]
-        return h_x.flatten(0, 1) if select_BL is None else h_x[select_BL], self.latent_out(h_z).float()
+        return rows_at(h_x, select_BL), self.latent_out(h_z).float()
 
 
 class LatentNetwork(nn.Module):

@@ -128,7 +128,7 @@ class SEQDiscrete(LatentModel):
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
         """Fills a bank that no training step has filled; the codes of a sequence do not change with the weights."""
-        if int(self.bank.count) == 0:
+        if self.bank.filled == 0:
             generator = torch.Generator(device=x_NL.device).manual_seed(0)
             for x_BL in x_NL.split(256):
                 self.bank.put(self.encode(x_BL, generator)[0])

@@ -126,7 +126,7 @@ class SEQEmbedded(LatentModel):
     @torch.no_grad()
     def calibrate(self, x_NL: Tensor) -> None:
         """Fills a bank that no training step has filled."""
-        if int(self.bank.count) == 0:
+        if self.bank.filled == 0:
             self.bank.put(x_NL)
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:

@@ -76,7 +76,7 @@ class Corpus:
     """Documents of text by split, and a hash of their content; `notes` as in `TokenData`."""
 
     name: str
-    documents: dict[str, list[str]]
+    documents: Mapping[str, Sequence[str]]
     fingerprint: str
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ class ByteBPE(TokenizerSpec):
 
     Options = ByteBPEOptions
 
-    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+    def build(self, documents: Sequence[str], cache: Path, key: str) -> Tokenizer:
         options = self.options
         path = cache / f"bpe-{digest(['bpe-1', key, options.vocab_size, options.train_megabytes])[:16]}.json"
         learnt = _read(path, options.vocab_size)
@@ -124,7 +124,7 @@ def learn_bpe(texts: Iterator[str], vocab_size: int, special_tokens: list[str]) 
     return learnt
 
 
-def _sample(documents: list[str], limit: int) -> Iterator[str]:
+def _sample(documents: Sequence[str], limit: int) -> Iterator[str]:
     """Pieces of the documents, evenly spread over them, of about `limit` bytes in all."""
     every = max(1, -(-total_bytes(documents) // limit))
     pieces = (document[at : at + 10_000] for document in documents for at in range(0, len(document), 10_000))

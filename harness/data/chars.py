@@ -52,7 +52,7 @@ class Characters(TokenizerSpec):
 
     Options = CharactersOptions
 
-    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+    def build(self, documents: Sequence[str], cache: Path, key: str) -> Tokenizer:
         return _CharacterTokenizer(self.options.alphabet)
 
 

@@ -5,6 +5,7 @@ Only data files are read (parquet, JSON, text); `datasets` itself refuses reposi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from omegaconf import MISSING
 from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import check_fractions, digest, documents_digest, held_out
-from harness.data.pack import pack
+from harness.data.pack import pack_once
 from harness.data.tokenizers import TokenizerSpec
 from harness.errors import UserError, nearest
 
@@ -52,13 +53,22 @@ class Hub(DataSource):
     Options = HubOptions
 
     def load(self, length: int, cache: Path, tokenizer: TokenizerSpec) -> TokenData:
-        return pack(self.corpus(), tokenizer, length, cache)
-
-    def corpus(self) -> Corpus:
-        """The documents by split. Raises `UserError` where the dataset cannot be found, reached or read."""
         options = self.options
         _check(options)
         revision = "local" if options.local else _resolve(options)
+        files = _files(Path(options.local)) if options.local else []
+        return pack_once(
+            [dataclasses.asdict(options), revision, files], lambda: self.corpus(revision), tokenizer, length, cache
+        )
+
+    def corpus(self, revision: str | None = None) -> Corpus:
+        """The documents by split, of a revision that was looked up or is looked up here.
+
+        Raises `UserError` where the dataset cannot be found, reached or read.
+        """
+        options = self.options
+        _check(options)
+        revision = revision or ("local" if options.local else _resolve(options))
         rows = {
             split: list(self._rows(name, revision)) for split in SPLITS if (name := getattr(options, split)) is not None
         }
@@ -129,6 +139,12 @@ def _check(options: HubOptions) -> None:
             parent = folder.parent
             names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
             raise UserError(f"data.local={options.local} is not a folder{nearest(folder.name, names)}")
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """What tells whether a local copy changed: names, sizes and times of its files."""
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
 
 def _resolve(options: HubOptions) -> str:

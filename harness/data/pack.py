@@ -5,9 +5,12 @@ Shapes: T tokens of a split, N sequences, L tokens of a sequence.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,49 @@ _DOCUMENTS_A_BATCH = 4096
 _BLOCK = 1 << 20
 _BLOCKS_HASHED = 512
 _LOST_NOTED = 0.02
+
+
+class _NotRead(Exception):
+    """Documents are asked for that were not read."""
+
+
+class _Unread(Sequence[str]):
+    """Documents of which the number is known and nothing else."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        raise _NotRead
+
+
+def pack_once(source: Any, read: Callable[[], Corpus], tokenizer: TokenizerSpec, length: int, cache: Path) -> TokenData:
+    """`pack` of what `read` returns; nothing is read where the cache has the ids of the text that `source` names.
+
+    `source` is JSON-able and changes with the text: a repository, its revision and the options that choose from it. What is
+    kept under it is what a corpus says besides its documents, and their number.
+    """
+    spec = type(tokenizer)
+    key = digest(
+        [PACK_VERSION, source, f"{spec.__module__}.{spec.__qualname__}", dataclasses.asdict(tokenizer.options)]
+    )
+    path = cache / f"source-{key[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, _NotRead):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        documents = {split: _Unread(known["counts"][split]) for split in SPLITS}
+        notes = tuple(known["notes"])
+        return pack(
+            Corpus(known["name"], documents, known["fingerprint"], known["facts"], notes), tokenizer, length, cache
+        )
+    corpus = read()
+    data = pack(corpus, tokenizer, length, cache)
+    kept = {"name": corpus.name, "fingerprint": corpus.fingerprint, "facts": dict(corpus.facts), "notes": corpus.notes}
+    kept["counts"] = {split: len(corpus.documents[split]) for split in SPLITS}
+    write_atomically(path, lambda file: file.write(json.dumps(kept, indent=1).encode()))
+    return data
 
 
 def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> TokenData:

@@ -33,7 +33,7 @@ class Pretrained(TokenizerSpec):
 
     Options = PretrainedOptions
 
-    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+    def build(self, documents: Sequence[str], cache: Path, key: str) -> Tokenizer:
         """See `TokenizerSpec.build`. Raises `UserError` where the files cannot be found, reached or read."""
         options = self.options
         folder = _folder(options.name, options.revision)

@@ -52,7 +52,7 @@ class TokenizerSpec(ABC):
         self.options = options
 
     @abstractmethod
-    def build(self, documents: list[str], cache: Path, key: str) -> Tokenizer:
+    def build(self, documents: Sequence[str], cache: Path, key: str) -> Tokenizer:
         """The tokenizer, learnt from `documents` (the training split only) where there is something to learn.
 
         `key` is the hash of the corpus: what is learnt is kept in `cache` under it. Raises `UserError` for bad options.

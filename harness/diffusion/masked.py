@@ -47,8 +47,9 @@ def masked_nll(logits_MV: Tensor | Logits, x_BL: Tensor, masked_BL: Tensor) -> T
 
     Row-major order of `masked_BL` is the order of `logits_MV`.
     """
-    nll_M = token_nll(logits_MV, x_BL[masked_BL])
-    row_M = masked_BL.nonzero()[:, 0]
+    at_M = masked_BL.flatten().nonzero()[:, 0]
+    nll_M = token_nll(logits_MV, x_BL.flatten()[at_M])
+    row_M = at_M // x_BL.shape[1]
     return torch.zeros(x_BL.shape[0], dtype=nll_M.dtype, device=nll_M.device).index_add_(0, row_M, nll_M)
 
 

@@ -33,6 +33,8 @@ from harness.training.precision import threads
 
 JUDGE_VERSION = 2
 _BYTES = 256
+#: Characters that are read for each token that training sees, and the least.
+_CHARS_A_TOKEN, _LEAST_CHARS = 8, 1 << 20
 _ROOM = 4  # times the context, so that the network accepts a longer one later
 #: Options that change how texts are read, but not the weights.
 _READING = frozenset({"dtype", "pool", "stride", "batch_tokens", "heldout_rows", "checkpoint_every"})
@@ -50,6 +52,7 @@ class TrainedJudgeOptions:
     steps: int = ranged(1500, 1)
     batch: int = ranged(8, 1)  # windows of a step
     lr: float = ranged(3e-3, 0, above=True)
+    muon_lr: float = ranged(0.0, 0)  # of the matrices of its blocks, which Muon moves; 0: AdamW moves all
     warmup: int = ranged(100, 0)  # steps
     weight_decay: float = ranged(0.1, 0)
     clip: float = ranged(1.0, 0, above=True)
@@ -141,7 +144,7 @@ class TrainedJudge(CausalJudge):
         began = time.monotonic()
         tokenizer, stream_T = self._text(data, part, progress)
         half = _bfloat16(o.precision, device)
-        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, bfloat16=half)
+        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, half, o.muon_lr)
         config = LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=o.width,
@@ -199,8 +202,11 @@ class TrainedJudge(CausalJudge):
             with contextlib.suppress(Exception):  # damaged: made again below
                 return tokenizers.Tokenizer.from_file(str(paths[0])), np.load(paths[1], allow_pickle=False)
         progress("judge: learns its tokenizer and reads the training text")
-        tokenizer = train_tokenizer(data, self.options.vocab, self.options.tokenizer_chars)
-        stream_T = token_stream(data, tokenizer, self.options.corpus_chars)
+        o = self.options
+        # A short training sees little, and what it cannot see need not be read.
+        most = max(_LEAST_CHARS, _CHARS_A_TOKEN * o.steps * o.batch * o.context)
+        tokenizer = train_tokenizer(data, o.vocab, min(o.tokenizer_chars, most))
+        stream_T = token_stream(data, tokenizer, min(o.corpus_chars, most))
         write_atomically(paths[0], lambda file: file.write(tokenizer.to_str().encode()))
         write_atomically(paths[1], lambda file: np.save(file, stream_T, allow_pickle=False))
         return tokenizer, stream_T

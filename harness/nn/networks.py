@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences
+from harness.nn.slices import Logits, by_sequences, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -41,7 +41,7 @@ class TokenNetwork(nn.Module):
         # A law over tokens is embedded as their mean.
         e_BLE = x_BL @ self.embed.weight[:-1] if x_BL.is_floating_point() else self.embed(x_BL)
         h_BLE, _ = self.trunk(self.stem(e_BLE), positions_L, cond)
-        return h_BLE.flatten(0, 1) if select_BL is None else h_BLE[select_BL]
+        return rows_at(h_BLE, select_BL)
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:
         """One causal decoding step: logits (B, V) of the symbol after `x_B` at `position`, and the grown caches."""

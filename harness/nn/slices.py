@@ -48,6 +48,15 @@ def by_sequences(run: Callable[..., Any], x_BL: Tensor, *others: Tensor | None) 
     return torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
 
 
+def rows_at(h_BLE: Tensor, select_BL: Tensor | None) -> Tensor:
+    """Rows (M, E) at the selected positions, row-major; all of them where None.
+
+    The device is waited for once, and by an index not again in the backward pass, as it would be by a mask.
+    """
+    h_NE = h_BLE.flatten(0, 1)
+    return h_NE if select_BL is None else h_NE.index_select(0, select_BL.flatten().nonzero()[:, 0])
+
+
 class Logits:
     """Logits (M, V) of selected positions that are made when they are asked for: `split(rows)` in slices, or `whole()`.
 

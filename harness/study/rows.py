@@ -43,7 +43,7 @@ class StudyRows:
         """NFE and profiles (see `harness.metrics.base.Scores`) of each part at the headline temperature that has scores."""
         parts = [part for part in cell.parts if part.temperature == cell.headline_temperature]
         records = [(_nfe(cell, part), self._read(cell.scores(self.session, part, self.protocol))) for part in parts]
-        return [(nfe, record["profiles"]) for nfe, record in records if record]
+        return [(nfe, record.get("profiles", {})) for nfe, record in records if record]
 
     def _row(self, cell: Cell, part: Part) -> dict[str, Any] | None:
         row = self._rows.get((cell.name, part))

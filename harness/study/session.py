@@ -43,6 +43,7 @@ class Session:
     def __init__(self, tree: dict[str, Any], weights: Path | None = None, server: str | None = None) -> None:
         self.tree, self.weights = tree, weights
         self._ready: Judge | None = None  # the judge, once it is prepared
+        self.counted: dict[str, Method] = {}  # methods that nothing trains, by name, once they have counted
         self.cfg = typed(RunConfig, tree)
         self.cfg.tracking.uri = server or self.cfg.tracking.uri
 

@@ -89,7 +89,9 @@ def train_weights(
 
 
 def load_method(session: Session, weights: Weights) -> Method:
-    """A trained method in evaluation mode; counted methods are counted again (seconds)."""
+    """A trained method in evaluation mode; a counted one is counted once in a session, whatever the seed."""
+    if weights.method in session.counted:
+        return session.counted[weights.method]
     method = session.build(weights.method, weights.seed)
     if method.stages():
         tensors, meta = checkpoint.load_tensors(weights.model)
@@ -103,7 +105,8 @@ def load_method(session: Session, weights: Weights) -> Method:
             method.set_stage(stage.name)
     else:
         method.fit(session.data.splits["train"])
-        method.choose(session.data.some("valid", _CHOSEN_ON))
+        method.settle(session.data.some("valid", _CHOSEN_ON))
+        session.counted[weights.method] = method
     return method.eval().to(session.numerics.device)
 
 

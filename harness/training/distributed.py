@@ -75,9 +75,14 @@ class SharedLoss:
         self._plain, self._group = method.loss, group
         self._shared: DistributedDataParallel | None = None
         if group.size > 1:
-            # A loss need not use all parameters that its stage leaves free.
-            self._shared = DistributedDataParallel(_LossModule(method), find_unused_parameters=True)
+            # A loss uses all parameters that its stage leaves free, but for those that the method names.
+            self._shared = DistributedDataParallel(
+                _LossModule(method), find_unused_parameters=bool(method.idle), broadcast_buffers=False
+            )
             self._statistics = RunningStatistics(method)
+            self._buffers = list(method.buffers())
+            self._versions = [-1] * len(self._buffers)
+            self._begins = True
 
     def __call__(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         if self._shared is None:
@@ -90,11 +95,21 @@ class SharedLoss:
         if self._shared is None:
             yield
             return
+        if self._begins:
+            self._send_buffers()
+        self._begins = last
         self._statistics.begin()
         with nullcontext() if last else self._shared.no_sync():
             yield
         if last:
             self._statistics.end(self._group.rank, self._group.size)
+
+    def _send_buffers(self) -> None:
+        """Give all processes the first one's buffers that changed in the step before; tables that were fitted do not."""
+        for place, buffer in enumerate(self._buffers):
+            if buffer._version != self._versions[place]:
+                distributed.broadcast(buffer, 0)
+                self._versions[place] = buffer._version
 
     def close(self) -> None:
         """Take the hooks off the method: the next stage has other gradients to exchange."""

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,8 @@ class _Run:
         self.validations = validation_steps(steps, job.train.validations)
         self._started = self._saved = time.monotonic()
         self._cost = 0.0  # seconds that the last checkpoint took
+        self._unread: list[tuple[int, Tensor]] = []  # losses of steps that nobody has looked at
+        self._read = False  # whether those up to the last step were looked at
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a kill included."""
@@ -142,7 +144,8 @@ class _Run:
                 rate = learning_rate(job.train, step - first, count)
                 self.optimizer.set_rate(rate)
                 job.method.largest_time = largest_time(job.train, step - first, count)
-                values = _step(job, loss, self.optimizer, step)
+                watch = partial(self._watch, step + 1, step + 1 == first + count)
+                values = _step(job, loss, self.optimizer, step, watch)
                 self.ema.update()
                 self.at = step + 1
                 if job.group.leads:
@@ -155,6 +158,19 @@ class _Run:
         self.ema.copy_to_model()
         _calibrate(job)
         self.optimizer.state.clear()
+
+    def _watch(self, step: int, last: bool, loss: Tensor) -> None:
+        """Raise `Diverged`, in every process, if the loss of a step was not finite.
+
+        To read it waits for the device, so that it is read every few steps, and before anything is kept or measured.
+        """
+        self._unread.append((step, loss))
+        self._read = last or step % _read_every(self.job.numerics.device) == 0 or step in self.validations
+        if self._read:
+            read, self._unread = self._unread, []
+            for (at, _), value in zip(read, torch.stack([value for _, value in read]).tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise Diverged(f"the loss is {value} at step {at}; {_way_out(self.job)}")
 
     def _report(self, stage: str) -> None:
         """The line of this step in the curves, where it has one; validations are made under averaged weights."""
@@ -177,12 +193,17 @@ class _Run:
         """Write the checkpoint if it is time to; none at the end of a stage, where weights are about to change."""
         now, recipe = time.monotonic(), self.job.train
         wait = max(recipe.checkpoint_seconds, self._cost / recipe.checkpoint_share - self._cost)
-        if now - self._saved > wait and self.at < end:
+        if self._read and now - self._saved > wait and self.at < end:
             tensors = checkpoint.training_state(self.job.method, self.ema.shadow, self.optimizer)
             meta = {"step": self.at, "ema_updates": self.ema.updates, "seconds": self.seconds()}
             checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
             self._saved = time.monotonic()
             self._cost = self._saved - now
+
+
+def _read_every(device: str) -> int:
+    """Steps between looks at the loss; on a CPU nothing waits."""
+    return 1 if device == "cpu" else 10
 
 
 def largest_time(train: TrainConfig, step: int, steps: int) -> float:
@@ -200,46 +221,50 @@ def validation_steps(steps: int, count: int) -> list[int]:
     return [*range(every, steps, every), steps]
 
 
-def _step(job: Job, loss: SharedLoss, optimizer: Optimizer, step: int) -> dict[str, Tensor]:
+def _step(
+    job: Job, loss: SharedLoss, optimizer: Optimizer, step: int, watch: Callable[[Tensor], None]
+) -> dict[str, Tensor]:
     """One optimizer step on the mean of the parts' losses; each part has noise of its own, whoever computes it.
 
-    Returns the step's loss, its named parts and the norm of the gradient before it is clipped, still on the device.
+    Returns the step's loss, its named parts and the norm of the gradient before it is clipped, still on the device; `watch`
+    is told the loss before the weights move.
 
     A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
     """
     train_NL = job.data.splits["train"]
-    rows = batch_rows(len(train_NL), job.scale.batch, step, job.seed)
-    x_BL = torch.from_numpy(np.asarray(train_NL[np.sort(rows)], dtype=np.int64)).to(job.numerics.device)
+    parts = np.sort(batch_rows(len(train_NL), job.scale.batch, step, job.seed)).reshape(job.train.accumulate, -1)
     job.method.zero_grad(set_to_none=True)
-    chunks = x_BL.chunk(job.train.accumulate)
-    mine = job.group.parts(len(chunks))
+    mine = job.group.parts(len(parts))
     made: dict[int, Loss] = {}
     for part in mine:
         generator = step_generator(job.numerics.device, job.seed, 1, step, *([part] if part else []))
+        x_BL = _on_device(job, train_NL[parts[part]])
         with loss.part(last=part == mine[-1]):
             with job.numerics.autocast():
-                made[part] = loss(chunks[part], generator)
+                made[part] = loss(x_BL, generator)
             # Over the processes, the mean is taken where gradients are exchanged.
             (made[part].total / len(mine)).backward()
-    values = _together(job, made, len(chunks), step)
+    values = _together(job, made, len(parts))
+    watch(values["loss"])
     values["gradient_norm"] = torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
     optimizer.step()
     return values
 
 
-def _together(job: Job, made: dict[int, Loss], count: int, step: int) -> dict[str, Tensor]:
-    """Means of the loss and its named parts over all parts of the batch.
+def _on_device(job: Job, rows_BL: np.ndarray) -> Tensor:
+    """Tokens (B, L) int64 on the device; what a GPU is still busy with does not hold the copy up."""
+    x_BL = torch.from_numpy(np.asarray(rows_BL, dtype=np.int64))
+    pinned = x_BL.pin_memory() if job.numerics.device.startswith("cuda") else x_BL
+    return pinned.to(job.numerics.device, non_blocking=True)
 
-    Raises `Diverged`, in every process, if a part's loss is not finite.
-    """
+
+def _together(job: Job, made: dict[int, Loss], count: int) -> dict[str, Tensor]:
+    """Means of the loss and its named parts over all parts of the batch, the same in every process."""
     names = list(next(iter(made.values())).parts)
     value_PK = torch.zeros((count, 1 + len(names)), dtype=torch.float64, device=job.numerics.device)
     for part, loss in made.items():
         value_PK[part] = torch.stack([v.detach().double() for v in (loss.total, *(loss.parts[n] for n in names))])
     job.group.add(value_PK)  # zeros where another process has the value
-    for total in value_PK[:, 0].tolist():
-        if not math.isfinite(total):
-            raise Diverged(f"the loss is {total} at step {step + 1}; {_way_out(job)}")
     return dict(zip(("loss", *names), value_PK.mean(0), strict=True))
 
 

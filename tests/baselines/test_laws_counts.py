@@ -65,7 +65,7 @@ def test_validation_text_chooses_the_order_that_the_law_has(span, order):
         x_NL[:, i] = np.where(rng.random(1500) < 0.9, x_NL[:, i - span], x_NL[:, i])
     best = NGram(tiny_problem(6, 24), NGramOptions(order=0))
     best.fit(x_NL[:1200])
-    best.choose(x_NL[1200:])
+    best.settle(x_NL[1200:])
     fixed, test_BL = ngram(order, x_NL[:1200], 6), torch.from_numpy(x_NL[1200:])
     assert best.order == order and best.title == "Best n-gram"
     assert torch.equal(best.bound(test_BL, GENERATOR).total_B, fixed.bound(test_BL, GENERATOR).total_B)

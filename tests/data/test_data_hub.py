@@ -7,6 +7,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
+from harness.data.bpe import ByteBPE, ByteBPEOptions
 from harness.data.chars import Characters, CharactersOptions
 from harness.data.hub import Hub, HubOptions, _resolve
 from harness.errors import UserError
@@ -161,3 +162,39 @@ def test_revision_is_part_of_the_fingerprint(local, monkeypatch):
     second = Hub(HubOptions(repo="someone/things")).corpus()
     assert first.documents == second.documents and first.fingerprint != second.fingerprint
     assert first.facts["revision"] == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_second_process_reads_nothing_until_the_text_or_the_options_change(local, tmp_path, monkeypatch):
+    reads, cache = [], tmp_path / "cache"
+    rows = Hub._rows
+
+    def counted(self, name, revision):
+        reads.append(name)
+        return rows(self, name, revision)
+
+    monkeypatch.setattr(Hub, "_rows", counted)
+
+    def load(spec=None, **options):
+        reads.clear()
+        source = Hub(HubOptions(**({"repo": "someone/things", "local": str(local)} | options)))
+        return source.load(8, cache, spec or ByteBPE(ByteBPEOptions(vocab_size=260)))
+
+    first = load()
+    assert len(reads) == 3
+    again = load()
+    assert not reads and (again.fingerprint, dict(again.facts)) == (first.fingerprint, dict(first.facts))
+    assert all((again.splits[split] == first.splits[split]).all() for split in first.splits)
+    assert again.decode(again.splits["valid"][0].tolist()) == first.decode(first.splits["valid"][0].tolist())
+    load(max_documents=100)
+    assert reads, "other options"
+    load(Characters(CharactersOptions()))
+    assert reads, "another tokenizer"
+    for path in cache.glob("tokens-*-valid.npy"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert (load().splits["valid"] == first.splits["valid"]).all() and reads, "a damaged stream is made again"
+    for path in cache.glob("bpe-*.json"):
+        path.unlink()
+    assert load().fingerprint == first.fingerprint and reads, "what the tokenizer learnt is gone"
+    file = next((local / "data").glob("validation-*"))
+    pd.DataFrame({"text": ["another text entirely, of some length"] * 9}).to_parquet(file)
+    assert load().fingerprint != first.fingerprint and reads, "the files changed"

@@ -48,6 +48,16 @@ def test_the_trained_judge_learns(trained):
     assert {p.dtype for p in judge.reader.model.parameters()} == {torch.float32}
 
 
+def test_a_short_training_reads_no_more_text_than_it_can_see(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trained_module, "train_tokenizer", lambda data, vocab, most: asked.append(most) or 1 / 0)
+    monkeypatch.setattr(trained_module, "_LEAST_CHARS", 1000)
+    for steps, most in ((1, 8 * 8 * 32), (1000, TINY.tokenizer_chars)):
+        with pytest.raises(ZeroDivisionError):
+            train(tmp_path / str(steps), steps=steps)
+        assert asked.pop() == most
+
+
 def test_the_cache_holds_it_and_nothing_is_trained_again(trained, monkeypatch):
     judge, cache = trained
 

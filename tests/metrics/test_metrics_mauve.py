@@ -9,6 +9,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.judges.base import Judge
+from harness.metrics import mauve as mauve_file
 from harness.metrics.base import Samples, ScoreContext
 from harness.metrics.mauve import Mauve, MauveOptions, cached_features, mauve_scores
 
@@ -157,3 +158,24 @@ def test_another_process_with_other_threads_gives_the_same_bits():
         check=True,
     )
     assert there.stdout.strip() == str(here) and len(here) == 5
+
+
+def test_the_error_is_the_jackknife_of_the_package_s_own_curve():
+    """Derivatives by the package's functions, bucket after bucket; empty buckets on either side."""
+    parts, options, rng = mauve_file._package("mauve.compute_mauve"), MauveOptions(), np.random.default_rng(3)
+    p_M, q_M = rng.dirichlet(np.full(12, 0.7)), rng.dirichlet(np.full(12, 0.7))
+    p_M[[0, 1]], q_M[[1, 2]] = 0.0, 0.0
+    p_M, q_M = p_M / p_M.sum(), q_M / q_M.sum()
+    n, step = 200, 0.5 / 200
+
+    def score(mix_M):
+        weights = np.linspace(1e-6, 1 - 1e-6, options.curve_points)
+        x, y = parts.get_divergence_curve_for_multinomials(p_M, mix_M, weights, options.scaling).T
+        area = parts.compute_area_under_curve
+        return 0.5 * (area(np.sort(x), y[np.argsort(x)]) + area(np.sort(y), x[np.argsort(y)]))
+
+    variance = sum(
+        q_M[j] * ((score((1 - step) * q_M + step * np.eye(12)[j]) - score(q_M)) / step) ** 2 / n
+        for j in np.flatnonzero(q_M)
+    )
+    assert mauve_file._spread(p_M, q_M, n, options) == pytest.approx(variance**0.5, rel=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.ngram import NGram
 from harness.config.load import load
 from harness.errors import UserError
 from harness.search.load import load_tune
@@ -212,3 +213,13 @@ def test_trials_report_shares_of_the_budget(configs, tmp_path, monkeypatch):
     assert [line["step"] for line in curves][-1] < STEPS
     assert told[-1] == STEPS and len(told) == len(curves)
     assert plain.identity != matched.identity
+
+
+def test_a_counted_method_is_counted_once_in_a_session(start, monkeypatch):
+    session, cells = start("+method@methods.unigram=unigram", "only=[unigram]")
+    counts = []
+    fit = NGram.fit
+    monkeypatch.setattr(NGram, "fit", lambda self, train_NL: (counts.append(len(train_NL)), fit(self, train_NL)))
+    weights = cells["unigram"].weights
+    assert work.load_method(session, weights) is work.load_method(session, weights)
+    assert counts == [len(session.data.splits["train"])]

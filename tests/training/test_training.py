@@ -12,6 +12,7 @@ from baselines.mdlm import MDLM, MDLMOptions
 from harness.config.schema import TrainConfig
 from harness.interface import Bound, Loss, Method, Stage
 from harness.store import read_jsonl
+from harness.training import loop
 from harness.training.ema import EMA
 from harness.training.loop import Diverged, batch_rows, stage_steps, train
 from harness.training.optimizer import learning_rate
@@ -111,6 +112,20 @@ def test_a_loss_that_is_not_a_number_stops_the_run_in_one_line(nan_at, tmp_path)
     ):
         train(job_of(method, tmp_path))
     assert torch.isfinite(method.w).all(), "the weights are those before the bad step"
+
+
+@pytest.mark.parametrize(("steps", "named"), [(40, 3), (8, 3)])
+def test_where_looking_costs_a_wait_a_bad_loss_is_found_later_and_nothing_is_kept_of_it(
+    steps, named, tmp_path, monkeypatch
+):
+    """As on a GPU: seen at step 10, or at the end or at a validation, and named as the step that it was."""
+    method, saved = MeanOfTokens(StubOptions(nan_at=3)), []
+    monkeypatch.setattr(loop.checkpoint, "save_tensors", lambda *_: saved.append(method.calls))
+    job = job_of(method, tmp_path, steps=steps, validations=1, checkpoint_seconds=-1.0)
+    monkeypatch.setattr(loop, "_read_every", lambda device: 10)
+    with pytest.raises(Diverged, match=rf"the loss is nan at step {named};"):
+        train(job)
+    assert method.calls == min(steps, 10) and not saved and not (tmp_path / "curves.jsonl").exists()
 
 
 def test_weight_decay_is_for_matrices_only(tmp_path):
