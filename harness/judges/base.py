@@ -18,10 +18,14 @@ from harness.data.base import TokenData
 
 @dataclass(frozen=True)
 class TextScores:
-    """Per text: summed negative log-likelihood in nats (float64) and the number of tokens that were scored."""
+    """Per text: summed negative log-likelihood in nats (float64), and the number of tokens that were scored.
+
+    `chars_N` are the characters of the text that those tokens spell; None: all of each text.
+    """
 
     nll_N: np.ndarray
     tokens_N: np.ndarray
+    chars_N: np.ndarray | None = None
 
 
 class Judge(ABC):
@@ -32,6 +36,11 @@ class Judge(ABC):
     ready = False
     #: Whether it says how likely a text is, and whether it names classes.
     has_likelihood, classifies = True, False
+    #: Whether a token of it may spell several characters: text that falls apart has more and cheaper tokens, so that
+    #: perplexity per token orders texts wrongly, and nats per character are what counts.
+    merges = False
+    #: The texts of a set that it reads, the first so many; 0: all. What a large judge has time for, and part of its identity.
+    texts = 0
 
     def __init__(self, options) -> None:
         self.options = options
@@ -74,6 +83,10 @@ class Judge(ABC):
     @abstractmethod
     def features(self, texts: Sequence[str]) -> np.ndarray:
         """(N, F) float32 features, pooled from the last hidden state as the identity says."""
+
+    def read_of(self, texts: Sequence[str]) -> Sequence[str]:
+        """Those of a set of texts that it reads."""
+        return texts[: self.texts or None]
 
     def class_probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """(N, C) probabilities of classes, of a judge that names them."""

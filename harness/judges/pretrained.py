@@ -25,11 +25,9 @@ _INSTEAD = "use judge=trained, which needs no download"
 
 
 @dataclass
-class PretrainedJudgeOptions:
-    """Which model, and how it reads."""
+class ReadingOptions:
+    """How a causal language model reads."""
 
-    model: str = "openai-community/gpt2"  # hub name or folder
-    revision: str | None = None  # commit on the hub; null: the newest
     dtype: str = chosen("float32", DTYPES)
     context: int = ranged(0, 2, also=(0,))  # tokens of a window; 0: the model's own
     stride: int = ranged(0, 0)  # tokens between windows; 0: half the context
@@ -37,25 +35,38 @@ class PretrainedJudgeOptions:
     pool: str = chosen("mean", POOLS)  # of the last hidden states
     batch_tokens: int = ranged(8192, 1)  # read at a time
     heldout_rows: int = ranged(512, 1)  # of the held-out perplexity
+    texts: int = ranged(0, 0)  # of a set of samples, the first so many; 0: all
+
+
+@dataclass
+class PretrainedJudgeOptions(ReadingOptions):
+    """Which model, and how it reads."""
+
+    model: str = "openai-community/gpt2"  # hub name or folder
+    revision: str | None = None  # commit on the hub; null: the newest
 
 
 class PretrainedJudge(CausalJudge):
     """A pretrained model, loaded once in a named dtype, all of its weights checked to be there."""
 
-    Options = PretrainedJudgeOptions
+    Options: type = PretrainedJudgeOptions
+    merges = True
+    revision: str | None = None
 
     def __init__(self, options: PretrainedJudgeOptions) -> None:
         super().__init__(options)
+        self.texts = options.texts
+        self.source, self.revision = options.model, options.revision
         if not options.model:
             raise UserError(f"judge model is empty; name a hub model such as {PretrainedJudgeOptions.model}")
 
     def check(self, data: TokenData) -> None:
         """Raise `UserError` for a model that is neither here nor on a hub that answers, or shorter than its tokenizer."""
-        _tokenizer(self.options)
+        _tokenizer(self.source, self.revision)
 
     def files_key(self) -> str:
         """Hash of a folder's weights, configuration and tokenizer as files; empty for a name on the hub."""
-        folder = Path(self.options.model)
+        folder = Path(self.source)
         if not folder.is_dir():
             return ""
         return digest([sha256_of_reading(folder), [file_digest(path) for path in sorted(folder.glob("*.safetensors"))]])
@@ -63,24 +74,29 @@ class PretrainedJudge(CausalJudge):
     def prepare(self, data: TokenData, cache: Path, device: str, progress: Callable[[str], None]) -> None:
         """Load model and tokenizer; `UserError` where they are absent, incomplete, or no causal language model."""
         o = self.options
-        progress(f"judge: loads {o.model}")
-        model, tokenizer, revision = _load(o, device)
-        version = revision[:12] if revision else "content-" + _content(Path(o.model), model)[:16]
+        source = self.source
+        progress(f"judge: loads {source}")
+        where, tokenizer = _tokenizer(source, self.revision)
+        with guarded(KEY, source, _INSTEAD):
+            model = load_causal_model(source, o.dtype, device, **where)
+        commit = where.get("revision")
+        version = commit[:12] if commit else "content-" + _content(Path(source), model)[:16]
         longest = _longest_context(model.config)
         context = o.context or longest or _DEFAULT_CONTEXT
         if longest and context > longest:
-            raise UserError(f"judge context={context} is longer than {o.model} can read; use at most {longest}")
+            raise UserError(f"judge context={context} is longer than {source} can read; use at most {longest}")
         reading = Reading(
             context,
             o.stride or max(1, context // 2),
             o.pool,
             o.batch_tokens,
-            bos_id=_bos_id(o.bos, tokenizer, o.model),
+            bos_id=_bos_id(o.bos, tokenizer, source),
             eos_id=tokenizer.eos_token_id,
         )
-        reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), o.dtype, reading)
-        name = Path(o.model).name if Path(o.model).is_dir() else o.model  # a path would tie the number to one disk
-        self._identity = f"{name}@{version}/{o.dtype}/{reading.describe()}"
+        reader = CausalReader(model, lambda texts: _ids(tokenizer, texts), tokenizer.decode, o.dtype, reading)
+        name = Path(source).name if Path(source).is_dir() else source  # a path would tie the number to one disk
+        first = f"/first-{self.texts}" if self.texts else ""
+        self._identity = f"{name}@{version}/{o.dtype}/{reading.describe()}{first}"
         self._read_by(reader, data)
 
     @property
@@ -89,10 +105,9 @@ class PretrainedJudge(CausalJudge):
         return self._prepared._identity
 
 
-def _tokenizer(options: PretrainedJudgeOptions) -> tuple[dict[str, Any], Any]:
+def _tokenizer(source: str, revision: str | None) -> tuple[dict[str, Any], Any]:
     """Where the model is (see `locate`), and its tokenizer; raises `UserError` unless the model has a row for every id."""
-    source = options.model
-    where = locate(source, options.revision, KEY, _INSTEAD)
+    where = locate(source, revision, KEY, _INSTEAD)
     from transformers import AutoConfig, AutoTokenizer
 
     with guarded(KEY, source, _INSTEAD):
@@ -100,14 +115,6 @@ def _tokenizer(options: PretrainedJudgeOptions) -> tuple[dict[str, Any], Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
     need_table(config, tokenizer, KEY, source)
     return where, tokenizer
-
-
-def _load(options: PretrainedJudgeOptions, device: str) -> tuple[Any, Any, str | None]:
-    """Model, tokenizer, and the hub's commit where there is one (None for a folder)."""
-    where, tokenizer = _tokenizer(options)
-    with guarded(KEY, options.model, _INSTEAD):
-        model = load_causal_model(options.model, options.dtype, device, **where)
-    return model, tokenizer, where.get("revision")
 
 
 def _content(folder: Path, model: Any) -> str:

@@ -11,6 +11,7 @@ Shapes: N texts, B windows of a batch, T tokens of a window, V vocabulary, F fea
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from harness.data.base import TokenData
 from harness.data.files import texts_digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
+from harness.judges.corpus import END_OF_TEXT
 from harness.nn.pretrained import DTYPES, load_checked
 from harness.nn.slices import tokens_at_a_time
 
@@ -102,16 +104,22 @@ def windows_of(text: int, length: int, context: int, stride: int) -> list[_Windo
 class CausalReader:
     """A loaded model with its tokenizer; `read` gives scores and features of the same texts from one pass.
 
-    `tokenize` maps texts to lists of ids without special tokens added. The model must be in evaluation mode.
+    `tokenize` maps texts to lists of ids without special tokens added, `spell` ids to text. The model must be in
+    evaluation mode.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenize: Callable[[list[str]], list[list[int]]], dtype: str, reading: Reading
+        self,
+        model: PreTrainedModel,
+        tokenize: Callable[[list[str]], list[list[int]]],
+        spell: Callable[[list[int]], str],
+        dtype: str,
+        reading: Reading,
     ) -> None:
         found = {parameter.dtype for parameter in model.parameters()}
         if found != {DTYPES[dtype]}:
             raise UserError(f"judge dtype={dtype} was asked for, but its weights are {sorted(map(str, found))}")
-        self.model, self.tokenize, self.dtype, self.reading = model, tokenize, dtype, reading
+        self.model, self.tokenize, self.spell, self.dtype, self.reading = model, tokenize, spell, dtype, reading
         self.device = next(model.parameters()).device
         self._kept: OrderedDict[str, tuple[TextScores, np.ndarray]] = OrderedDict()
 
@@ -127,7 +135,7 @@ class CausalReader:
             while len(self._kept) > _SETS_KEPT:
                 self._kept.popitem(last=False)
         scores, features_NF = self._kept[key]
-        return TextScores(scores.nll_N.copy(), scores.tokens_N.copy()), features_NF.copy()
+        return copy.deepcopy(scores), features_NF.copy()
 
     def _read(self, texts: list[str]) -> tuple[TextScores, np.ndarray]:
         reading = self.reading
@@ -150,7 +158,15 @@ class CausalReader:
             for batch in _batches(windows, min(reading.batch_tokens, tokens_at_a_time())):
                 self._read_batch(batch, ids, scored_to, skip, totals)
         features_NF = totals.hidden_NF / np.maximum(totals.pooled_N, 1)[:, None]
-        return TextScores(totals.nll_N, totals.tokens_N), features_NF.astype(np.float32)
+        scores = TextScores(totals.nll_N, totals.tokens_N, self._scored_chars(texts, ids, skip))
+        return scores, features_NF.astype(np.float32)
+
+    def _scored_chars(self, texts: list[str], ids: list[list[int]], skip: int) -> np.ndarray:
+        """Characters (N,) up to the first end-of-text, less those of the first token where no BOS lets it be scored."""
+        unscored = {found[0]: len(self.spell(found[:1])) for found in ids if found and not skip}
+        lengths = [len(text.partition(END_OF_TEXT)[0]) for text in texts]
+        lost = [unscored.get(found[0], 0) if found else 0 for found in ids]
+        return np.maximum(0, np.array(lengths, dtype=np.int64) - np.array(lost, dtype=np.int64))
 
     def _read_batch(
         self, batch: list[_Window], ids: list[list[int]], scored_to: list[int], skip: int, totals: _Totals

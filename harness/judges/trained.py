@@ -52,6 +52,7 @@ class TrainedJudgeOptions:
     steps: int = ranged(1500, 1)
     batch: int = ranged(8, 1)  # windows of a step
     lr: float = ranged(3e-3, 0, above=True)
+    muon_lr: float = ranged(0.0, 0)  # of the matrices of its blocks, which Muon moves; 0: AdamW moves all
     warmup: int = ranged(100, 0)  # steps
     weight_decay: float = ranged(0.1, 0)
     clip: float = ranged(1.0, 0, above=True)
@@ -81,6 +82,7 @@ class TrainedJudge(CausalJudge):
                 f"judge width={o.width} does not give {o.heads} heads of even size; "
                 f"use width={max(1, round(o.width / (2 * o.heads))) * 2 * o.heads}"
             )
+        self.merges = o.vocab > _BYTES + 1
         self.reading = Reading(
             o.context, o.stride or max(1, o.context // 2), o.pool, o.batch_tokens, eos_id=END_OF_TEXT_ID
         )
@@ -106,7 +108,11 @@ class TrainedJudge(CausalJudge):
         if found != trained_as:
             raise UserError(f"the judge in {folder} is not the one that was trained there; delete that folder")
         reader = CausalReader(
-            model, lambda texts: [e.ids for e in tokenizer.encode_batch(texts)], o.dtype, self.reading
+            model,
+            lambda texts: [e.ids for e in tokenizer.encode_batch(texts)],
+            tokenizer.decode,
+            o.dtype,
+            self.reading,
         )
         self._read_by(reader, data)
 
@@ -138,7 +144,7 @@ class TrainedJudge(CausalJudge):
         began = time.monotonic()
         tokenizer, stream_T = self._text(data, part, progress)
         half = _bfloat16(o.precision, device)
-        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, bfloat16=half)
+        recipe = Recipe(o.steps, o.batch, o.context, o.lr, o.warmup, o.weight_decay, o.clip, o.seed, half, o.muon_lr)
         config = LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=o.width,

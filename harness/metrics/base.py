@@ -25,7 +25,10 @@ class Column:
     """A column of the results: `name` in the parquet (its standard error is `name_se`), a title and a unit for people.
 
     `better` says which way is better: "lower", "higher", or "data" where the data's own value is the aim. Columns that
-    are not `headline` are in the parquet and in tracking, but not in the printed table or the figures. `tradeoff` names a
+    are not `headline` are in the parquet and in tracking, but not in the printed table or the figures. Those that are
+    `aside` stand in the report's second table and are not drawn. Where the data's own value is a `ceiling`, rows above it
+    beyond doubt are marked. A judge that tells held-out data from a sampler which calls no network by less than `least_gap`
+    cannot rank what lies between: the column is marked, and so are those that are `judged_by` it. `tradeoff` names a
     side of the trade between quality (above 0, better low, compared by ratios) and diversity, which is read together: the
     first of each in a study are drawn against each other. `meaning` is what a report says of the number.
     """
@@ -35,6 +38,10 @@ class Column:
     unit: str
     better: Literal["lower", "higher", "data"]
     headline: bool = True
+    aside: bool = False
+    ceiling: bool = False
+    least_gap: float = 0.0
+    judged_by: str = ""
     tradeoff: Literal["", "quality", "diversity"] = ""
     meaning: str = ""
 
@@ -69,10 +76,14 @@ class ScoreContext:
 
 @dataclass(frozen=True)
 class Scores:
-    """`values[name] = (value, standard error)` for each column; `per_sequence[name]` is (N,) where it exists."""
+    """`values[name] = (value, standard error)` for each column; `per_sequence[name]` is (N,) where it exists.
+
+    `profiles[title]` are numbers by place in a sequence, for a table of their own.
+    """
 
     values: dict[str, tuple[float, float]]
     per_sequence: dict[str, np.ndarray] = field(default_factory=dict)
+    profiles: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Metric(ABC):
@@ -95,6 +106,10 @@ class Metric(ABC):
     def check_size(self, n: int, length: int) -> None:  # noqa: B027 - most metrics take any number of samples of any length
         """Raise `UserError` where n samples of so many tokens cannot be scored."""
 
+    def columns_for(self, data: TokenData, judge: Judge) -> tuple[Column, ...]:
+        """The columns of a study of these data under this judge, which need not be prepared: `columns` for most."""
+        return self.columns
+
     @abstractmethod
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """Score one set of samples; `check` was called."""
@@ -112,12 +127,12 @@ class Metric(ABC):
         )
 
 
-def columns_of(metrics: Sequence[Metric]) -> list[Column]:
-    """The columns of a study's metrics, in their order; each with its metric's definition before its own meaning."""
+def columns_of(metrics: Sequence[Metric], study: tuple[TokenData, Judge] | None = None) -> list[Column]:
+    """The columns of metrics, in their order, as `study` has them; each with its metric's definition before its meaning."""
     return [
         dataclasses.replace(column, meaning=". ".join(part for part in (metric.definition, column.meaning) if part))
         for metric in metrics
-        for column in metric.columns
+        for column in (metric.columns_for(*study) if study else metric.columns)
     ]
 
 

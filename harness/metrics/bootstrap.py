@@ -27,6 +27,12 @@ def mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
     return float(values_N.mean()), float(values_N.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
+def jackknife_error(without_N: np.ndarray) -> float:
+    """Standard error of a statistic from its values without one sequence each (N,); NaN where one is not known."""
+    n = len(without_N)
+    return float(np.sqrt((n - 1) / n * ((without_N - without_N.mean()) ** 2).sum()))
+
+
 def resampled_sums(values_NK: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sums (R, K) over sequences of `resamples` draws of N rows with replacement; the same seed draws the same rows."""
     values_NK = np.asarray(values_NK, dtype=np.float64)

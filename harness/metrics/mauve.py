@@ -169,6 +169,7 @@ class Mauve(Metric):
             "MAUVE",
             "0 to 1",
             "higher",
+            least_gap=0.2,
             meaning="The row of held-out data compares human text with other human text: the ceiling, which is below 1",
         ),
     )
@@ -185,8 +186,9 @@ class Mauve(Metric):
     def score(self, samples: Samples, context: ScoreContext) -> Scores:
         """See `MauveScores.mean_and_error`."""
         need_same_shape("mauve", samples, context)
-        reference_NF = cached_features(context.judge, context.reference.texts, context.cache)
-        made = mauve_scores(reference_NF, context.judge.features(samples.texts), self.options, context.seed)
+        judge = context.judge
+        reference_NF = cached_features(judge, judge.read_of(context.reference.texts), context.cache)
+        made = mauve_scores(reference_NF, judge.features(judge.read_of(samples.texts)), self.options, context.seed)
         return Scores({"mauve": made.mean_and_error()})
 
 

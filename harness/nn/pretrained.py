@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,15 @@ def locate(source: str, revision: str | None, key: str, instead: str) -> dict[st
     if known is not None:
         return {"local_files_only": True, "revision": known}
     return {"local_files_only": False, "revision": _online_revision(source, revision, key, instead)}
+
+
+def in_package(package: str, name: str, key: str, install: str) -> Path:
+    """A file or folder of an installed package, which is looked for and not imported; `UserError` where it is not there."""
+    spec = importlib.util.find_spec(package)
+    path = Path(next(iter(spec.submodule_search_locations or [""])), name) if spec else None
+    if path is None or not path.exists():
+        raise UserError(f"{key} {name} is in the package {package}, which is not installed; {install}")
+    return path
 
 
 def load_checked(

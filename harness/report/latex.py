@@ -7,7 +7,8 @@ import re
 _SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-    "→": r"$\rightarrow$", "×": r"$\times$", "—": "---", "–": "--", "…": r"\dots{}", "<": r"$<$", ">": r"$>$",
+    "→": r"$\rightarrow$", "▲": r"$\blacktriangle$", "†": r"\dag{}",
+    "×": r"$\times$", "—": "---", "–": "--", "…": r"\dots{}", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 

@@ -14,8 +14,10 @@ from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
 from harness.report.equal import equal_table
 from harness.report.latex import latex_table
+from harness.report.marks import blind, resolutions
+from harness.report.opening import opening
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
-from harness.report.table import cost_table, definitions, frontier_table, number, results_table
+from harness.report.table import cost_table, definitions, frontier_table, number, profile_table, results_table
 from harness.report.truth import truth_section
 from harness.store import write_text
 
@@ -41,30 +43,41 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
     (a mapping of versions and the like); `notes` (lines); `samples` (rows with title, nfe, text and optionally
     temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
-    `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal sampling FLOPs).
+    `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal sampling FLOPs); `profiles`
+    (by title: rows as `harness.report.table.profile_table` takes them).
     """
     folder = Path(folder)
     parts, tables = [f"# {context.get('title', 'Results')}"], list[str]()
-    notes = list(context.get("notes") or [])
-    if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
     (frame,) = with_labels(frame)
     sections = list(frame.groupby(["data", "protocol"], sort=True, dropna=False))
+    told = {key: resolutions(part, columns) for key, part in sections}
+    notes = [*(str(each) for found in told.values() for each in found), *(context.get("notes") or [])]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    scores_at = len(parts)
     for (data, protocol), part in sections:
+        unseen = blind(told[data, protocol], columns)
         several = len(sections) > 1
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
-        tables.append(results_table(part, columns))
+        main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
+        tables.append(results_table(part, main, blind=unseen))
         parts.append(f"{heading}\n\n{tables[-1]}")
-        equal = equal_table(part, columns, context.get("equivalent_nfe") or ())
+        if aside:
+            tables.append(results_table(part, aside, costs=False, blind=unseen))
+            parts.append(f"### More scores\n\n{tables[-1]}")
+        parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items() if not several]
+        equal = equal_table(part, main, context.get("equivalent_nfe") or ())
         if equal:
             parts.append(f"### At equal sampling FLOPs\n\n{equal}")
         parts.append(truth_section(part))
-        swept = frontier_table(part, columns)
+        swept = frontier_table(part, main)
         if swept:
             parts.append(f"### At the diversity of the data\n\n{swept}")
         parts.append(f"### Cost\n\n{cost_table(part)}")
-        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), columns, prefix)))
+        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), main, prefix)))
+    if len(sections) == 1:
+        parts.insert(scores_at, opening(folder, columns, context.get("samples") or []))
     compared = list(frame.loc[frame["role"] == "method", "label"])
     parts.append(_curves(folder, context.get("curves") or {}, compared))
     parts.append(_pictures(folder, context.get("pictures") or []))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from harness.report.aggregate import (
     tradeoff,
 )
 from harness.report.frontier import at_data_diversity
+from harness.report.marks import ABOVE, BLIND, above_data
 
 UNKNOWN = "—"
 ARROWS = {"lower": "↓", "higher": "↑", "data": "→"}
@@ -31,6 +32,7 @@ _BUDGETS = (
     "**Equivalent NFE**: FLOPs spent in sampling over FLOPs of one call of the baseline's network at the same length. "
     "**Seconds per sequence**: wall clock of sampling on the device named below, over the number of sequences."
 )
+_PLACES = 17  # of a profile: two periods of eight and one more
 _BESIDE = {
     "floor": "a perfect network in the same kind of sampler",
     "probe": "given something that it would have to model",
@@ -129,35 +131,39 @@ def name_of(row: pd.Series) -> str:
     return shown if row["role"] == "method" else f"*{shown}*"
 
 
-def results_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+def results_table(
+    frame: pd.DataFrame, columns: Sequence[Column], costs: bool = True, blind: Collection[str] = ()
+) -> str:
     """Scores at temperature 1: held-out data first, methods by NFE, floors, probes, the other references; and a caption.
 
-    `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol.
+    `frame` is described in `harness.report.aggregate`; it holds one data set and one protocol. `costs`: with the bound and
+    what sampling costs. `blind`: names of columns that are marked as such.
     """
-    shown = columns_with_bound(columns)
+    shown = columns_with_bound(columns) if costs else list(columns)
     names = [EQUIVALENT.name, *(column.name for column in shown), SECONDS.name]
     table = aggregate(headline(labelled(frame)), names).reset_index(drop=True)
-    header = ["Method", "NFE", "Equiv. NFE"]
-    bold: dict[str, set[int]] = {}
+    header = ["Method", "NFE", *(["Equiv. NFE"] if costs else [])]
+    bold, above = dict[str, set[int]](), {column.name: above_data(table, column) for column in shown}
     for column in shown:
         aim = data_value(table, column.name)
         arrow = ARROWS[column.better]
         if column.better == "data" and not math.isnan(aim):
             arrow += f" {number(aim, 4)}"
-        header.append(f"{column.heading} {arrow}")
+        header.append(f"{column.heading} {arrow}" + (f" {BLIND}" if column.name in blind else ""))
         bold[column.name] = best_rows(table, column, aim)
-    header.append("Seconds per sequence ↓")
+    header += ["Seconds per sequence ↓"] if costs else []
     rows = []
     for role in ROLES:
         for place, row in table[table["role"] == role].iterrows():
-            cells = [name_of(row), budget(row), number(row[EQUIVALENT.name])]
+            cells = [name_of(row), budget(row), *([number(row[EQUIVALENT.name])] if costs else [])]
             for column in shown:
                 text = measured(row[column.name], row[f"{column.name}_error"])
+                text += f" {ABOVE}" if place in above[column.name] else ""
                 cells.append(f"**{text}**" if place in bold[column.name] else text)
             seconds, error = row[SECONDS.name], row[f"{SECONDS.name}_error"]
-            cells.append(number(seconds) if math.isnan(error) else measured(seconds, error))
+            cells += [number(seconds) if math.isnan(error) else measured(seconds, error)] if costs else []
             rows.append(cells)
-    return markdown(header, rows) + "\n\n" + _caption(table, shown)
+    return markdown(header, rows) + (f"\n\n{_caption(table, shown)}" if costs else "")
 
 
 def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
@@ -192,6 +198,18 @@ def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
         parts.append("inf: infinite, as where a sample is impossible in the data's own law.")
     parts.append(f"{UNKNOWN}: not defined or not measured.")
     return " ".join(parts)
+
+
+def profile_table(title: str, rows: Sequence[tuple[str, float | None, Sequence[float]]]) -> str:
+    """`### title` and a table of numbers by place for each (label, NFE, numbers): the first places alone of many."""
+    places = min(_PLACES, max(len(values) for *_, values in rows))
+    body: list[list[str]] = [
+        [label, UNKNOWN if nfe is None else f"{nfe:.0f}", *(f"{value:.2f}" for value in values[:places])]
+        for label, nfe, values in rows
+    ]
+    more = f" The first {places}; the others are in the files of scores." if places == _PLACES else ""
+    table = markdown(["", "NFE", *map(str, range(places))], body)
+    return f"### {title}\n\n{table}\n\nShare of samples, by place from the start of the sequence.{more}"
 
 
 def cost_table(frame: pd.DataFrame) -> str:

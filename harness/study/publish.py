@@ -18,6 +18,7 @@ from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.aggregate import error_name, labels_of
 from harness.report.html import write_html
+from harness.report.marks import resolutions
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
 from harness.report.report import write_report
 from harness.report.terminal import markdown_table, terminal_table
@@ -144,6 +145,8 @@ class Publisher:
             self.runs.finish("FAILED")
             return Outcome("no result", [], failures)
         shown = [column for column in s.columns if column.headline]
+        gaps = {f"resolution/{each.column.name}": each.gap for each in resolutions(frame, shown)}
+        self.runs.tracker.log_scores(self.runs.parent, gaps, 0, int(frame["time_ms"].max()))
         report = write_report(s.folder, frame, shown, self._context(frame, failures))
         page = write_html(report)
         named = ("report.md", "table.tex", "results.parquet", "config.yaml", "protocol.json")
@@ -188,8 +191,18 @@ class Publisher:
             "notes": [*left_out(s), *(f"{name} failed: {reason}" for name, reason in failures.items())],
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
             "pictures": self._pictures(named),
+            "profiles": self._profiles(named),
             "curves": {"Bound on held-out text": {"unit": "nats per token", "series": curves}} if curves else {},
         }
+
+    def _profiles(self, named: dict[str, Cell]) -> dict[str, list[tuple[str, int | None, list[float]]]]:
+        """Numbers by place in a sequence, for one seed of each label."""
+        found: dict[str, list[tuple[str, int | None, list[float]]]] = {}
+        for label, cell in named.items():
+            for nfe, profiles in self._rows.profiles(cell) if self._rows else ():
+                for title, values in profiles.items():
+                    found.setdefault(title, []).append((label, nfe, values))
+        return found
 
     def _pictures(self, named: dict[str, Cell]) -> list[Block]:
         """First samples of one seed of each label, at the budgets that fit on a sheet; none for other data."""

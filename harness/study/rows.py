@@ -39,6 +39,12 @@ class StudyRows:
         """One row for each part of the cell that has scores; what is not known is None."""
         return [row for part in cell.parts if (row := self._row(cell, part))]
 
+    def profiles(self, cell: Cell) -> list[tuple[int | None, dict[str, list[float]]]]:
+        """NFE and profiles (see `harness.metrics.base.Scores`) of each part at the headline temperature that has scores."""
+        parts = [part for part in cell.parts if part.temperature == cell.headline_temperature]
+        records = [(_nfe(cell, part), self._read(cell.scores(self.session, part, self.protocol))) for part in parts]
+        return [(nfe, record.get("profiles", {})) for nfe, record in records if record]
+
     def _row(self, cell: Cell, part: Part) -> dict[str, Any] | None:
         row = self._rows.get((cell.name, part))
         if row is None:

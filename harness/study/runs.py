@@ -140,8 +140,8 @@ def logged_scores(row: dict[str, Any], columns: Sequence[Column]) -> dict[str, f
     MLflow makes a chart of each name and a section of each prefix, in the order of the alphabet: results, sampling (costs),
     scores_other, standard_errors; then train, valid and valid_instruments of the curves.
     """
-    first = [column.name for column in columns if column.headline]
-    more = [*(column.name for column in columns if not column.headline), *TRUTH]
+    first = [column.name for column in columns if column.headline and not column.aside]
+    more = [*(column.name for column in columns if column.name not in first), *TRUTH]
     shown = {f"results/{name}": name for name in (*first, _ROW_BOUND)}
     shown |= {f"sampling/{name}": name for name in _COSTS} | {f"scores_other/{name}": name for name in more}
     shown |= {f"standard_errors/{name}": error_name(name) for name in (*first, *more)}

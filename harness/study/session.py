@@ -140,7 +140,7 @@ class Session:
 
     @property
     def columns(self) -> list[Column]:
-        return columns_of(self.metrics)
+        return columns_of(self.metrics, (self.data, self.judge))
 
     @cached_property
     def judge(self) -> Judge:

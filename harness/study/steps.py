@@ -33,6 +33,8 @@ from harness.study.session import Session
 from harness.training import checkpoint, loop
 from harness.training.compiled import say_uncompiled
 
+_CHOSEN_ON = 1000  # validation sequences: seconds, and more than tell two orders apart
+
 Progress = Callable[[str, int, int], None]
 OnTrained = Callable[[Method, int, dict[str, float]], None]
 
@@ -103,6 +105,7 @@ def load_method(session: Session, weights: Weights) -> Method:
             method.set_stage(stage.name)
     else:
         method.fit(session.data.splits["train"])
+        method.settle(session.data.some("valid", _CHOSEN_ON))
         session.counted[weights.method] = method
     return method.eval().to(session.numerics.device)
 
@@ -229,18 +232,20 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
             x_NL = tensors["x_NL"].numpy()
             samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])
         values: dict[str, float] = {}
-        sequences: dict[str, list[float]] = {}
+        sequences, profiles = dict[str, list[float]](), dict[str, list[float]]()
         for metric in session.metrics:
             with at_most(session.cfg.compute.eval_tokens):
                 scores = metric.score(samples, session.score_context)
             for name, (value, error) in scores.values.items():
                 values[name], values[f"{name}_se"] = value, error
             sequences |= {k: np.asarray(v).tolist() for k, v in scores.per_sequence.items()}
+            profiles |= {k: np.asarray(v).tolist() for k, v in scores.profiles.items()}
         made = made_by(session, "score", cell, checkpoint.hash_in(cell.samples(session, part)))
         record = {
             "time_ms": int(time.time() * 1000),
             "protocol": protocol,
             "values": values,
+            "profiles": profiles,
             "cost": meta,
             "made": made,
         }

@@ -56,6 +56,28 @@ def test_next_token_probabilities_sum_to_1_after_every_history(order):
     assert torch.allclose(p_X.sum(-1), p_prefix, atol=1e-12)
 
 
+@pytest.mark.parametrize(("span", "order"), [(1, 2), (2, 3), (4, 5)])
+def test_validation_text_chooses_the_order_that_the_law_has(span, order):
+    """Each token is that of `span` places before it with probability 0.9: longer histories only spread the counts."""
+    rng = np.random.default_rng(span)
+    x_NL = rng.integers(6, size=(1500, 24))
+    for i in range(span, 24):
+        x_NL[:, i] = np.where(rng.random(1500) < 0.9, x_NL[:, i - span], x_NL[:, i])
+    best = NGram(tiny_problem(6, 24), NGramOptions(order=0))
+    best.fit(x_NL[:1200])
+    best.settle(x_NL[1200:])
+    fixed, test_BL = ngram(order, x_NL[:1200], 6), torch.from_numpy(x_NL[1200:])
+    assert best.order == order and best.title == "Best n-gram"
+    assert torch.equal(best.bound(test_BL, GENERATOR).total_B, fixed.bound(test_BL, GENERATOR).total_B)
+    drawn, same = (sampler_of(each).draw(50, 0, generator_of(1)).x_NL for each in (best, fixed))
+    assert torch.equal(drawn, same) and f"order {order}" in best.bound(test_BL, GENERATOR).estimator
+
+
+def test_the_largest_order_is_what_keys_have_room_for():
+    assert NGram(tiny_problem(50_000), NGramOptions(order=0)).order == 3
+    assert NGram(tiny_problem(27), NGramOptions(order=0)).order == 6
+
+
 def test_witten_bell_by_hand_on_ten_tokens():
     """Text a b a b a c a b a a (a=0, b=1, c=2) and V = 4; the symbol 3 never occurs.
 
@@ -116,8 +138,8 @@ def test_an_order_longer_than_the_sequences_is_counted_as_far_as_they_go():
 def test_refusals_are_one_line_with_a_valid_choice():
     with pytest.raises(UserError, match=r"^n-gram order=9 does not fit a vocabulary of 50257; choose 1 to 3$"):
         NGram(tiny_problem(50257), NGramOptions(order=9))
-    with pytest.raises(UserError, match="order=0"):
-        check_fields(NGramOptions(order=0), "")
+    with pytest.raises(UserError, match="order=-1"):
+        check_fields(NGramOptions(order=-1), "")
     method = ngram(1, text_of(4))
     with pytest.raises(BudgetError, match="use 0$"):
         sampler_of(method).draw(1, 4, GENERATOR)

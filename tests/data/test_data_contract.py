@@ -55,6 +55,10 @@ def files(tmp_path_factory):
     """A text, and a repository as the hub has it, under both names of its folder."""
     root = tmp_path_factory.mktemp("files")
     (root / "lines.txt").write_text("\n".join(f"line number {k} of the text" for k in range(300)), encoding="utf-8")
+    (root / "brown").mkdir()
+    for k in range(40):
+        words = " ".join(f"word/nn number/nn {k}/cd of/in line/nn {line}/cd ,/," for line in range(12))
+        (root / "brown" / f"c{'abcd'[k % 4]}{k:02d}").write_text(f"\n\n\t{words}\n", encoding="ascii")
     write(root / "hub" / "data")
     shutil.copytree(root / "hub" / "data", root / "wikitext" / "wikitext-103-raw-v1")
     return root
@@ -69,7 +73,8 @@ class Source:
         keys = {field.name for field in dataclasses.fields(locate(self.content["_target_"]).Options)}
         hub = files / ("wikitext" if name.startswith("wikitext") else "hub")
         small = {
-            "path": str(files / "lines.txt"), "local": str(hub), "packages": ["werkzeug"], "processes": 1,
+            "path": str(files / ("brown" if name == "brown" else "lines.txt")), "local": str(hub),
+            "packages": ["werkzeug"], "processes": 1,
             "train": 64, "heldout": 32, "valid_fraction": 0.2, "test_fraction": 0.2,
         }  # fmt: skip
         #: `train` is a number of rows for a task, and the name of a split on the hub.

@@ -61,10 +61,12 @@ def test_failure_takes_what_needs_it_and_nothing_else():
 def test_tasks_of_a_study(finished):
     session = Session(load([*finished.arguments, "study.seeds=[0,1]"]).tree)
     cells, data = make_cells(session), data_cell(session)
-    assert [c.name for c in cells if c.sampler == "counts"] == ["unigram/counts/seed0", "bigram/counts/seed0"]
-    assert len(cells) == 2 + 2 * (len(ROWS) - 2)
+    assert [c.name for c in cells if c.sampler == "counts"] == [
+        f"{name}/counts/seed0" for name in ("unigram", "bigram", "ngram")
+    ]
+    assert len(cells) == 3 + 2 * (len(ROWS) - 3)
     tasks = make_tasks(session, cells, data)
-    trained = 2 + 2 * (len(METHODS) - 2)
+    trained = 3 + 2 * (len(METHODS) - 3)
     assert len(tasks) == 1 + trained + 2 * len(cells) + 1
     assert tasks[("score", "mdlm/ancestral/seed1")].needs == (("sample", "mdlm/ancestral/seed1"), JUDGE)
     assert tasks[("sample", "mdlm/ancestral/seed1")].needs == (("train", "mdlm/seed1"),)
@@ -73,7 +75,7 @@ def test_tasks_of_a_study(finished):
     assert weight["bigram"] < weight["ar"] and weight["bigram"] < weight["mdlm"] <= weight["seq"]
     first = ready(tasks)
     assert {t.key[0] for t in first} == {"judge", "train"} and tasks[JUDGE].weight == 0, "it is there already"
-    assert first[-2].key[1] in ("unigram/seed0", "bigram/seed0")
+    assert first[-2].key[1] in ("unigram/seed0", "bigram/seed0", "ngram/seed0")
 
 
 def test_the_estimate_is_of_what_is_open_shared_out_and_as_much_longer_as_others_use_the_cores(monkeypatch):

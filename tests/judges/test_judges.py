@@ -9,7 +9,10 @@ from safetensors.torch import load_file, save_file
 from harness.errors import UserError
 from harness.judges.pretrained import PretrainedJudge, PretrainedJudgeOptions
 from harness.judges.scoring import CausalReader, Reading, heldout_texts, pooled_ppl, windows_of
+from harness.judges.trained import TrainedJudge, TrainedJudgeOptions
+from harness.metrics.base import Samples, ScoreContext
 from harness.metrics.mauve import cached_features
+from harness.metrics.perplexity import GenerativePerplexity, GenerativePerplexityOptions
 from harness.nn.pretrained import sha256_of_weights
 from tests.kit.hub_fixtures import EOS, V, altered, byte_tokenizer, save, tiny_gpt2, unigram_gpt2, word_data
 
@@ -20,6 +23,17 @@ TOKENIZER = byte_tokenizer()
 
 def ids_of(text: str) -> list[int]:
     return TOKENIZER(text)["input_ids"]
+
+
+def test_of_a_set_of_samples_the_first_are_read(unigram):
+    judge = judge_of(unigram[0], texts=2, bos="eos")
+    samples, metric = (
+        Samples(np.zeros((5, 4)), ["abc", "xy", "zzzz", "q", "w"]),
+        GenerativePerplexity(GenerativePerplexityOptions(resamples=10)),
+    )
+    context = ScoreContext(DATA, samples, judge, Path("unused"), 0)
+    assert metric.score(samples, context).per_sequence["gen_chars"].tolist() == [3, 2]
+    assert judge.identity.endswith("/first-2") and "first" not in judge_of(unigram[0]).identity
 
 
 def judge_of(folder, **options) -> PretrainedJudge:
@@ -46,6 +60,18 @@ def test_uniform_model_costs_log_v_a_token(tmp_path):
     assert scores.tokens_N.tolist() == [4, 1]
     assert scores.nll_N == pytest.approx([4 * math.log(V), math.log(V)])
     assert pooled_ppl(scores) == pytest.approx(V)
+
+
+def test_characters_are_those_of_scored_tokens(unigram, tmp_path):
+    texts = ["abcde", "xy", "", f"abc{EOS}defg", "é!"]
+    without, with_bos = (judge_of(unigram[0], bos=bos).score(texts).chars_N.tolist() for bos in ("none", "eos"))
+    assert without == [4, 1, 0, 2, 1] and with_bos == [5, 2, 0, 3, 2]
+    judge = TrainedJudge(TrainedJudgeOptions(vocab=300, width=16, depth=1, heads=1, context=32, steps=1, batch=2))
+    judge.prepare(DATA, tmp_path, "cpu", lambda line: None)
+    text = DATA.decode(DATA.splits["test"][0].tolist())
+    first = judge.reader.spell(judge.reader.tokenize([text])[0][:1])
+    assert judge.merges and len(first) > 1 and text.startswith(first)
+    assert judge.score([text]).chars_N.tolist() == [len(text) - len(first)]
 
 
 def test_position_0_is_scored_only_with_a_bos(unigram):
@@ -147,7 +173,7 @@ def test_dtype_is_what_was_asked_for_not_what_the_file_holds(tmp_path):
         assert f"/{dtype}/" in judge.identity
         assert judge.features(TEXTS).dtype == np.float32
     with pytest.raises(UserError, match="was asked for"):
-        CausalReader(judge.reader.model, ids_of, "float32", Reading(8, 4, "mean", 64))
+        CausalReader(judge.reader.model, ids_of, str, "float32", Reading(8, 4, "mean", 64))
 
 
 def test_identity_follows_the_content_and_not_the_place(tmp_path):
@@ -176,7 +202,7 @@ def test_a_table_shorter_than_the_tokenizer_is_refused_before_the_weights_are_re
     longer = byte_tokenizer()
     longer.add_tokens([f"<{k}>" for k in range(5)])
     folder = save(tmp_path / "short", tiny_gpt2(), longer)
-    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(folder)).check(DATA), lambda: judge_of(folder)):
+    for ask in (lambda: PretrainedJudge(PretrainedJudgeOptions(model=folder)).check(DATA), lambda: judge_of(folder)):
         with pytest.raises(
             UserError, match="ids up to 261, and its model's table 257 rows, for ids up to 256"
         ) as caught:

@@ -27,6 +27,7 @@ TRAINED = {"vocab": 257, "width": 16, "depth": 1, "heads": 1, "context": 32, "st
 SMALL = {
     "TrainedJudge": (TRAINED | {"precision": "float32"}, {"seed": 1}),
     "PretrainedJudge": ({}, {"context": 16}),
+    "PackagedJudge": ({"context": 32, "dtype": "float32", "texts": 0}, {"context": 16}),
     "DigitsJudge": ({"features": 8, "channels": 2, "steps": 5}, {"seed": 1}),
     "OracleJudge": ({}, {}),
 }
@@ -60,6 +61,8 @@ class Case:
     def judge(self, cache: Path | None = None, data: TokenData | None = None, **more) -> Judge:
         cls, options = build_options(self.content | more, "judge")
         judge = cls(options)
+        if self.kind == "PackagedJudge":  # as if it had been read out of the package before
+            save(judge.folder(cache or self.cache), tiny_gpt2())
         judge.prepare(data or self.data, cache or self.cache, "cpu", lambda line: None)
         return judge
 
@@ -102,7 +105,7 @@ def test_identity_changes_with_the_options(case, judge):
 
 
 def test_identity_of_what_is_taken_from_the_data_changes_with_them(case, judge):
-    if case.kind == "PretrainedJudge":
+    if case.kind in ("PretrainedJudge", "PackagedJudge"):
         pytest.skip("its weights are not of these data")
     first = {"train": case.data.splits["train"][:30]}
     other = dataclasses.replace(case.data, splits=case.data.splits | first, fingerprint="of-other-data")

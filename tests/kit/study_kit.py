@@ -17,11 +17,11 @@ import numpy as np
 from harness import run
 
 _WORDS = "the of and a to in is was he for it with as his on be at by had not are but from or have an they which one you were"
-METHODS = ("unigram", "bigram", "ar", "mdlm", "fuji", "seq", "seq_discrete")
+METHODS = ("unigram", "bigram", "ngram", "ar", "mdlm", "fuji", "seq", "seq_discrete")
 #: (method, sampler) of each row of the study.
 ROWS = (
-    ("unigram", "counts"), ("bigram", "counts"), ("ar", "left_to_right"), ("mdlm", "ancestral"), ("fuji", "path"),
-    ("seq", "diffusion"), ("seq_discrete", "codes"), ("seq_discrete", "encoder"),
+    ("unigram", "counts"), ("bigram", "counts"), ("ngram", "counts"), ("ar", "left_to_right"), ("mdlm", "ancestral"),
+    ("fuji", "path"), ("seq", "diffusion"), ("seq_discrete", "codes"), ("seq_discrete", "encoder"),
 )  # fmt: skip
 BUDGETS = (2, 4)
 

@@ -19,7 +19,7 @@ from harness.study.session import Session
 from harness.training import loop
 from harness.training.checkpoint import load_model, load_tensors, save_tensors
 from lddm.fuji import FUJI, FUJIOptions
-from lddm.pretrained import PretrainedSlots, TextReader, _shares
+from lddm.pretrained import PRESETS, PretrainedSlots, TextReader, _shares
 from lddm.seq import SEQ, SEQOptions
 from tests.kit.study_kit import command, write_corpus
 from tests.kit.toys import generator_of, job_of, one_thread, sampler_of, scramble, tiny_problem, token_data  # noqa: F401
@@ -282,3 +282,18 @@ def test_other_refusals_are_one_line(folder, tmp_path):
 def test_without_a_pretrained_encoder_nothing_of_it_is_there():
     method = FUJI(tiny_problem(), FUJIOptions(slots=2, dims=3))
     assert not isinstance(method.encoder.body, PretrainedSlots)
+
+
+def test_a_preset_is_a_folder_of_an_installed_package(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "made_up_encoder" / "model")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(PRESETS, "minilm", ("made_up_encoder", "model", "pip install made-up"))
+    preset, plain = TextReader("minilm", "", "float32"), TextReader(folder, "", "float32")
+    preset.load()
+    plain.load()
+    assert preset.sha256 == plain.sha256 and preset.source == "minilm"
+    monkeypatch.setitem(PRESETS, "minilm", ("no_such_package", "model", "pip install made-up"))
+    with pytest.raises(
+        UserError, match="^encoder=minilm, model is in the package no_such_package, which is not installed; pip"
+    ):
+        TextReader("minilm", "", "float32")

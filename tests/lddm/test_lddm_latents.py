@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from harness.config.schema import TrainConfig
 from harness.errors import BudgetError, UserError
+from harness.study.budget import stage_flops
 from lddm import instruments
 from lddm.bank import LatentBank
 from lddm.kernel_score import distance
@@ -177,3 +179,15 @@ def test_matching_pulls_the_latents_towards_the_normal_law():
     parts = method.loss(X, generator_of(14)).parts
     assert "match" in parts and math.isfinite(parts["match"])
     assert "match" not in _seq().train().loss(X, generator_of(14)).parts
+
+
+# ---- the latent that says nothing -----------------------------------------------------------------------------------
+def test_a_blank_latent_is_the_same_for_every_text_at_the_same_size_and_cost():
+    """What it scores is what SEQ's parameters, calls and noise are worth without a word about the text."""
+    blank, plain = _seq(blank=True), _seq()
+    assert (blank.encoder.mean(X) == 0).all() and (plain.encoder.mean(X) != 0).any()
+    assert sum(p.numel() for p in blank.parameters()) == sum(p.numel() for p in plain.parameters())
+    assert stage_flops(blank, TrainConfig(), X, [(0,)]) == stage_flops(plain, TrainConfig(), X, [(0,)])
+    latents = blank.encoded(4000, generator_of(1))
+    assert latents.std().item() == pytest.approx(blank.encoder.noise, rel=0.02), "the encoder's noise is all there is"
+    assert blank.diagnose(X, generator_of(2))["latent_information_nats"] == pytest.approx(0.0, abs=1e-5)

@@ -33,6 +33,8 @@ SWITCHES = [
     ("fuji", {"schedule": "cosine", "lead": 0.5, "latent_shift": 3.0, "input_mask": 0.5}),
     ("seq", {"stages": 2, "loss": "nelbo", "prediction": "x0", "time": "adaln"}),
     ("seq", {"self_conditioning": 0.0, "slots": 2, "dims": 1}),
+    ("seq", {"blank": True, "one_call_share": 0.3}),
+    ("fuji", {"blank": True}),
     ("seq", {"slots": 2 * L, "schedule": "quadratic"}),
     ("seq_discrete", {"slots": 2, "codes": 64, "schedule": "cosine"}),
     ("seq_discrete", {"slots": 4, "codes": 16, "loss": "nelbo", "full_mask": 0.0}),

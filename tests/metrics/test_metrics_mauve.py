@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.errors import UserError
+from harness.judges.base import Judge
 from harness.metrics import mauve as mauve_file
 from harness.metrics.base import Samples, ScoreContext
 from harness.metrics.mauve import Mauve, MauveOptions, cached_features, mauve_scores
@@ -24,6 +25,9 @@ def cloud(seed: int, shift: float = 0.0, n: int = N) -> np.ndarray:
 
 class ArrayJudge:
     """Texts are keys of an array of features; counts how often it is asked."""
+
+    texts = 0
+    read_of = Judge.read_of
 
     identity = "arrays"
 

@@ -14,6 +14,7 @@ from harness.metrics.perplexity import (
     pooled_of_sums,
     seqmean_of_sums,
 )
+from harness.report.aggregate import tradeoff
 
 NLL = np.array([2.0, 12.0])
 TOKENS = np.array([2, 4])
@@ -32,8 +33,12 @@ def context(judge) -> ScoreContext:
 
 
 class FixedJudge:
-    def __init__(self, nll, tokens):
-        self.scores = TextScores(np.asarray(nll, dtype=np.float64), np.asarray(tokens))
+    def read_of(self, texts):
+        return texts
+
+    def __init__(self, nll, tokens, chars=None, merges=False):
+        self.scores = TextScores(np.asarray(nll, dtype=np.float64), np.asarray(tokens), chars and np.asarray(chars))
+        self.merges = merges
 
     def score(self, texts):
         return self.scores
@@ -74,6 +79,38 @@ def test_columns_are_what_is_scored():
     assert list(scores.values) == [column.name for column in metric.columns]
     assert scores.values["gen_ppl"][0] == pytest.approx(math.exp(14 / 6))
     assert "resamples" in metric.identity() and "sum NLL" in metric.identity()
+
+
+def test_nats_per_character_by_hand():
+    metric, samples = (
+        GenerativePerplexity(GenerativePerplexityOptions(resamples=10)),
+        Samples(np.zeros((3, 4)), list("abc")),
+    )
+    judge = FixedJudge([2.0, 12.0, 0.0], [2, 4, 0], [5, 9, 30])
+    value, error = metric.score(samples, context(judge)).values["gen_nats_per_char"]
+    assert value == 1.0 and error > 0, "a text without a scored token counts no characters"
+    scores = metric.score(samples, context(FixedJudge([2.0, 12.0, 0.0], [2, 4, 0])))
+    assert scores.values["gen_nats_per_char"][0] == 7.0 and scores.per_sequence["gen_chars"].tolist() == [1, 1, 0]
+
+
+def test_text_that_falls_apart_is_cheap_a_token_and_dear_a_character():
+    """The order that a judge with merges gives, from its own counts: 64 characters in 16 tokens, and in 40."""
+    metric, samples = GenerativePerplexity(GenerativePerplexityOptions(resamples=10)), Samples(np.zeros((1, 64)), ["a"])
+    text, garbage = (
+        metric.score(samples, context(FixedJudge([nll], [tokens], [64]))).values
+        for nll, tokens in ((96.0, 16), (200.0, 40))
+    )
+    assert garbage["gen_ppl"][0] < text["gen_ppl"][0]
+    assert garbage["gen_nats_per_char"][0] > text["gen_nats_per_char"][0] == 1.5
+
+
+def test_the_headline_is_per_character_where_the_judge_has_merges():
+    metric = GenerativePerplexity(GenerativePerplexityOptions())
+    for merges, first in ((False, "gen_ppl"), (True, "gen_nats_per_char")):
+        columns = metric.columns_for(None, FixedJudge([1], [1], merges=merges))
+        assert [c.name for c in columns if c.headline and not c.aside] == [first]
+        assert tradeoff(columns) is None and [c.name for c in columns if c.tradeoff == "quality"] == [first]
+        assert {c.name for c in columns} == {c.name for c in metric.columns}
 
 
 def test_bootstrap_se_of_a_mean_is_the_analytic_one():

@@ -127,6 +127,24 @@ def test_two_seeds_are_two_trainings_and_one_count(toy, tmp_path):
     assert bounds[0] != bounds[1]
 
 
+def test_another_judge_reads_the_samples_that_are_there(finished, tmp_path, monkeypatch, threads):
+    folder = tmp_path / "runs" / "smoke"
+    shutil.copytree(finished.folder, folder)
+    for name in ("draw_samples", "fit"):
+        monkeypatch.setattr(f"harness.study.steps.{name}", lambda *_: pytest.fail("sampled or trained again"))
+    same = command(finished.corpus, tmp_path / "runs", finished.cache, "only=[mdlm,bigram]")
+    first, other = _frame(finished.folder), "judge.seed=1"
+    assert (said := invoke([*same, other])).code == 0, said.err
+    again = _frame(folder)
+    kept = first[first["method"].isin(again["method"])].reset_index(drop=True)
+    assert set(again["judge"]).isdisjoint(kept["judge"]) and list(again["entropy"]) == list(kept["entropy"])
+    assert (again["gen_nats_per_char"] != kept["gen_nats_per_char"]).all()
+    before = snapshot(folder / "cells")
+    monkeypatch.setattr("harness.metrics.perplexity.GenerativePerplexity.score", lambda *_: pytest.fail("scored again"))
+    assert invoke(same).code == 0
+    assert snapshot(folder / "cells") == before and list(_frame(folder)["gen_ppl"]) == list(kept["gen_ppl"])
+
+
 # ---- the plan ---------------------------------------------------------------------------------------------------------
 def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
     said = invoke(command(finished.corpus, tmp_path / "runs", finished.cache, "plan=true", "study.seeds=[0,1]"))
@@ -138,7 +156,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
         if line.startswith("| ") and "seed" in line
     ]
     assert [row[0] for row in table] == [
-        *(f"{name}/counts/seed0" for name in ("unigram", "bigram")),
+        *(f"{name}/counts/seed0" for name in ("unigram", "bigram", "ngram")),
         *(f"{name}/{label}/seed{seed}" for name, label in ROWS if label != "counts" for seed in (0, 1)),
     ]
     first = {name: f"{name}/{label}/seed0" for name, label in reversed(ROWS)}
@@ -146,7 +164,7 @@ def test_plan_says_what_would_run_and_writes_no_result(finished, tmp_path):
     params = _frame(finished.folder).set_index("method")["params"]
     for name in ("mdlm", "fuji", "seq", "ar"):
         assert by_cell[first[name]][0] == str(params[name].max() if name != "ar" else params[name])
-    steps = {name: int(by_cell[first[name]][1]) for name in METHODS[2:]}
+    steps = {name: int(by_cell[first[name]][1]) for name in METHODS[3:]}
     assert steps["seq"] < steps["fuji"] < steps["mdlm"] == 60 < steps["ar"], "what 60 steps of MDLM cost"
     assert [by_cell[first[name]][2] for name in ("mdlm", "ar", "bigram")] == ["2, 4", "32", "0"]
     assert all(":" in row[4] and ":" in row[5] and row[6] == "" for row in table)

@@ -37,12 +37,15 @@ def test_one_parent_and_a_child_for_each_cell(runs):
 def test_scores_are_points_at_their_budget(runs, client, finished):
     frame = ResultsTable.read(finished.folder / "results.parquet").set_index(["method", "nfe"])
     run = runs["SEQ · seed 0"].info.run_id
-    results, costs = ("gen_ppl", "entropy", "mauve", "nelbo_nats_per_token"), ("seconds_per_seq", "equivalent_nfe")
+    results, costs = (
+        ("gen_nats_per_char", "entropy", "mauve", "nelbo_nats_per_token"),
+        ("seconds_per_seq", "equivalent_nfe"),
+    )
     for place in (*(f"results/{name}" for name in results), *(f"sampling/{name}" for name in costs)):
         points = {m.step: m.value for m in client.get_metric_history(run, place)}
         assert points == {k: pytest.approx(frame.loc[("seq", k), place.split("/")[1]]) for k in BUDGETS}
     # What only gives the scale is a line along the methods' budgets: 32 calls would squeeze them together.
-    autoregressive = client.get_metric_history(runs["Autoregressive · seed 0"].info.run_id, "results/gen_ppl")
+    autoregressive = client.get_metric_history(runs["Autoregressive · seed 0"].info.run_id, "results/gen_nats_per_char")
     assert {m.step for m in autoregressive} == set(BUDGETS) and len({m.value for m in autoregressive}) == 1
     curve = client.get_metric_history(run, "valid/bound_nats_per_token")
     # SEQ's steps cost more than the plain denoiser's, and the study matches FLOPs.
@@ -69,6 +72,7 @@ def test_figures_and_files_hang_on_the_parent(runs, client, finished):
     parent = runs["smoke"].info.run_id
     logged = {Path(item.path).name for item in client.list_artifacts(parent, "figures")}
     assert logged == {path.name for path in (finished.folder / "figures").glob("*.png")}
+    assert {"resolution/gen_nats_per_char", "resolution/mauve"} <= set(runs["smoke"].data.metrics)
     files = {item.path for item in client.list_artifacts(parent)}
     assert {"report.md", "report.html", "results.parquet", "config.yaml", "protocol.json"} <= files
     about = runs["smoke"].data.tags["mlflow.note.content"]
