@@ -53,13 +53,15 @@ class UDLM(Method):
     def set_stage(self, name: str) -> None:
         self._soft = name == "curriculum"
 
-    def leave_one_out(self, seen: Tensor, z_BL: Tensor, t_B: Tensor) -> tuple[Logits, Tensor]:
+    def leave_one_out(
+        self, seen: Tensor, z_BL: Tensor, t_B: Tensor, network: nn.Module | None = None
+    ) -> tuple[Logits, Tensor]:
         """Logits (M, V) of the leave-one-out denoiser at times t, and alpha at each position (M,): one network call.
 
-        `seen` is z, or the softened noise (B, L, V) whose argmax z is.
+        `seen` is z, or the softened noise (B, L, V) whose argmax z is; `network` is one in the place of the method's own.
         """
         alpha_M = self.schedule.alpha(t_B).clamp(1e-9, 1 - 1e-9).repeat_interleave(z_BL.shape[1])
-        logits_MV = Logits.of(self.network(seen, None, t_B.float()))
+        logits_MV = Logits.of((network or self.network)(seen, None, t_B.float()))
         if self.options.reads == "posterior":
             logits_MV = logits_MV.then(uniform.without_own, z_BL.flatten(), alpha_M)
         return logits_MV, alpha_M

@@ -78,16 +78,23 @@ def _lift_table(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return ratio_S, np.maximum.accumulate(alpha_S.clip(0.0, 1.0))
 
 
+def around(x_BL: Tensor, alpha_B: Tensor, noise_BLV: Tensor) -> Tensor:
+    """`w = r x + noise` (B, L, V), r the ratio at which its argmax keeps x as often as alpha says.
+
+    As r grows with the same noise, the argmax jumps once, to x: a path from noise to data.
+    """
+    ratio_S, alpha_S = _lift_table(noise_BLV.shape[-1])
+    ratio_B = torch.from_numpy(np.interp(alpha_B.cpu().numpy(), alpha_S, ratio_S)).to(noise_BLV)
+    return noise_BLV.scatter_add(2, x_BL[..., None], ratio_B[:, None, None].expand(*x_BL.shape, 1))
+
+
 def lifted(
     x_BL: Tensor, alpha_B: Tensor, vocab_size: int, softness: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """z_t as the argmax of Gaussians around x, and the softmax that it is the limit of (Duo, Sahoo et al. 2025).
 
-    `w = r x + eps` with the ratio r at which the argmax keeps x as often as alpha says, so that z (B, L) has the law of
-    `corrupt`; `softmax(w / softness)` (B, L, V) float32 is what a network can be trained on first.
+    z (B, L) has the law of `corrupt`; `softmax(w / softness)` (B, L, V) float32 is what a network can be trained on first.
     """
-    ratio_S, alpha_S = _lift_table(vocab_size)
-    ratio_B = torch.from_numpy(np.interp(alpha_B.cpu().numpy(), alpha_S, ratio_S)).to(x_BL.device)
-    w_BLV = torch.randn((*x_BL.shape, vocab_size), generator=generator, device=x_BL.device)
-    w_BLV.scatter_add_(2, x_BL[..., None], ratio_B.float()[:, None, None].expand(*x_BL.shape, 1))
+    noise_BLV = torch.randn((*x_BL.shape, vocab_size), generator=generator, device=x_BL.device)
+    w_BLV = around(x_BL, alpha_B, noise_BLV)
     return w_BLV.argmax(-1), (w_BLV / softness).softmax(-1)

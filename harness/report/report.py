@@ -15,6 +15,7 @@ from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeo
 from harness.report.equal import equal_table
 from harness.report.latex import latex_table
 from harness.report.marks import blind, resolutions
+from harness.report.opening import opening
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.table import cost_table, definitions, frontier_table, number, profile_table, results_table
 from harness.report.truth import truth_section
@@ -53,6 +54,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     notes = [*(str(each) for found in told.values() for each in found), *(context.get("notes") or [])]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
+    scores_at = len(parts)
     for (data, protocol), part in sections:
         unseen = blind(told[data, protocol], columns)
         several = len(sections) > 1
@@ -74,6 +76,8 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
             parts.append(f"### At the diversity of the data\n\n{swept}")
         parts.append(f"### Cost\n\n{cost_table(part)}")
         parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), main, prefix)))
+    if len(sections) == 1:
+        parts.insert(scores_at, opening(folder, columns, context.get("samples") or []))
     compared = list(frame.loc[frame["role"] == "method", "label"])
     parts.append(_curves(folder, context.get("curves") or {}, compared))
     parts.append(_pictures(folder, context.get("pictures") or []))

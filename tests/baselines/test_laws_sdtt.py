@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from baselines.rounds import frozen
 from baselines.samplers.distilled import Distilled
-from baselines.sdtt import SDTT, SDTTOptions, frozen
+from baselines.sdtt import SDTT, SDTTOptions
 from harness.config.schema import TrainConfig
 from harness.errors import UserError
 from harness.nn.slices import Logits
