@@ -18,7 +18,7 @@ from harness.data.files import digest, write_atomically
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _SEED = 20_251_128
-_VERSION = 1
+_VERSION = 2
 
 
 def hashes(x: np.ndarray, n: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def hashes(x: np.ndarray, n: int) -> np.ndarray:
 
 
 def training_hashes(data: TokenData, n: int, max_tokens: int, cache: Path) -> np.ndarray:
-    """Hashes (W,) of the n-grams of the training split, sorted; read from `cache` where they were made before.
+    """Hashes of the different n-grams of the training split, sorted; read from `cache` where they were made before.
 
     Rows are taken as windows of one stream, so n-grams reach from row to row. Of a longer split the first `max_tokens`.
     """
@@ -49,6 +49,7 @@ def training_hashes(data: TokenData, n: int, max_tokens: int, cache: Path) -> np
         stream_T = np.asarray(data.splits["train"]).reshape(-1)[:max_tokens]
         known = hashes(stream_T, min(n, len(stream_T)))
         known.sort()  # np.unique is thirty times slower where most are different
+        known = known[np.append(True, known[1:] != known[:-1])]
         write_atomically(path, partial(np.save, arr=known, allow_pickle=False))
     return np.load(path, mmap_mode="r", allow_pickle=False)
 

@@ -48,6 +48,11 @@ def test_the_trained_judge_learns(trained):
     assert {p.dtype for p in judge.reader.model.parameters()} == {torch.float32}
 
 
+def test_muon_may_move_the_matrices(trained, tmp_path):
+    judge = train(tmp_path, muon_lr=0.02)
+    assert judge.identity != trained[0].identity and 8 * 0.9 < judge.heldout_ppl < 8 * 1.15
+
+
 def test_a_short_training_reads_no_more_text_than_it_can_see(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(trained_module, "train_tokenizer", lambda data, vocab, most: asked.append(most) or 1 / 0)
