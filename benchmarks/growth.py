@@ -99,7 +99,7 @@ def tables() -> Iterator[tuple[str, str, list[int], dict[str, Callable[[int], fl
         },
     )
     yield "nfe", "calls", [2, 4, 8, 16, 32], {"a draw": drawn}
-    yield "samples", "samples n", [500, 1000, 2000, 4000, 8000], {"MAUVE": scored}
+    yield "samples", "samples n", [500, 1000, 2000, 4000], {"MAUVE": scored}
     yield "cells", "seeds", [1, 4, 16, 64], {"listing the cells": found}
 
 

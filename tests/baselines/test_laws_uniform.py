@@ -93,7 +93,8 @@ def test_the_reported_bound_is_that_in_the_mean(own):
     joint_X = random_joint(V, L, seed=1)
     method = udlm_with(ExactLeaveOneOut(joint_X, own), reads="posterior" if own else "leave_one_out")
     mean_X, se_X = bound_by_x(method, all_sequences(V, L), copies=60, repeats=25)
-    assert (np.abs(mean_X + np.log(joint_X)) < 4 * se_X).all() and np.median(se_X) < 0.3
+    assert (np.abs(mean_X + np.log(joint_X)) < 4 * se_X).all()
+    assert se_X.max() < 0.2, "its times are where the variance is"
 
 
 def test_any_other_denoiser_has_a_larger_bound():
