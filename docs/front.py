@@ -16,9 +16,10 @@ from harness.study.rows import first_samples
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "few_step"
 BEGIN, END = "<!-- made by docs/front.py -->", "<!-- end -->"
-#: Method and sampler of the rows that are shown, and what the table calls them.
+#: Method and sampler of the rows that are shown, and what the table calls them; those that a study has.
 ROWS = {
     ("data", ""): "Held-out text",
+    ("ngram", "counts"): "Best n-gram: counts, no network",
     ("ngram5", "counts"): "5-gram: counts, no network",
     ("mdlm", "ancestral"): "MDLM",
     ("seq_embedded", "embedded"): "SEQ, noisy embeddings (LDDM)",
@@ -35,6 +36,8 @@ def table(results: Path) -> str:
     rows = []
     for (method, sampler), name in ROWS.items():
         own = shown[shown["label"] == f"{method}/{sampler}"].set_index("nfe")
+        if own.empty:
+            continue
         cells = [name]
         for column in ("gen_ppl", "mauve"):
             for nfe in BUDGETS:
@@ -53,7 +56,7 @@ def samples(results: Path) -> str:
         stem = f"{method}-{sampler}-seed0" if sampler else method
         found = sorted((results / "samples").glob(f"{stem}-nfe*-T1.jsonl"))
         here = [path for path in found if f"-nfe{AT:04d}-" in path.name] or found
-        lines += [[name, f"`{line['text'][:EXCERPT]}`"] for line in first_samples(here[0], 2)]
+        lines += [[name, f"`{line['text'][:EXCERPT]}`"] for line in (first_samples(here[0], 2) if here else ())]
     return markdown([f"at {AT} calls", "the first samples, not chosen"], lines)
 
 
