@@ -48,7 +48,7 @@ def test_every_study_composes_with_every_choice(study, group, name):
         choice = f"+{PLACES[group]}={name}"
     else:
         choice = f"{group}={name}"
-    more = ["data.path=somewhere"] if (group, name) == ("data", "text") else []
+    more = ["data.path=somewhere"] if (group, name) in (("data", "text"), ("data", "brown")) else []
     loaded = load([f"study={study}", choice, *more])
     node = {"method": loaded.tree["methods"], "metric": loaded.tree["metrics"]}.get(group)
     node = node["x"] if node is not None else loaded.tree.get(group)
