@@ -123,7 +123,7 @@ class TrialRunner:
             steps.measure_cell(session, cell, progress)
         steps.score_cell(session, cell, progress)
         clock.append(time.perf_counter())
-        values, constraints, scores = evaluate(self.context, make_rows(session, cell, protocol))
+        values, constraints, scores = evaluate(self.context, make_rows(session, cell, protocol), session.columns)
         seconds = dict(zip(("train", "sample", "score"), np.diff(clock).tolist(), strict=True))
         return TrialResult(values, constraints, scores, seconds, trained)
 
@@ -195,8 +195,10 @@ def needs_data(cfg: TuneConfig) -> bool:
     return aims or any(c.within is not None for c in cfg.constraints.values())
 
 
-def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float], dict[str, float]]:
-    """(objectives, constraints, scores) of the searched method's rows.
+def evaluate(
+    context: Context, rows: Sequence[dict[str, Any]], columns: Sequence[Column] = ()
+) -> tuple[list[float], list[float], dict[str, float]]:
+    """(objectives, constraints, scores) of the searched method's rows; `columns` of the metrics: those that scores are of.
 
     A constraint is at most 0 where it is met: what it is broken by, in the unit of its column. Scores are all numbers of
     the rows as `<column>@<nfe>`. Raises `UserError` for an objective without a value, which a trial cannot be told with.
@@ -208,7 +210,7 @@ def evaluate(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[flo
     constraints = [
         _excess(c, _number(_row(own, c).get(c.column)), data.get(c.column, math.nan)) for c in cfg.constraints.values()
     ]
-    known = known_columns(context.session.columns)
+    known = known_columns(columns or context.session.columns)
     numbers = [(row["nfe"], k, _number(v)) for row in own for k, v in row.items() if k.removesuffix("_se") in known]
     return values, constraints, {f"{name}@{nfe}": value for nfe, name, value in numbers if not math.isnan(value)}
 

@@ -91,7 +91,7 @@ OTHER_REFUSALS = [
     (METHODS["seq"], {"stages": 3}, "the nearest is 2"),
     ("lddm.seq_discrete.SEQDiscrete", {"codes": 1}, "the nearest is 2"),
     ("baselines.mdlm.MDLM", {"width_factor": 17.0}, "the nearest is 16"),
-    ("baselines.ngram.NGram", {"order": -1}, "the nearest is 0"),
+    ("baselines.ngram.NGram", {"order": -1}, "the nearest is 1"),
     (SAMPLERS["path"], {"path": "ofset"}, "did you mean 'offset'"),
     (SAMPLERS["path"], {"lead": 0.0}, "lead=0.0: must be above 0"),
     (SAMPLERS["path"], {"lead": math.nan}, "lead=nan: must be finite, and above 0"),

@@ -24,7 +24,7 @@ def test_times_commits_and_the_order_of_rows_do_not_matter(finished, folder, cap
     frame["seconds_per_seq"], frame["git_sha"] = 1.0, "another"
     frame.iloc[::-1].to_parquet(folder / "results.parquet")
     assert main(str(finished.folder), str(folder)) == 0
-    assert "14 rows, 14 sets of samples, 5 models: 0 differences" in capsys.readouterr().out
+    assert "15 rows, 15 sets of samples, 5 models: 0 differences" in capsys.readouterr().out
 
 
 def _other_score(folder: Path) -> None:
