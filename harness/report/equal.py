@@ -33,6 +33,16 @@ def equal_rows(frame: pd.DataFrame, columns: Sequence[Column], budgets: Sequence
     return order.drop(columns="_place").reset_index(drop=True)
 
 
+def strict_rows(frame: pd.DataFrame, budgets: Sequence[int]) -> pd.DataFrame:
+    """The frame without what methods drew for a budget of equal FLOPs alone; `budgets`: the strict ones (none: all rows).
+
+    A method that has none of them keeps what it has.
+    """
+    asked = frame["nfe"].isin(list(budgets)) | (frame["role"] != "method")
+    other = ~asked.groupby([frame["method"], frame["sampler"].fillna("")]).transform("any")
+    return frame[asked | other] if len(budgets) else frame
+
+
 def equal_table(frame: pd.DataFrame, columns: Sequence[Column], budgets: Sequence[float]) -> str:
     """Scores of the methods at each budget of equal sampling FLOPs; '' where the study has none of them."""
     shown = [column for column in columns if column.better != "data"]

@@ -12,7 +12,7 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
-from harness.report.equal import equal_table
+from harness.report.equal import equal_table, strict_rows
 from harness.report.latex import latex_table
 from harness.report.marks import blind, resolutions
 from harness.report.opening import opening
@@ -43,7 +43,8 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     `judge_ppl`, `n`, `seeds`, `device`, `protocol`, `command`, `git_sha`; `data` (a mapping of facts); `provenance`
     (a mapping of versions and the like); `notes` (lines); `samples` (rows with title, nfe, text and optionally
     temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
-    `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal sampling FLOPs); `profiles`
+    `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal
+    sampling FLOPs) beside `nfe` (those of the other tables); `profiles`
     (by title: rows as `harness.report.table.profile_table` takes them).
     """
     folder = Path(folder)
@@ -61,10 +62,11 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
         heading = f"## {data}, protocol {protocol}" if several else "## Scores"
         main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
-        tables.append(results_table(part, main, blind=unseen))
+        strict = strict_rows(part, context.get("nfe") or ())
+        tables.append(results_table(strict, main, blind=unseen))
         parts.append(f"{heading}\n\n{tables[-1]}")
         if aside:
-            tables.append(results_table(part, aside, costs=False, blind=unseen))
+            tables.append(results_table(strict, aside, costs=False, blind=unseen))
             parts.append(f"### More scores\n\n{tables[-1]}")
         parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items() if not several]
         equal = equal_table(part, main, context.get("equivalent_nfe") or ())

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from harness.config.rows import budgets_of
 from harness.jobs.schedule import TaskKey
 from harness.provenance import git_state, provenance
 from harness.report.aggregate import error_name, labels_of
+from harness.report.equal import strict_rows
 from harness.report.html import write_html
 from harness.report.marks import resolutions
 from harness.report.pictures import COLUMNS, ROWS, Block, choose_budgets
@@ -147,18 +149,19 @@ class Publisher:
         shown = [column for column in s.columns if column.headline]
         gaps = {f"resolution/{each.column.name}": each.gap for each in resolutions(frame, shown)}
         self.runs.tracker.log_scores(self.runs.parent, gaps, 0, int(frame["time_ms"].max()))
+        strict = strict_rows(frame, self._strict())
         report = write_report(s.folder, frame, shown, self._context(frame, failures))
         page = write_html(report)
         named = ("report.md", "table.tex", "results.parquet", "config.yaml", "protocol.json")
         files = [page, *(s.folder / name for name in named)]
         figures = sorted((s.folder / "figures").glob("*.png"))
         status: Status = "FAILED" if failures else "FINISHED"
-        self.runs.finish(status, (*figures, *files), note=markdown_table(frame, shown), git_sha=commits_of(frame))
+        self.runs.finish(status, (*figures, *files), note=markdown_table(strict, shown), git_sha=commits_of(frame))
         places = [f"report   {page}", f"results  {s.folder / 'results.parquet'}", f"samples  {s.folder / 'samples'}"]
         tracker = self.runs.tracker
         if tracker.where:
             places += [f"MLflow   {tracker.where}", f"         {tracker.link()}"]
-        return Outcome(terminal_table(frame, shown), places, failures)
+        return Outcome(terminal_table(strict, shown), places, failures)
 
     def _context(self, frame: pd.DataFrame, failures: dict[str, str]) -> dict[str, Any]:
         s = self.session
@@ -181,6 +184,7 @@ class Publisher:
             "judge_ppl": self._protocol["held_out_ppl"],
             "n": s.cfg.study.samples,
             "equivalent_nfe": s.cfg.study.equivalent_nfe,
+            "nfe": self._strict(),
             "seeds": ", ".join(map(str, s.cfg.study.seeds)),
             "device": f"{self.facts.get('device', s.numerics.device)}, {s.numerics.precision}",
             "protocol": self.protocol(),
@@ -194,6 +198,13 @@ class Publisher:
             "profiles": self._profiles(named),
             "curves": {"Bound on held-out text": {"unit": "nats per token", "series": curves}} if curves else {},
         }
+
+    def _strict(self) -> list[int]:
+        """The budgets that the study asks for, where it asks for those of equal FLOPs too; else none, as all are asked for."""
+        study, asked = self.session.cfg.study, set[int]()
+        for method, labels in self.session.rows.items():
+            asked |= {k for label in labels for k in budgets_of(study.nfe_of, study.nfe, method, label)}
+        return sorted(asked) if study.equivalent_nfe else []
 
     def _profiles(self, named: dict[str, Cell]) -> dict[str, list[tuple[str, int | None, list[float]]]]:
         """Numbers by place in a sequence, for one seed of each label."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.config.load import load
-from harness.report.equal import equal_rows, equal_table
+from harness.report.equal import equal_rows, equal_table, strict_rows
 from harness.study.budget import count_flops, full_call_flops
 from harness.study.cells import make_cells
 from harness.study.equivalent import most_calls
@@ -81,3 +81,13 @@ def test_the_table_takes_of_each_method_what_spends_most_of_the_budget():
     over = _row("Over", "method", 4, 1.0, 4.0, 0.9, equivalent_nfe=4.1)
     assert "Over" not in set(equal_rows(_frame([*ROWS, over]), COLUMNS, [4])["label"])
     assert np.isfinite(rows["mauve"]).all()
+
+
+def test_the_other_tables_have_the_strict_budgets_alone():
+    lone = _row("Lone", "method", 64, 4.0, 4.0, 0.9, equivalent_nfe=64)
+    more = _row("Beta", "method", 7, 30.0, 4.4, 0.8, equivalent_nfe=4)
+    frame = _frame([*ROWS, lone, more])
+    kept = strict_rows(frame, [2, 4])
+    gone = frame.drop(kept.index)
+    assert gone[["title", "nfe"]].values.tolist() == [["Beta", 7]], "what has no other budget stays"
+    assert strict_rows(frame, []).equals(frame)
