@@ -200,10 +200,10 @@ class Publisher:
         }
 
     def _strict(self) -> list[int]:
-        """The budgets that the study asks for, where it asks for those of equal FLOPs too; else none, as all are asked for."""
-        study, asked = self.session.cfg.study, set[int]()
-        for method, labels in self.session.rows.items():
-            asked |= {k for label in labels for k in budgets_of(study.nfe_of, study.nfe, method, label)}
+        """The budgets that are asked of methods, where those of equal FLOPs are asked for too; else none: all rows are."""
+        study = self.session.cfg.study
+        compared = [(cell.method, cell.sampler) for cell in self.cells if cell.role == "method"]
+        asked = {k for row in compared for k in budgets_of(study.nfe_of, study.nfe, *row)}
         return sorted(asked) if study.equivalent_nfe else []
 
     def _profiles(self, named: dict[str, Cell]) -> dict[str, list[tuple[str, int | None, list[float]]]]:
