@@ -128,7 +128,10 @@ def _live(pipe: Connection, log: Path, parent: int, environment: dict[str, str])
             said = Message("refused", str(error))
         except Exception:
             said = Message("broke", traceback.format_exc())
-        pipe.send(said)
+        try:
+            pipe.send(said)
+        except OSError:  # the command was killed while the job ended: nobody is there to be told
+            return
 
 
 @dataclass
