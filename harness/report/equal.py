@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
 from harness.metrics.base import Column
 from harness.report.aggregate import EQUIVALENT, aggregate, headline, labelled
-from harness.report.table import ARROWS, best_rows, budget, markdown, measured, name_of, number
+from harness.report.table import best_rows, budget, markdown, name_of, number, score_of, title_of
 
 #: Counted on other sequences, a budget that was met to the last call may be above by so much.
 _SLACK = 1.005
@@ -43,22 +43,24 @@ def strict_rows(frame: pd.DataFrame, budgets: Sequence[int]) -> pd.DataFrame:
     return frame[asked | other] if len(budgets) else frame
 
 
-def equal_table(frame: pd.DataFrame, columns: Sequence[Column], budgets: Sequence[float]) -> str:
-    """Scores of the methods at each budget of equal sampling FLOPs; '' where the study has none of them."""
+def equal_table(
+    frame: pd.DataFrame, columns: Sequence[Column], budgets: Sequence[float], blind: Collection[str] = ()
+) -> str:
+    """Scores of the methods at each budget of equal sampling FLOPs; '' where the study has none of them.
+
+    `blind`: names of columns that are marked as such.
+    """
     shown = [column for column in columns if column.better != "data"]
     rows = equal_rows(frame, shown, budgets)
     if rows.empty or not shown:
         return ""
     as_budget = rows.assign(nfe=rows["equal_budget"])
     bold = {column.name: best_rows(as_budget, column) for column in shown}
-    header = ["Method", "Budget", "NFE", "Spent", *(f"{column.heading} {ARROWS[column.better]}" for column in shown)]
+    header = ["Method", "Budget", "NFE", "Spent", *(title_of(column, blind) for column in shown)]
     lines = []
     for place, row in rows.iterrows():
         cells = [name_of(row), number(row["equal_budget"]), budget(row), number(row[EQUIVALENT.name])]
-        for column in shown:
-            text = measured(row[column.name], row[f"{column.name}_error"])
-            cells.append(f"**{text}**" if place in bold[column.name] else text)
-        lines.append(cells)
+        lines.append([*cells, *(score_of(row, column, place in bold[column.name]) for column in shown)])
     caption = (
         "Budget and Spent: FLOPs of sampling a sequence over those of one call of the baseline's network. Each method has as "
         "many calls as fit into the budget. Bold: best at that budget, by the same rule as above."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +58,12 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     scores_at = len(parts)
     for (data, protocol), part in sections:
         unseen = blind(told[data, protocol], columns)
-        several = len(sections) > 1
-        prefix = f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_" if several else ""
-        heading = f"## {data}, protocol {protocol}" if several else "## Scores"
-        main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
-        strict = strict_rows(part, context.get("nfe") or ())
-        tables.append(results_table(strict, main, blind=unseen))
-        parts.append(f"{heading}\n\n{tables[-1]}")
-        if aside:
-            tables.append(results_table(strict, aside, costs=False, blind=unseen))
-            parts.append(f"### More scores\n\n{tables[-1]}")
-        parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items() if not several]
-        equal = equal_table(part, main, context.get("equivalent_nfe") or ())
-        if equal:
-            parts.append(f"### At equal sampling FLOPs\n\n{equal}")
-        parts.append(truth_section(part))
-        swept = frontier_table(part, main)
-        if swept:
-            parts.append(f"### At the diversity of the data\n\n{swept}")
-        parts.append(f"### Cost\n\n{cost_table(part)}")
-        parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), main, prefix)))
+        if len(sections) == 1:
+            made, own = _section(folder, part, columns, context, unseen)
+        else:
+            name = f"{data}, protocol {protocol}", f"{_slug(str(data))}_{_slug(str(protocol))[:12]}_"
+            made, own = _section(folder, part, columns, {**context, "profiles": None}, unseen, *name)
+        parts, tables = [*parts, *made], [*tables, *own]
     if len(sections) == 1:
         parts.insert(scores_at, opening(folder, columns, context.get("samples") or []))
     compared = list(frame.loc[frame["role"] == "method", "label"])
@@ -91,6 +77,36 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     write_text(folder / "table.tex", "\n".join(map(latex_table, tables)))
     return path
+
+
+def _section(
+    folder: Path,
+    part: pd.DataFrame,
+    columns: Sequence[Column],
+    context: Mapping[str, Any],
+    unseen: Collection[str],
+    heading: str = "Scores",
+    prefix: str = "",
+) -> tuple[list[str], list[str]]:
+    """Markdown of the rows of one protocol, and those of its tables that LaTeX has too; draws figures named `prefix`..."""
+    main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
+    strict = strict_rows(part, context.get("nfe") or ())
+    tables = [results_table(strict, main, blind=unseen)]
+    parts = [f"## {heading}\n\n{tables[0]}"]
+    if aside:
+        tables.append(results_table(strict, aside, costs=False, blind=unseen))
+        parts.append(f"### More scores\n\n{tables[1]}")
+    parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items()]
+    equal = equal_table(part, main, context.get("equivalent_nfe") or (), unseen)
+    if equal:
+        parts.append(f"### At equal sampling FLOPs\n\n{equal}")
+    parts.append(truth_section(part))
+    swept = frontier_table(part, main)
+    if swept:
+        parts.append(f"### At the diversity of the data\n\n{swept}")
+    parts.append(f"### Cost\n\n{cost_table(part)}")
+    parts.append("### Figures\n\n" + "\n\n".join(_figures(folder, labelled(part), main, prefix)))
+    return parts, tables
 
 
 def _has(frame: pd.DataFrame, name: str) -> bool:

@@ -131,6 +131,20 @@ def name_of(row: pd.Series) -> str:
     return shown if row["role"] == "method" else f"*{shown}*"
 
 
+def title_of(column: Column, blind: Collection[str], aim: float = math.nan) -> str:
+    """Heading of a column: which way is better, the data's value where that is the aim, and whether it is marked as blind."""
+    arrow = ARROWS[column.better]
+    if column.better == "data" and not math.isnan(aim):
+        arrow += f" {number(aim, 4)}"
+    return f"{column.heading} {arrow}" + (f" {BLIND}" if column.name in blind else "")
+
+
+def score_of(row: pd.Series, column: Column, bold: bool, above: bool = False) -> str:
+    """A score of an aggregated row with its error; `above`: with the mark of what is above held-out data."""
+    text = measured(row[column.name], row[f"{column.name}_error"]) + (f" {ABOVE}" if above else "")
+    return f"**{text}**" if bold else text
+
+
 def results_table(
     frame: pd.DataFrame, columns: Sequence[Column], costs: bool = True, blind: Collection[str] = ()
 ) -> str:
@@ -146,20 +160,14 @@ def results_table(
     bold, above = dict[str, set[int]](), {column.name: above_data(table, column) for column in shown}
     for column in shown:
         aim = data_value(table, column.name)
-        arrow = ARROWS[column.better]
-        if column.better == "data" and not math.isnan(aim):
-            arrow += f" {number(aim, 4)}"
-        header.append(f"{column.heading} {arrow}" + (f" {BLIND}" if column.name in blind else ""))
+        header.append(title_of(column, blind, aim))
         bold[column.name] = best_rows(table, column, aim)
     header += ["Seconds per sequence ↓"] if costs else []
     rows = []
     for role in ROLES:
         for place, row in table[table["role"] == role].iterrows():
             cells = [name_of(row), budget(row), *([number(row[EQUIVALENT.name])] if costs else [])]
-            for column in shown:
-                text = measured(row[column.name], row[f"{column.name}_error"])
-                text += f" {ABOVE}" if place in above[column.name] else ""
-                cells.append(f"**{text}**" if place in bold[column.name] else text)
+            cells += [score_of(row, c, place in bold[c.name], place in above[c.name]) for c in shown]
             seconds, error = row[SECONDS.name], row[f"{SECONDS.name}_error"]
             cells += [number(seconds) if math.isnan(error) else measured(seconds, error)] if costs else []
             rows.append(cells)

@@ -73,6 +73,7 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+@functools.lru_cache(maxsize=8)  # each row and each sampler of a study asks, and the network may be large
 def full_call_flops(problem: Problem) -> int:
     """FLOPs for one sequence of one call of the plain masked denoiser: trunk, and LM head at every position.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.interface import Problem
 from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd  # start-up time of workers
 
 _COMMITS = ("git_sha", "git_sha_train", "git_sha_score")
-
-
-@lru_cache(maxsize=8)
-def _full_call(problem: Problem) -> int:
-    return full_call_flops(problem)
 
 
 class StudyRows:
@@ -90,7 +84,7 @@ class StudyRows:
             # What an exact answer costs says nothing about the cost of a network that has learnt it.
             "equivalent_nfe": None
             if flops is None or cell.role == "floor"
-            else flops / _full_call(self.session.problem),
+            else flops / full_call_flops(self.session.problem),
             "seconds_per_seq": cost.get("seconds_per_seq"),
             "params": facts.get("params"),
             "train_tokens": facts.get("train_tokens"),

@@ -102,10 +102,10 @@ def draw_samples(
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         flops = count_flops(lambda: sampler.draw(few, part.nfe, generator(0), part.temperature)) / few
     x_NL = torch.cat(parts)[:n].numpy()
-    took = (
-        torch.cat(calls) if calls else None
-    )  # of the sequences that are cut off too: a draw meets its budget as a whole
-    spread = {} if took is None else {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
+    spread = {}
+    if calls:  # of the sequences that are cut off too: a draw meets its budget as a whole
+        took = torch.cat(calls)
+        spread = {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
     seconds /= len(parts) * chunk
     return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds, flops, spread)
 

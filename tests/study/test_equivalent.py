@@ -77,6 +77,7 @@ def test_the_table_takes_of_each_method_what_spends_most_of_the_budget():
     assert got == [[2, "Alpha", 2], [4, "Alpha", 4], [4, "Beta", 4], [8, "Alpha", 4], [8, "Beta", 4]]
     table = equal_table(_frame(ROWS), COLUMNS, [4])
     assert "| Beta | 4.00 | 4 (2+2) | 2.50 | 37.5 ± 1.0 | **0.800 ± 0.010** |" in table
+    assert "MAUVE ↑ †" in equal_table(_frame(ROWS), COLUMNS, [4], {"mauve"}), "marked where it is read"
     assert equal_table(_frame(ROWS), COLUMNS, []) == "" and equal_table(_frame(ROWS[:2]), COLUMNS, [4]) == ""
     over = _row("Over", "method", 4, 1.0, 4.0, 0.9, equivalent_nfe=4.1)
     assert "Over" not in set(equal_rows(_frame([*ROWS, over]), COLUMNS, [4])["label"])
