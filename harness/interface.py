@@ -231,3 +231,17 @@ class Sampler(ABC):
         an upper bound on `-log q_K(x)` in the mean (Burda et al. 2016). Temperature 1.
         """
         return None
+
+
+class Callless(Sampler):
+    """One that calls no network: its only budget is 0."""
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
+        return (0,)
+
+    def check_budget(self, nfe: int) -> None:
+        if nfe != 0:
+            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: it has no network to call; use 0")

@@ -8,34 +8,21 @@ Shapes: N sequences, L tokens, V symbols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
-from torch import nn
 
 from baselines.ngram import NGram
 from harness.config.fields import NoOptions
-from harness.errors import BudgetError, UserError
-from harness.interface import Draw, Sampler
+from harness.errors import UserError
+from harness.interface import Callless, Draw
 
 
-class Counts(Sampler):
+class Counts(Callless):
     """No network is called; the temperature must be 1 (counts have no logits)."""
 
     Options = NoOptions
     methods = NGram
     method: NGram
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        return (0,)
-
-    def check_budget(self, nfe: int) -> None:
-        if nfe != 0:
-            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: it has no network to call; use 0")
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         self.check_budget(nfe)

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.config.fields import NoOptions
 from harness.data.base import TokenData
-from harness.errors import BudgetError, UserError
-from harness.interface import Draw, Method, Problem, Sampler, Stage
+from harness.errors import UserError
+from harness.interface import Callless, Draw, Method, Problem, Stage
 from harness.training import checkpoint
 
 _SHOWN = 3
@@ -157,23 +157,13 @@ class Given(Method):
         return None
 
 
-class AsGiven(Sampler):
+class AsGiven(Callless):
     """The samples of the file in their order, all in one draw; no network is called."""
 
     Options = NoOptions
     methods = Given
     method: Given
     bounded = False
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    def budgets(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        return (0,)
-
-    def check_budget(self, nfe: int) -> None:
-        if nfe != 0:
-            raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: no network is called here; use 0")
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         self.check_budget(nfe)
