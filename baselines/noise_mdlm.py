@@ -6,6 +6,8 @@ noise_m)`, whose -log is, in the mean, an upper bound of that of the mixture ove
 
 - Where all is masked the input is noise alone, so that one set of noises serves all sequences of a batch, each of which
   finds the noise that is nearest to it among many, at the price of one call for each noise.
+- In the first steps a text teaches only the noise that is nearest to it (multiple choice learning, Guzman-Rivera et al. 2012).
+  The mixture itself has a saddle where all noises say the same; from there hundreds of steps were not enough.
 - M noises tell log M nats, which are soon spent on a whole text. So the mixture is also asked for each run of `window`
   neighbours by itself (a composite likelihood, Lindsay 1988: its best law has the right law in each run).
 
@@ -28,7 +30,6 @@ from harness.interface import Bound, Loss, Method, Problem, Stage
 from harness.nn.networks import TokenNetwork
 from harness.nn.slices import Logits, by_sequences
 
-
 _HEAD = 0.03  # ten times as much leaves noises whose texts are like nothing, which no data ask for
 
 
@@ -36,7 +37,9 @@ _HEAD = 0.03  # ten times as much leaves noises whose texts are like nothing, wh
 class NoiseMDLMOptions:
     schedule: str = chosen("linear", TOKEN_SCHEDULES)
     noise: int = ranged(4, 1, 4096)  # coordinates of the noise
-    noise_share: float = ranged(0.4, 0, 0.99)  # of the steps, before all others, that are of noise alone
+    noise_share: float = ranged(
+        0.4, 0, 0.99
+    )  # of the steps, before all others, of noise alone; a quarter of them nearest
     full_mask: float = ranged(0.5, 0, 1)  # share of a batch's calls that are of noise alone in the other steps
     noises: int = ranged(4, 1, 1024)  # that a sequence with some tokens shown is tried with; 1 learns no mixture there
     window: int = ranged(4, 0)  # neighbours whose law is compared by itself, beside that of all tokens; 0: none
@@ -67,20 +70,25 @@ class NoiseNetwork(TokenNetwork):
         return self.trunk(self.stem(h_BLE), positions_L)[0][select_BL]
 
 
-def mixture_nats(log_p_MBL: Tensor, masked_BL: Tensor, window: int) -> Tensor:
-    """Nats per masked token of the mixture of M equal shares, a scalar: of whole sequences, and of runs of neighbours, in halves.
+def mixture_nats(log_p_MBL: Tensor, masked_BL: Tensor, window: int, nearest: bool = False) -> Tensor:
+    """Nats per masked token of the mixture of M equal shares, a scalar: of whole sequences and of runs of neighbours in halves.
 
-    `log_p_MBL` is log p of each token under each component. Runs that do not fit are left out.
+    `log_p_MBL` is log p of each token under each component. Runs that do not fit are left out. With `nearest` nats of the best
+    component, in the place of the mixture's.
     """
+
+    def log_p(part_MBR: Tensor) -> Tensor:
+        return part_MBR.amax(0) if nearest else part_MBR.logsumexp(0) - math.log(len(part_MBR))
+
     hidden_BL = masked_BL.float()
     sum_MBL = (log_p_MBL * hidden_BL).cumsum(-1)
     whole_MB, count = sum_MBL[..., -1], hidden_BL.sum().clamp(min=1)
-    nats = -(whole_MB.logsumexp(0) - math.log(len(whole_MB))).sum() / count
+    nats = -log_p(whole_MB).sum() / count
     if not 0 < window < masked_BL.shape[1]:
         return nats
     run_MBR = sum_MBL[..., window - 1 :] - torch.nn.functional.pad(sum_MBL, (1, 0))[..., :-window]
     shown = hidden_BL.unfold(1, window, 1).sum().clamp(min=1)
-    return 0.5 * nats - 0.5 * (run_MBR.logsumexp(0) - math.log(len(run_MBR))).sum() / shown
+    return 0.5 * nats - 0.5 * log_p(run_MBR).sum() / shown
 
 
 class NoiseMDLM(Method):
@@ -93,14 +101,16 @@ class NoiseMDLM(Method):
         super().__init__(problem, options)
         self.schedule = token_schedule(options.schedule)
         self.network = NoiseNetwork(problem, options.noise)
-        self._alone_share = options.full_mask
+        self.set_stage("tokens")
 
     def stages(self) -> tuple[Stage, ...]:
         share = self.options.noise_share
-        return (Stage("noise", share), Stage("tokens", 1.0 - share)) if share else (Stage("tokens"),)
+        if not share:
+            return (Stage("tokens"),)
+        return Stage("nearest", 0.25 * share), Stage("noise", 0.75 * share), Stage("tokens", 1.0 - share)
 
     def set_stage(self, name: str) -> None:
-        self._alone_share = 1.0 if name == "noise" else self.options.full_mask
+        self._nearest, self._alone_share = name == "nearest", self.options.full_mask if name == "tokens" else 1.0
 
     def networks(self) -> Mapping[str, nn.Module]:
         """What the samplers call."""
@@ -137,7 +147,8 @@ class NoiseMDLM(Method):
         total, parts, window = x_BL.new_zeros((), dtype=torch.float32), dict[str, Tensor](), self.options.window
         if alone:
             log_p_MBL = self._alone(x_BL, alone, generator)
-            parts["nats_of_noise_alone"] = mixture_nats(log_p_MBL, torch.ones_like(x_BL, dtype=torch.bool), window)
+            all_BL = torch.ones_like(x_BL, dtype=torch.bool)
+            parts["nats_of_noise_alone"] = mixture_nats(log_p_MBL, all_BL, window, self._nearest)
             total = total + alone / len(x_BL) * parts["nats_of_noise_alone"]
         if beside:
             parts["nats_beside_tokens"] = mixture_nats(*self._beside(x_BL[:beside], generator), window)

@@ -180,6 +180,8 @@ class Sampler(ABC):
     #: Whether the number of calls differs by sequence: a budget is then what their mean may be, in every draw. Calls are
     #: counted by sequence, so that a network has to be called on those alone that are not done (`Draw.calls_N`).
     adaptive: bool = False
+    #: Whether it can hold given tokens fixed and draw the others (`fill`).
+    fills: bool = False
 
     def __init__(self, method: Any, options: Any) -> None:
         if not isinstance(method, self.methods):
@@ -217,6 +219,12 @@ class Sampler(ABC):
     @abstractmethod
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """Draw `n` sequences with exactly `nfe` calls for each; `temperature` divides the logits of x0."""
+
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
+        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers with `fills`."""
+        raise UserError(f"{self.title} cannot hold given tokens fixed")
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """Upper bound on `-log p(x)` under what is drawn; None where there is none."""

@@ -105,6 +105,7 @@ def test_beside_shown_tokens_the_mixture_is_of_what_is_masked():
     runs = -(np.log((0.5 * 0.2 + 0.1 * 0.9) / 2) + np.log((0.2 + 0.9) / 2)) / 3
     assert float(mixture_nats(log_p_MBL, masked_BL, 0)) == pytest.approx(whole)
     assert float(mixture_nats(log_p_MBL, masked_BL, 2)) == pytest.approx((whole + runs) / 2)
+    assert float(mixture_nats(log_p_MBL, masked_BL, 0, nearest=True)) == pytest.approx(-np.log(0.5 * 0.2) / 2)
 
 
 def test_one_call_goes_below_the_best_product():
@@ -116,8 +117,8 @@ def test_one_call_goes_below_the_best_product():
     floor = -float(task.log_prob(product_NL).mean()) - entropy
     method = NoiseMDLM(tiny_problem(4, 16, width=32), NoiseMDLMOptions())
     optimizer = torch.optim.Adam(method.parameters(), lr=0.004)
-    method.set_stage("noise")
     for step in range(100):
+        method.set_stage("nearest" if step < 8 else "noise")
         x_BL = data_NL[torch.randint(len(data_NL), (32,), generator=generator_of(step))]
         optimizer.zero_grad()
         method.loss(x_BL, generator_of(step)).total.backward()
