@@ -190,8 +190,8 @@ def config_key(session: Session, cells: list[Cell]) -> str:
     """Identity of everything that the study's table depends on, except the weights of a judge that is trained here."""
     parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
     study = {k: v for k, v in session.tree["study"].items() if k not in ("name", "question")}
-    if study["prompt"] == "none":  # as before there were any
-        del study["prompt"]
+    if session.cfg.study.prompt == "none":  # as before there were any
+        study.pop("prompt", None)
     return short_hash(
         {
             "layout": LAYOUT,
