@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ def main(
     Without a word it starts nothing, and prints that text.
 
     Exit codes: 0 done, 1 something failed, 2 bad input (one line on standard error); 130, 143 and 129 for Ctrl-C, SIGTERM
-    and SIGHUP.
+    and SIGHUP; 141 where nobody reads what is printed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -61,7 +62,12 @@ def main(
         with stoppable():
             given = split(sys.argv[1:] if words is None else words)
             given.show_help |= not given.words
-            return _show(_help(given, usage) if given.show_help else run(given))
+            code = _show(_help(given, usage) if given.show_help else run(given))
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # the reader, as `head` does, has seen enough; Python would try to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return EXIT_CODE

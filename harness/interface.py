@@ -143,7 +143,7 @@ class Method(nn.Module, ABC):
         """
 
     def settle(self, valid_NL: np.ndarray) -> None:  # noqa: B027 - most methods have nothing left to choose
-        """Settle what validation text (N, L) decides, such as an order; of methods without stages, each time after `fit`."""
+        """Settle what validation text (N, L) decides, such as an order, once the method is fitted or its weights are loaded."""
 
     def fitted_numbers(self) -> int:
         """How many numbers `fit` learns that no gradient trains: they count as parameters, as any table of a model does."""

@@ -87,7 +87,8 @@ def build_method(node: dict[str, Any], seed: int = 0) -> Method:
     scramble(method, seed, std=0.1)
     method.fit(TRAIN_NL)
     method.settle(TRAIN_NL[:8])
-    if method.stages():
+    for stage in method.stages():
+        method.set_stage(stage.name)
         method.calibrate(X)
     return method.eval()
 

@@ -105,8 +105,8 @@ def load_method(session: Session, weights: Weights) -> Method:
             method.set_stage(stage.name)
     else:
         method.fit(session.data.splits["train"])
-        method.settle(session.data.some("valid", _CHOSEN_ON))
         session.counted[weights.method] = method
+    method.settle(session.data.some("valid", _CHOSEN_ON))
     return method.eval().to(session.numerics.device)
 
 

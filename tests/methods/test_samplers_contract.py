@@ -51,6 +51,7 @@ def test_contract(method, name, check):
 SWITCHES = [
     ("seq", "diffusion", {"latent_share": 0.25, "eta": 0.0}),
     ("seq_discrete", "codes", {"latent_share": 1.0}),
+    ("seq_distilled", "distilled_codes", {"round": 2}),
     ("seq_embedded", "embedded", {"latent_share": 0.0}),
     ("seq_embedded", "embedded", {"start": 0.5, "eta": 1.0}),
     ("fuji_independent", "path", {"path": "offset", "offset": 0.5}),
