@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from harness.report.table import UNKNOWN, markdown, measured, number, title_of
 
 FLOPS = "train_flops"
 _PANEL = (5.4, 4.0)
+_BESIDE = {"color": "#4a4a4a", "marker": "x", "linestyle": "--"}
 _CAPTION = (
-    "Each line is a method, each point a training of its own: {across}. Lines across are held-out data and samplers that are "
+    "Each line is a method, each point a training of its own: {across}. Lines across are held-out data and what is "
     "not trained for longer."
 )
 
 
 def grown(frames: Mapping[str, pd.DataFrame], columns: Sequence[Column]) -> pd.DataFrame | None:
-    """One row per label, NFE and training budget, as `aggregate` makes them, with `train_flops`.
+    """One row per label, NFE and training budget, as `aggregate` makes them, with `train_flops` and whether it `grows`.
 
     None unless all tasks are scored on the same data by the same protocol, and some method was trained with several budgets.
     `frames` by task, as `harness.report.aggregate` takes them.
@@ -41,8 +43,10 @@ def grown(frames: Mapping[str, pd.DataFrame], columns: Sequence[Column]) -> pd.D
         spent = plain.groupby("label")[FLOPS].median()
         tables.append(aggregate(plain, names).assign(**{FLOPS: lambda t, spent=spent: t["label"].map(spent)}))
     table = pd.concat(tables, ignore_index=True)
-    budgets = table[table["role"] == "method"].groupby("label")[FLOPS].nunique()
-    return table if len(budgets) and budgets.max() > 1 else None
+    longer = table.groupby("label")[FLOPS].transform("nunique") > 1
+    # A reference that is trained, as an autoregressive model, grows with the methods.
+    table["grows"] = (table["role"] == "method") | longer
+    return table if (longer & (table["role"] == "method")).any() else None
 
 
 def growth_section(
@@ -76,16 +80,16 @@ def _budgets(table: pd.DataFrame, column: Column) -> list[float | None]:
     return list(choose_budgets([int(nfe) for nfe in counted[counted == counted.max()].index]))
 
 
-def _at(table: pd.DataFrame, nfe: float | None) -> pd.DataFrame:
-    """A row for each label and training budget at this NFE; for the bound (None) any row that has it."""
+def _at(table: pd.DataFrame, nfe: float | None, column: Column = BOUND) -> pd.DataFrame:
+    """A row for each label and training budget at this NFE; None: any row that has the column's score."""
     if nfe is None:
-        return table[table[BOUND.name].notna()].drop_duplicates(["label", FLOPS])
+        return table[table[column.name].notna()].drop_duplicates(["label", FLOPS])
     return table[table["nfe"] == nfe]
 
 
 def growth_figure(table: pd.DataFrame, column: Column, budgets: Sequence[float | None], path: Path) -> Path | None:
     """One panel for each of `budgets`: the score against training FLOPs, both logarithmic where they span far."""
-    methods = table[table["role"] == "method"]
+    grows, still = table[table["grows"]], table[~table["grows"]]
     wide = min(2, len(budgets))
     high = -(-len(budgets) // wide)
     figure = new_figure((_PANEL[0] * wide + 1, _PANEL[1] * high + 0.9))
@@ -95,15 +99,18 @@ def growth_figure(table: pd.DataFrame, column: Column, budgets: Sequence[float |
     for place, nfe in enumerate(budgets):
         axes = figure.add_subplot(high, wide, place + 1)
         dress(axes, "" if nfe is None else f"NFE {nfe:g}", "Training FLOPs", column.heading)
-        rows = _at(methods, nfe)
-        everything = pd.concat([rows, table[table["role"].isin(("data", "reference"))]])
+        beside = grows[grows["role"] != "method"]
+        rows = pd.concat([_at(grows[grows["role"] == "method"], nfe), _at(beside, None, column)])
+        everything = pd.concat([rows, still])
         scale_y(axes, column, everything[column.name].tolist(), everything[f"{column.name}_error"].tolist())
-        for label, group in rows.groupby("label", sort=False):
-            _line(axes, group.sort_values(FLOPS), column, style.of(str(label)) | {"label": str(label)})
+        for (role, label), group in rows.groupby(["role", "label"], sort=False):
+            look = style.of(str(label)) if role == "method" else _BESIDE
+            _line(axes, group.sort_values(FLOPS), column, look | {"label": str(label)})
         axes.set_xscale("log")
-        reference_lines(axes, table, column.name)
+        reference_lines(axes, still, column.name)
         ticks_y(axes)
-        plain_ticks(axes.xaxis, sorted(set(rows[FLOPS].dropna())))
+        # Equal budgets differ by a step or two from method to method: a tick for each that can be told apart.
+        plain_ticks(axes.xaxis, sorted({round(math.log10(flops), 1): flops for flops in rows[FLOPS].dropna()}.values()))
         axes.xaxis.set_major_formatter(lambda value, _: number(value, 2))
         drawn.append(axes)
     return save(figure, drawn, path, 64 * wide)
@@ -116,18 +123,18 @@ def _line(axes: Any, rows: pd.DataFrame, column: Column, look: Mapping[str, Any]
 
 def growth_table(table: pd.DataFrame, column: Column, budgets: Sequence[float | None], blind: Collection[str]) -> str:
     """A row for each method and training budget, a column for each NFE; data and references below, at no budget."""
-    methods = table[(table["role"] == "method") & table[FLOPS].notna()]
     rows = []
-    for label, group in methods.groupby("label", sort=False):
+    for (role, label), group in table[table["grows"]].groupby(["role", "label"], sort=False):
+        name = str(label) if role == "method" else f"*{label}*"
         for flops in sorted(set(group[FLOPS])):
             own = group[group[FLOPS] == flops]
             cells = [_shown(_at(own, nfe), column) for nfe in budgets]
             if any(cell != UNKNOWN for cell in cells):
-                rows.append([str(label), number(flops), *cells])
+                rows.append([name, number(flops), *cells])
     for role in ("data", "reference"):
-        for label, group in table[table["role"] == role].groupby("label", sort=False):
+        for label, group in table[(table["role"] == role) & ~table["grows"]].groupby("label", sort=False):
             if group[column.name].notna().any():
-                rows.append([f"*{label}*", UNKNOWN, _shown(group[group[column.name].notna()], column)])
+                rows.append([f"*{label}*", UNKNOWN, _shown(_at(group, None, column), column)])
     title = title_of(column, blind, data_value(table, column.name))
     header = ["Method", "Training FLOPs", *(title if nfe is None else f"{title} at NFE {nfe:g}" for nfe in budgets)]
     return markdown(header, [row + [""] * (len(header) - len(row)) for row in rows])

@@ -210,7 +210,8 @@ def _longer(task, flops, alpha, beta):
     rows = [_row("Alpha", "method", k, v, **more) for k, v in zip((2, 64), alpha, strict=True)]
     rows += [_row("Beta", "method", k, v, **more) for k, v in zip((2, 64), beta, strict=True)]
     rows = [row | {"nelbo_nats_per_token": row["excess_nats"] / 10, "nelbo_se": 0.01, "data": "text"} for row in rows]
-    return _frame(*rows, *(row | {"data": "text", "train_flops": None} for row in SCALE))
+    left = _row("Left to right", "reference", 64, flops / 1e12, **more)
+    return _frame(*rows, left, *(row | {"data": "text", "train_flops": None} for row in SCALE))
 
 
 def _lengths():
@@ -224,10 +225,16 @@ def test_scores_are_drawn_and_listed_against_training_flops(drawn, tmp_path, mon
     assert "| Alpha | 1.00e12 | 20.00 ± 0.10 | 10.00 ± 0.10 |" in text, "rising FLOPs, whatever the order of the tasks"
     assert "| Alpha | 5.00e12 | 9.00 ± 0.10 | 6.00 ± 0.10 |" in text and "| *Unigram* | — | 40.00 ± 0.10 |  |" in text
     assert text.index("1.00e12") < text.index("5.00e12")
+    assert "| *Left to right* | 5.00e12 | — | 5.00 ± 0.10 |" in text, "a reference that is trained grows too"
     bound, few, many = (axes for axes in drawn if axes.get_xlabel() == "Training FLOPs")
     assert (few.get_title(loc="left"), many.get_title(loc="left")) == ("NFE 2", "NFE 64")
     (alpha,) = [container for container in few.containers if container.get_label() == "Alpha"]
     assert list(alpha.lines[0].get_xdata()) == [1e12, 5e12] and list(alpha.lines[0].get_ydata()) == [20, 9]
+    assert {text.get_text() for text in few.texts} == {"Data", "Unigram"}, (
+        "what is not trained for longer is a line across"
+    )
+    (left,) = [container for container in few.containers if container.get_label() == "Left to right"]
+    assert list(left.lines[0].get_ydata()) == [1, 5], "at its own number of calls, in each panel"
     (alpha,) = [container for container in bound.containers if container.get_label() == "Alpha"]
     assert list(alpha.lines[0].get_ydata()) == [2.0, 0.9]
     names = {path.name for path in (tmp_path / "figures").iterdir()}
