@@ -25,7 +25,7 @@ class Infill(Metric):
         "judge is the law of the data"
     )
     columns = (
-        Column("fill_nats", "Nats above the text's own", "per hidden token", "data", tradeoff=""),
+        Column("fill_nats", "Nats above the text's own", "per hidden token", "data"),
         Column("fill_matches", "Hidden tokens found", "share", "higher"),
         Column("fill_exact", "All hidden tokens found", "share of samples", "higher", aside=True),
     )
