@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from baselines.rounds import Rounds, RoundsOptions
 from baselines.udlm import UDLM, UDLMOptions
 from harness.diffusion import uniform
+from harness.diffusion.rounds import Rounds, RoundsOptions
 from harness.diffusion.schedules import stratified_times
 from harness.interface import Loss, Problem
 

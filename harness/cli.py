@@ -5,14 +5,15 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import EXIT_CODE, UserError
+from harness.errors import EXIT_CODE, UserError, nearest
 from harness.jobs.signals import Stopped, stoppable
 from harness.tracking.uri import redact, without_logins
 
@@ -49,7 +50,7 @@ def main(
     Without a word it starts nothing, and prints that text.
 
     Exit codes: 0 done, 1 something failed, 2 bad input (one line on standard error); 130, 143 and 129 for Ctrl-C, SIGTERM
-    and SIGHUP.
+    and SIGHUP; 141 where nobody reads what is printed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -61,7 +62,12 @@ def main(
         with stoppable():
             given = split(sys.argv[1:] if words is None else words)
             given.show_help |= not given.words
-            return _show(_help(given, usage) if given.show_help else run(given))
+            code = _show(_help(given, usage) if given.show_help else run(given))
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # the reader, as `head` does, has seen enough; Python would try to flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return EXIT_CODE
@@ -116,6 +122,26 @@ def _need_job(word: str, value: str | None) -> None:
         raise UserError(f"{word} needs a value, for example {word} job")
     if value != "job":
         raise UserError(f"--cfg {value}: only 'job' can be shown; write --cfg job")
+
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def keyed(words: Sequence[str], kinds: Mapping[str, type], needed: Sequence[str]) -> dict[str, Any]:
+    """Arguments `key=value` by key, each of its kind; raises `UserError`, also where one of `needed` is missing."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in kinds or not value:
+            raise UserError(f"{word}: write KEY=VALUE{nearest(key, kinds)}")
+        try:
+            found[key] = {"true": True, "false": False}[value] if kinds[key] is bool else kinds[key](value)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{word}: is not {_KINDS[kinds[key]]}") from error
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise UserError(f"{missing[0]}= is missing; --help shows the arguments")
+    return found
 
 
 def _help(given: Arguments, usage: Callable[[list[Path]], str]) -> str:

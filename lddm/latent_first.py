@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.diffusion.ancestral import Denoiser
 from harness.interface import Draw, Sampler
 from lddm.paths import split_calls
 
@@ -35,8 +36,12 @@ class LatentFirst(Sampler):
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         latent_calls, token_calls = self.split(nfe)
         latent = self.latents(n, latent_calls, generator, temperature)
-        x_NL, dtype = self.method.draw_tokens(latent, token_calls, generator, temperature)
+        x_NL, dtype = self.method.draw_tokens(latent, token_calls, generator, temperature, self.denoiser(latent))
         return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls, draw_dtype=dtype)
+
+    def denoiser(self, latent: Tensor) -> Denoiser:
+        """That of the tokens, beside a clean latent."""
+        return self.method.denoiser(latent)
 
     @abstractmethod
     def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:

@@ -46,12 +46,20 @@ class LatentModel(Method):
         """Raise `UserError` where tokens cannot be drawn given a clean latent."""
 
     def draw_tokens(
-        self, latent: Tensor, calls: int, generator: torch.Generator, temperature: float
+        self,
+        latent: Tensor,
+        calls: int,
+        generator: torch.Generator,
+        temperature: float,
+        denoiser: Denoiser | None = None,
     ) -> tuple[Tensor, str]:
-        """Tokens (N, L) given a latent, in `calls` calls of the token network, and the dtype that they were drawn from."""
+        """Tokens (N, L) given a latent, in `calls` calls of the token network, and the dtype that they were drawn from.
+
+        `denoiser` takes the place of the method's own.
+        """
         shape, alphas = (len(latent), self.problem.length), masked.step_alphas(self.schedule, calls)
         mask_id = self.problem.vocab_size
-        return ancestral.sample(self.denoiser(latent), shape, mask_id, alphas, generator, temperature)
+        return ancestral.sample(denoiser or self.denoiser(latent), shape, mask_id, alphas, generator, temperature)
 
 
 class GaussianLatentModel(LatentModel):

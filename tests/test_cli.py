@@ -96,3 +96,13 @@ def test_help_is_there_before_torch_is():
         [sys.executable, "-c", f"{words}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     ).stdout
     assert said.splitlines()[-1] == "False" and "mdlm" in said and "latent" in said
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = subprocess.Popen(
+        [sys.executable, "-m", "harness.run", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()  # before anything is written: what `| head -0` does
+    assert command.stderr.read() == b"" and command.wait() == 141
+    command.stderr.close()

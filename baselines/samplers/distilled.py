@@ -11,7 +11,6 @@ from baselines.samplers.ancestral import Ancestral
 from baselines.sdtt import SDTT
 from harness.config.fields import ranged
 from harness.diffusion.ancestral import Denoiser
-from harness.errors import UserError
 
 
 @dataclass
@@ -30,10 +29,7 @@ class Distilled(Ancestral):
 
     def __init__(self, method: SDTT, options: DistilledOptions) -> None:
         super().__init__(method, options)
-        if options.round > method.options.rounds:
-            raise UserError(
-                f"round={options.round}: there are {method.options.rounds} rounds; use {method.options.rounds}"
-            )
+        method.checked_round(options.round)
 
     @property
     def title(self) -> str:

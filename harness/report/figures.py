@@ -118,7 +118,7 @@ def of_scale(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table[table["role"].isin(("data", "reference")) & np.isfinite(table[name])].drop_duplicates("label")
 
 
-def _reference_lines(axes: Any, table: pd.DataFrame, name: str) -> None:
+def reference_lines(axes: Any, table: pd.DataFrame, name: str) -> None:
     """A dashed line for each reference, named at the right end; the data's own is solid."""
     rows = of_scale(table, name)
     if rows.empty:
@@ -154,7 +154,7 @@ def scores(frame: pd.DataFrame, column: Column, budget: str, path: Path) -> Path
         axes.update_datalim([(methods[budget].iloc[0], value) for value in references])
         axes.autoscale_view(scalex=False)
     ticks_y(axes)
-    _reference_lines(axes, table, column.name)
+    reference_lines(axes, table, column.name)
     return save(figure, [axes], path)
 
 

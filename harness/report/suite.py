@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from harness.report.aggregate import CURVES, aggregate, headline, labelled, with
 from harness.report.axes import ticks_y
 from harness.report.canvas import new_figure
 from harness.report.figures import BETTER, BUDGETS, draw_curves, dress, of_scale, save
+from harness.report.growth import growth_section
+from harness.report.marks import blind, resolutions
 from harness.report.report import PROVENANCE
 from harness.report.style import Style
 from harness.report.table import definitions, results_table
@@ -50,33 +52,43 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
     known = [task for task in tasks if task.frame is not None and len(task.frame)]
     frames = [task.frame for task in known if task.frame is not None]
     rows = [{str(name): value for name, value in row.items()} for f in frames for row in f.to_dict("records")]
-    order = dict.fromkeys(str(name) for frame in frames for name in frame)
-    ResultsTable(rows, list(order)).write(folder / "results.parquet")
+    numbers = dict.fromkeys(str(name) for frame in frames for name, kind in frame.dtypes.items() if kind != "string")
+    ResultsTable(rows, list(numbers)).write(folder / "results.parquet")
     shown = dict(zip((task.name for task in known), with_labels(*frames), strict=True))
     columns = {column.name: column for task in known for column in task.columns}
+    main = [column for column in columns.values() if not column.aside]
     drawn = {
-        path: column
-        for column in columns.values()
-        if (path := panels(shown, column, folder / "figures" / f"{column.name}.png"))
+        path: column for column in main if (path := panels(shown, column, folder / "figures" / f"{column.name}.png"))
     }
-    for path in (folder / "figures").glob("*.*"):
-        if path.with_suffix(".png") not in drawn:
-            path.unlink()
+    told = {task.name: resolutions(shown[task.name], task.columns) for task in known}
+    unseen = {task.name: blind(told[task.name], task.columns) for task in known}
     parts = [f"# {context.get('title', 'Results')}", str(context.get("question") or ""), _overview(tasks)]
-    parts.append("\n".join(f"- {task.name}: {note}" for task in tasks for note in task.notes))
+    notes = [f"- {task.name}: {note}" for task in tasks for note in (*told.get(task.name, ()), *task.notes)]
+    parts.append("\n".join(notes))
     if drawn:
         embedded = [f"![{column.title} against NFE](figures/{path.name})" for path, column in drawn.items()]
         parts.append("## Figures\n\n" + "\n\n".join(embedded))
-    for task in known:
-        frame = shown[task.name]
-        parts += [f"## {task.name}\n\n{results_table(frame, list(task.columns))}", truth_section(frame)]
+    parts.append(growth_section(folder, shown, main, set[str]().union(*unseen.values())))
+    parts += [_of_task(task, shown[task.name], unseen[task.name]) for task in known]
     parts.append(definitions(list(columns.values())))
     facts = [f"- {PROVENANCE[name]}: `{context[name]}`" for name in _SHARED if context.get(name) is not None]
     facts.append("- Data, judge, protocol and versions: in the report of each task.")
     parts.append("## Where the numbers come from\n\n" + "\n".join(facts))
-    path = folder / "report.md"
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    path, text = folder / "report.md", "\n\n".join(part for part in parts if part) + "\n"
+    for figure in (folder / "figures").glob("*.*"):
+        if f"figures/{figure.stem}.png" not in text:
+            figure.unlink()
+    write_text(path, text)
     return path
+
+
+def _of_task(task: TaskResults, frame: pd.DataFrame, unseen: Collection[str]) -> str:
+    """The tables of one task: the headline scores, those that stand aside, distances from the truth."""
+    main, aside = ([column for column in task.columns if column.aside is side] for side in (False, True))
+    parts = [f"## {task.name}\n\n{results_table(frame, main, blind=unseen)}"]
+    if aside:
+        parts.append(f"### More scores\n\n{results_table(frame, aside, costs=False, blind=unseen)}")
+    return "\n\n".join(part for part in (*parts, truth_section(frame)) if part)
 
 
 def _overview(tasks: Sequence[TaskResults]) -> str:

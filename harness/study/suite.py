@@ -121,7 +121,7 @@ def _results(suite: Suite, task: str, failures: dict[str, str]) -> TaskResults:
         task,
         ResultsTable.read(path) if current and path.exists() else None,
         1 + sum(len(cell.parts) for cell in cells),
-        [column for column in session.columns if column.headline and not column.aside],
+        [column for column in session.columns if column.headline],
         [
             *left_out(session),
             *(f"{name.removeprefix(own)} failed: {why}" for name, why in failures.items() if name.startswith(own)),

@@ -26,7 +26,7 @@ class Codes(LatentFirst):
 
     Options = CodesOptions
     options: CodesOptions
-    methods = SEQDiscrete
+    methods: type = SEQDiscrete
     method: SEQDiscrete
 
     def split(self, nfe: int) -> tuple[int, int]:

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.rounds import frozen
+from baselines.samplers.chosen_round import ChosenRound
 from baselines.samplers.distilled import Distilled
 from baselines.sdtt import SDTT, SDTTOptions
 from harness.config.schema import TrainConfig
+from harness.diffusion.rounds import frozen
 from harness.errors import UserError
 from harness.nn.slices import Logits
 from harness.study.budget import stage_flops
 from harness.training import loop
 from tests.kit.toys import (
     TableNetwork,
+    all_sequences,
     chi_square_p,
     counts_of,
     exact_table,
@@ -59,7 +61,8 @@ def targets(table: TableNetwork, rows: int = 60_000) -> torch.Tensor:
     """What is taught at a sequence of masks, (rows, L, V)."""
     xt_BL = torch.full((rows, L), V)
     t_B = torch.ones(rows, dtype=torch.float64)
-    return in_round(table).taught(xt_BL, xt_BL == V, t_B, generator_of(1)).view(rows, L, V)
+    method = in_round(table)
+    return method.taught(method.teacher, xt_BL, xt_BL == V, t_B, generator_of(1)).view(rows, L, V)
 
 
 def enumerated(table: TableNetwork) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +157,30 @@ def test_a_round_draws_the_law_of_its_weights():
     method.kept[0] = Sliced(table)
     drawn = sampler_of(method, Distilled, round=0).draw(60_000, 2, generator_of(6))
     assert chi_square_p(counts_of(drawn.x_NL, V), sampler_law(table, [0.0, 0.5, 1.0], V, L)) > 1e-3
+
+
+def test_the_chosen_round_is_the_one_whose_samples_are_like_text():
+    """Data are equal pairs. One round knows what follows a shown token and nothing before; one draws a pair at once."""
+    joint = (np.eye(V).flatten() + 1e-4) / (V + 9e-4)
+    exact = exact_table(joint, V, L)
+    aware = exact.logits_PLV.clone()
+    aware[-1] = torch.tensor([-3.0, 3.0, -3.0])  # all in one call: always the pair of one token
+    blind = torch.zeros_like(aware)
+    method = SDTT(tiny_problem(V, L), SDTTOptions(rounds=2, first=4))
+    for number, logits in enumerate((blind, aware, exact.logits_PLV)):
+        table = Sliced(TableNetwork(logits))
+        if number < 2:
+            method.kept[number] = table
+        else:
+            method.network = table
+    method.settle(all_sequences(V, L).numpy()[joint > 0.1].repeat(200, axis=0))
+    sampler = sampler_of(method, ChosenRound)
+    found = sampler.distances(2, 1.0, torch.device("cpu"))
+    assert found.index(min(found)) == 2, "two calls: of exact conditionals the most pairs, and all of them"
+    method.settle(np.full((200, L), 1))
+    assert (sampler_of(method, ChosenRound).draw(200, 1, generator_of(0)).x_NL == 1).double().mean() > 0.95
+    with pytest.raises(UserError, match="needs validation text to choose on"):
+        sampler_of(SDTT(tiny_problem(V, L), SDTTOptions()), ChosenRound).draw(2, 1, generator_of(0))
 
 
 def test_the_teacher_is_counted_and_is_no_parameter():

@@ -26,6 +26,7 @@ def pairs() -> list[tuple[str, str]]:
             target = locate(entry.content["_target_"])
             # FUJI trained along a path can be sampled on that path alone.
             apart = name == "encoder" and target.__name__ == "FUJI" and method == "fuji"
+            apart |= "path" in entry.content  # of a file; see tests/baselines/test_checkpoints.py
             if issubclass(target, cls.methods) and not apart:
                 found[target, name] = (method, name)
     return sorted(found.values())
@@ -50,6 +51,7 @@ def test_contract(method, name, check):
 SWITCHES = [
     ("seq", "diffusion", {"latent_share": 0.25, "eta": 0.0}),
     ("seq_discrete", "codes", {"latent_share": 1.0}),
+    ("seq_distilled", "distilled_codes", {"round": 2}),
     ("seq_embedded", "embedded", {"latent_share": 0.0}),
     ("seq_embedded", "embedded", {"start": 0.5, "eta": 1.0}),
     ("fuji_independent", "path", {"path": "offset", "offset": 0.5}),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.metrics.base import Column
-from harness.report import figures, suite
+from harness.report import figures, growth, suite
 from harness.report.aggregate import aggregate, labelled
 from harness.report.axes import linear_range
 from harness.report.suite import TaskResults, panels, write_suite_report
@@ -202,3 +202,54 @@ def test_report_counts_what_is_there_and_drops_what_no_task_has(drawn, tmp_path)
     assert dict(both["data"].value_counts()) == {"two": 9, "one": 8}
     known = both[(both["data"] == "one") & (both["title"] == "Alpha")]
     assert np.array_equal(known["excess_nats"], [30.0, 12.0, 2.0])
+
+
+# ---- tasks that are trainings of different length -----------------------------------------------------------------------
+def _longer(task, flops, alpha, beta):
+    more = {"train_flops": flops, "data": "text", "task": task}
+    rows = [_row("Alpha", "method", k, v, **more) for k, v in zip((2, 64), alpha, strict=True)]
+    rows += [_row("Beta", "method", k, v, **more) for k, v in zip((2, 64), beta, strict=True)]
+    rows = [row | {"nelbo_nats_per_token": row["excess_nats"] / 10, "nelbo_se": 0.01, "data": "text"} for row in rows]
+    left = _row("Left to right", "reference", 64, flops / 1e12, **more)
+    return _frame(*rows, left, *(row | {"data": "text", "train_flops": None} for row in SCALE))
+
+
+def _lengths():
+    return {"x5": _longer("x5", 5e12, (9, 6), (8, 3)), "x1": _longer("x1", 1e12, (20, 10), (12, 9))}
+
+
+def test_scores_are_drawn_and_listed_against_training_flops(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "save", figures.save)
+    tasks = [TaskResults(name, frame, 5, [EXCESS]) for name, frame in _lengths().items()]
+    text = write_suite_report(tmp_path, tasks, {}).read_text()
+    assert "| Alpha | 1.00e12 | 20.00 ± 0.10 | 10.00 ± 0.10 |" in text, "rising FLOPs, whatever the order of the tasks"
+    assert "| Alpha | 5.00e12 | 9.00 ± 0.10 | 6.00 ± 0.10 |" in text and "| *Unigram* | — | 40.00 ± 0.10 |  |" in text
+    assert text.index("1.00e12") < text.index("5.00e12")
+    assert "| *Left to right* | 5.00e12 | — | 5.00 ± 0.10 |" in text, "a reference that is trained grows too"
+    bound, few, many = (axes for axes in drawn if axes.get_xlabel() == "Training FLOPs")
+    assert (few.get_title(loc="left"), many.get_title(loc="left")) == ("NFE 2", "NFE 64")
+    (alpha,) = [container for container in few.containers if container.get_label() == "Alpha"]
+    assert list(alpha.lines[0].get_xdata()) == [1e12, 5e12] and list(alpha.lines[0].get_ydata()) == [20, 9]
+    assert {text.get_text() for text in few.texts} == {"Data", "Unigram"}, (
+        "what is not trained for longer is a line across"
+    )
+    (left,) = [container for container in few.containers if container.get_label() == "Left to right"]
+    assert list(left.lines[0].get_ydata()) == [1, 5], "at its own number of calls, in each panel"
+    (alpha,) = [container for container in bound.containers if container.get_label() == "Alpha"]
+    assert list(alpha.lines[0].get_ydata()) == [2.0, 0.9]
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"excess_nats.png", "growth_excess_nats.png", "growth_nelbo_nats_per_token.png"}
+
+
+@pytest.mark.parametrize("change", [{"data": "other"}, {"protocol": "p2"}, {"train_flops": 5e12}])
+def test_tasks_of_other_data_or_protocols_or_equal_training_do_not_grow(change):
+    frames = _lengths()
+    frames["x1"] = frames["x1"].assign(**change)
+    assert growth.grown(frames, [EXCESS]) is None
+    assert growth.grown(_lengths(), [EXCESS]) is not None
+
+
+def test_a_growth_figure_is_a_picture(tmp_path):
+    text = growth.growth_section(tmp_path, _lengths(), [EXCESS])
+    for name in ("growth_excess_nats", "growth_nelbo_nats_per_token"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") and name in text

@@ -24,6 +24,7 @@ _STUDIES = {
     "schedule": ["few_step", "paths"],
     "recipe": ["few_step", "exact"],
     "codes": ["few_step", "digits"],
+    "embedded": ["few_step"],
 }
 
 
