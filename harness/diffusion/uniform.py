@@ -10,6 +10,7 @@ Shapes: B sequences, L tokens, V symbols, M = B L positions in row-major order, 
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from harness.diffusion import masked
 
 #: Numbers that a core's cache has room for some copies of.
-_IN_CACHE = 1 << 16
+_IN_CACHE = 1 << 17
 
 
 def corrupt(x_BL: Tensor, alpha_B: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
@@ -62,29 +63,23 @@ class _CrossRates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loo_RV: Tensor, *of_R: Tensor) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
         rows = max(1, _IN_CACHE // loo_RV.shape[1])
-        grad_RV = torch.empty_like(loo_RV) if wanted else None
-        made = []
-        for place, each in enumerate(zip(loo_RV.split(rows), *(other.split(rows) for other in of_R), strict=True)):
-            value_r, grad_rV = _cross_rates(*each, wanted=wanted)
-            made.append(value_r)
-            if grad_RV is not None and grad_rV is not None:
-                grad_RV[place * rows : (place + 1) * rows] = grad_rV
-        ctx.save_for_backward(grad_RV)
-        return torch.cat(made)
+        ctx.grad_RV = torch.empty_like(loo_RV) if ctx.needs_input_grad[0] else None
+        into = itertools.repeat(None) if ctx.grad_RV is None else ctx.grad_RV.split(rows)
+        each = zip(loo_RV.split(rows), *(other.split(rows) for other in of_R), into, strict=False)
+        return torch.cat([_cross_rates(*piece) for piece in each])
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_RV,) = ctx.saved_tensors
-        return grad_RV * grad[0][:, None].to(grad_RV.dtype), None, None, None, None
+        grad_RV, ctx.grad_RV = ctx.grad_RV, None  # scaled in place: a second pass has none
+        return grad_RV.mul_(grad[0][:, None].to(grad_RV.dtype)), None, None, None, None
 
 
 def _cross_rates(
-    loo_RV: Tensor, z_R: Tensor, x_R: Tensor, alpha_R: Tensor, a_z_R: Tensor, *, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
+    loo_RV: Tensor, z_R: Tensor, x_R: Tensor, alpha_R: Tensor, a_z_R: Tensor, grad_RV: Tensor | None
+) -> Tensor:
     """`(V m_z - (1 - alpha) sum_j m_j - V alpha m_x) / (V a_z) + exp(-m_z) - 1 / a_z` with `m = log(V alpha p + 1 - alpha)`,
-    (R,) float64, and its gradient by the logits."""
+    (R,) float64; its gradient by the logits goes into `grad_RV`."""
     V, rest_R, at_R2 = loo_RV.shape[1], 1.0 - alpha_R, torch.stack((z_R, x_R), 1)
     p_RV = loo_RV.softmax(-1)
     slope_R1, rest_R1 = ((V * alpha_R)[:, None], rest_R[:, None])
@@ -94,13 +89,14 @@ def _cross_rates(
     m_R2 = y_R2.log()
     sum_R = y_RV.log().sum(-1).double()
     cross_R = (m_R2[:, 0] - rest_R / V * sum_R - alpha_R * m_R2[:, 1]) / a_z_R + 1.0 / y_R2[:, 0] - 1.0 / a_z_R
-    if not wanted:
-        return cross_R, None
+    if grad_RV is None:
+        return cross_R
     by_m_R2 = torch.stack((1.0 / a_z_R - 1.0 / y_R2[:, 0], -alpha_R / a_z_R), 1)
     # By p, times p: for all symbols, then for z and x what they have besides.
     step_RV = (p_RV / y_RV).mul_((-rest_R * alpha_R / a_z_R)[:, None].to(p_RV.dtype))
     step_RV.scatter_add_(1, at_R2, (by_m_R2 * slope_R1 * p_R2 / y_R2).to(p_RV.dtype))
-    return cross_R, step_RV.addcmul_(p_RV, step_RV.sum(-1, keepdim=True), value=-1.0)
+    torch.addcmul(step_RV, p_RV, step_RV.sum(-1, keepdim=True), value=-1.0, out=grad_RV)
+    return cross_R
 
 
 def draw_step(

@@ -64,8 +64,9 @@ def head(linear: nn.Linear, h_RE: Tensor) -> Tensor:
     Where the number of rows is drawn, it differs in each step, and a CPU's library makes a kernel for each it has not seen.
     """
     R = len(h_RE)
-    step = 1 << max(0, R.bit_length() - 5)
-    return linear(F.pad(h_RE, (0, 0, 0, -R % step)))[:R].float()
+    more = -R % (1 << max(0, R.bit_length() - 5))
+    # Where nothing is added, a slice would cost its backward pass a copy of all logits.
+    return (linear(F.pad(h_RE, (0, 0, 0, more)))[:R] if more else linear(h_RE)).float()
 
 
 class Logits:
