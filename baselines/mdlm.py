@@ -31,15 +31,20 @@ class MDLMOptions:
 class MDLM(MaskedModel):
     """Masked diffusion language model; the network sees only tokens (time is optional, as the posterior needs none)."""
 
-    Options = MDLMOptions
+    Options: type = MDLMOptions
     title = "MDLM"
 
     def __init__(self, problem: Problem, options: MDLMOptions) -> None:
         super().__init__(problem, options)
+        self.network = self.make_network()
+
+    def make_network(self) -> TokenNetwork:
+        """The denoiser, new."""
+        problem, options = self.problem, self.options
         step = 2 * problem.shape.heads
         width = max(step, round(problem.shape.width * options.width_factor / step) * step)
         shape = replace(problem.shape, width=width)
-        self.network = TokenNetwork(shape, problem.vocab_size, time=options.time_conditioning)
+        return TokenNetwork(shape, problem.vocab_size, time=options.time_conditioning)
 
     def networks(self) -> Mapping[str, nn.Module]:
         return {"token": self.network}

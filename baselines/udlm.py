@@ -20,12 +20,18 @@ from harness.nn.slices import Logits
 
 
 @dataclass
-class UDLMOptions:
+class UDLMReading:
+    """How the output of a uniform-state denoiser is read."""
+
     schedule: str = chosen("linear", TOKEN_SCHEDULES)
+    reads: str = chosen("leave_one_out", ("leave_one_out", "posterior"))  # what the network's output is taken for
+
+
+@dataclass
+class UDLMOptions(UDLMReading):
     loss: str = chosen(
         "denoising", ("denoising", "nelbo")
     )  # cross-entropy of the posterior of each token, or the bound
-    reads: str = chosen("leave_one_out", ("leave_one_out", "posterior"))  # what the network's output is taken for
     curriculum: float = ranged(0.0, 0, 1, below=True)  # share of the steps, the first ones, on softened noise (Duo)
     softness: float = ranged(0.1, 0, above=True)  # temperature of the softened noise
 
@@ -33,14 +39,18 @@ class UDLMOptions:
 class UDLM(Method):
     """Its network sees noisy tokens and their time; `harness.diffusion.uniform` says how its output is read."""
 
-    Options = UDLMOptions
+    Options: type = UDLMOptions
 
     def __init__(self, problem: Problem, options: UDLMOptions) -> None:
         super().__init__(problem, options)
         self.schedule = token_schedule(options.schedule)
-        self.network = TokenNetwork(problem.shape, problem.vocab_size, time=True)
-        self.title = "Duo" if options.curriculum else "UDLM"
+        self.network = self.make_network()
+        self.title = self.title or ("Duo" if options.curriculum else "UDLM")
         self._soft = False
+
+    def make_network(self) -> TokenNetwork:
+        """The denoiser, new."""
+        return TokenNetwork(self.problem.shape, self.problem.vocab_size, time=True)
 
     def networks(self) -> Mapping[str, nn.Module]:
         """What the samplers call."""

@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import EXIT_CODE, UserError
+from harness.errors import EXIT_CODE, UserError, nearest
 from harness.jobs.signals import Stopped, stoppable
 from harness.tracking.uri import redact, without_logins
 
@@ -122,6 +122,26 @@ def _need_job(word: str, value: str | None) -> None:
         raise UserError(f"{word} needs a value, for example {word} job")
     if value != "job":
         raise UserError(f"--cfg {value}: only 'job' can be shown; write --cfg job")
+
+
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def keyed(words: Sequence[str], kinds: Mapping[str, type], needed: Sequence[str]) -> dict[str, Any]:
+    """Arguments `key=value` by key, each of its kind; raises `UserError`, also where one of `needed` is missing."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in kinds or not value:
+            raise UserError(f"{word}: write KEY=VALUE{nearest(key, kinds)}")
+        try:
+            found[key] = {"true": True, "false": False}[value] if kinds[key] is bool else kinds[key](value)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{word}: is not {_KINDS[kinds[key]]}") from error
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise UserError(f"{missing[0]}= is missing; --help shows the arguments")
+    return found
 
 
 def _help(given: Arguments, usage: Callable[[list[Path]], str]) -> str:

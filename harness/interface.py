@@ -12,6 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,19 @@ class Method(nn.Module, ABC):
     #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
     #: by `bound`, so that a bound is one at any step.
     largest_time: float = 1.0
+    #: What others have printed of it, by a metric's column and NFE, and where: shown beside what is measured here.
+    printed: Mapping[str, Mapping[int, float]] = MappingProxyType({})
+    printed_in: str = ""
 
     def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__()
         self.problem = problem
         self.options = options
+
+    @classmethod
+    def files_key(cls, node: Mapping[str, Any]) -> str:
+        """Hash of the files with weights that its node of the configuration names; "" where it names none."""
+        return ""
 
     # ---- training -------------------------------------------------------------------------------------------------
     def stages(self) -> tuple[Stage, ...]:

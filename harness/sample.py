@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import cli
-from harness.errors import UserError, nearest
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.study.outcome import Outcome
@@ -37,7 +37,9 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(given: cli.Arguments) -> Outcome | str:
-    asked = _asked(given.overrides)
+    asked = cli.keyed(given.overrides, _KEYS, ("run", "method", "nfe"))
+    if not 0 < asked.get("temperature", 1.0) < float("inf"):
+        raise UserError(f"temperature={asked['temperature']}: must be above 0; 1 is usual")
     from harness.study.model import load  # start-up time: torch, not for bad input
 
     model = load(asked["run"], asked["method"], asked.get("of"))
@@ -50,26 +52,6 @@ def _run(given: cli.Arguments) -> Outcome | str:
 
     write_text(Path(asked["to"]).expanduser(), text)
     return f"samples  {asked['to']}"
-
-
-def _asked(words: list[str]) -> dict[str, Any]:
-    """The arguments by key; raises `UserError`."""
-    found: dict[str, Any] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in _KEYS or not value:
-            raise UserError(f"{word}: write KEY=VALUE{nearest(key, _KEYS)}")
-        try:
-            found[key] = _KEYS[key](value)
-        except ValueError as error:
-            kind = "a whole number" if _KEYS[key] is int else "a number"
-            raise UserError(f"{word}: is not {kind}") from error
-    missing = [key for key in ("run", "method", "nfe") if key not in found]
-    if missing:
-        raise UserError(f"{missing[0]}= is missing; --help shows the arguments")
-    if not 0 < found.get("temperature", 1.0) < float("inf"):
-        raise UserError(f"temperature={found['temperature']}: must be above 0; 1 is usual")
-    return found
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def stages(build: Build) -> None:
     method = build(0)
     found = method.stages()
     if not found:
-        must(not list(method.parameters()), "it has parameters, and no stage that trains them")
+        left = any(p.requires_grad for p in method.parameters())
+        must(not left, "it has parameters that want a gradient, and no stage that trains them")
         _refuses_loss(method)
         return
     total = sum(stage.share for stage in found)

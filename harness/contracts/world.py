@@ -62,10 +62,10 @@ def token_data(problem: Problem, rows: int = 60, seed: int = 0) -> TokenData:
 
 
 def scramble(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
-    """Add noise to every parameter, so that heads which start at zero say something."""
+    """Add noise to every parameter that is trained, so that heads which start at zero say something."""
     generator = generator_of(seed)
     with torch.no_grad():
-        for p in module.parameters():
+        for p in filter(lambda p: p.requires_grad, module.parameters()):
             p.add_(std * torch.randn(p.shape, generator=generator))
     return module
 

@@ -25,7 +25,7 @@ class PretrainedOptions:
 
     name: str = "openai-community/gpt2"  # hub name or folder
     revision: str | None = None  # commit on the hub; null: the newest (it is recorded either way)
-    separator: str = chosen("eos", SEPARATORS)  # of packed documents; eos: the tokenizer's end-of-text
+    separator: str = chosen("eos", SEPARATORS)  # of packed documents; eos: its end-of-text, or else its [SEP]
 
 
 class Pretrained(TokenizerSpec):
@@ -82,11 +82,12 @@ class _PretrainedTokenizer(Tokenizer):
         self.loses = "" if loaded.unk_token_id is None else "unknown_tokens"
         self.identity = f"pretrained-{Path(options.name).name}-{options.separator}-{content[:16]}"
         if options.separator == "eos":
-            if loaded.eos_token_id is None:
+            end = loaded.sep_token_id if loaded.eos_token_id is None else loaded.eos_token_id
+            if end is None:
                 raise UserError(
                     f"tokenizer.name={options.name} has no end-of-text token; use tokenizer.separator=newline"
                 )
-            self.separator, self.separator_bytes = (int(loaded.eos_token_id),), 0
+            self.separator, self.separator_bytes = (int(end),), 0
         elif options.separator == "newline":
             self.separator, self.separator_bytes = tuple(self.encode_batch(["\n"])[0].tolist()), 1
         else:

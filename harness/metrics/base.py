@@ -19,6 +19,9 @@ from harness.data.base import TokenData
 from harness.errors import UserError
 from harness.judges.base import Judge
 
+#: Before a column's name in the results: what others have printed of it; and the column that says where.
+PRINTED, PRINTED_IN = "printed_", "printed_in"
+
 
 @dataclass(frozen=True)
 class Column:

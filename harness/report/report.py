@@ -17,6 +17,7 @@ from harness.report.latex import latex_table
 from harness.report.marks import blind, resolutions
 from harness.report.opening import opening
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
+from harness.report.printed import printed_section
 from harness.report.table import cost_table, definitions, frontier_table, number, profile_table, results_table
 from harness.report.truth import truth_section
 from harness.store import write_text
@@ -101,6 +102,7 @@ def _section(
     if equal:
         parts.append(f"### At equal sampling FLOPs\n\n{equal}")
     parts.append(truth_section(part))
+    parts.append(printed_section(part, columns))
     swept = frontier_table(part, main)
     if swept:
         parts.append(f"### At the diversity of the data\n\n{swept}")

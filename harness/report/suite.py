@@ -52,8 +52,8 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
     known = [task for task in tasks if task.frame is not None and len(task.frame)]
     frames = [task.frame for task in known if task.frame is not None]
     rows = [{str(name): value for name, value in row.items()} for f in frames for row in f.to_dict("records")]
-    order = dict.fromkeys(str(name) for frame in frames for name in frame)
-    ResultsTable(rows, list(order)).write(folder / "results.parquet")
+    numbers = dict.fromkeys(str(name) for frame in frames for name, kind in frame.dtypes.items() if kind != "string")
+    ResultsTable(rows, list(numbers)).write(folder / "results.parquet")
     shown = dict(zip((task.name for task in known), with_labels(*frames), strict=True))
     columns = {column.name: column for task in known for column in task.columns}
     main = [column for column in columns.values() if not column.aside]

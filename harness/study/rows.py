@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.metrics.base import PRINTED, PRINTED_IN
 from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
@@ -97,8 +98,17 @@ class StudyRows:
             "time_ms": record["time_ms"],
             **cost.get("calls", {}),
             **_against_truth(self.session, facts, part),
+            **_printed(facts, part),
             **record["values"],
         }
+
+
+def _printed(facts: dict[str, Any], part: Part) -> dict[str, Any]:
+    """What others have printed of the method at this budget, and where; no columns where nothing is known."""
+    if not facts.get("printed") or part.temperature != 1.0:
+        return {}
+    found = {f"{PRINTED}{name}": by_nfe.get(str(part.nfe)) for name, by_nfe in facts["printed"].items()}
+    return found | {PRINTED_IN: facts["printed_in"]}
 
 
 def _made(train: dict[str, Any] | None, sample: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:

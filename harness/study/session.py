@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config.registry import build_options
+from harness.config.registry import build_options, locate
 from harness.config.rows import rows_of
 from harness.config.schema import RunConfig
 from harness.config.trees import typed
@@ -201,9 +201,12 @@ class Session:
         # number of threads, their number is part of what may be continued and of what is the same to the bit.
         several = {"processes": self.cfg.compute.processes} if self.cfg.compute.processes > 1 else {}
         compiled = {"compiled": True} if self.numerics.compile_training else {}
+        found = locate(node["_target_"]).files_key(node)
+        files = {"files": found} if found else {}
         return short_hash(
             several
             | compiled
+            | files
             | {
                 "method": node,
                 "scale": dataclasses.asdict(self.cfg.scale),

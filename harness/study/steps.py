@@ -126,6 +126,8 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
             "train_tokens": int(train_NL.size) if match.fits(method) else None,
             "train_flops": None,
             "train_seconds": None,
+            "printed": {name: dict(by_nfe) for name, by_nfe in method.printed.items()},
+            "printed_in": method.printed_in,
         }
         return known | {"made": made_by(session, "train", weights)}
     _, meta = checkpoint.load_tensors(weights.model)

@@ -26,6 +26,7 @@ def pairs() -> list[tuple[str, str]]:
             target = locate(entry.content["_target_"])
             # FUJI trained along a path can be sampled on that path alone.
             apart = name == "encoder" and target.__name__ == "FUJI" and method == "fuji"
+            apart |= "path" in entry.content  # of a file; see tests/baselines/test_checkpoints.py
             if issubclass(target, cls.methods) and not apart:
                 found[target, name] = (method, name)
     return sorted(found.values())
