@@ -165,7 +165,7 @@ def test_config_data_and_process_have_to_fit(tmp_path):
 
 def test_a_repository_has_to_be_the_one_that_is_known(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, random_tensors(V + 1))
-    known = Known("some/where", "masked", "some/tokenizer", LENGTH, "MIT", "Known", (), branch="old", sha256="0" * 64)
+    known = Known("some/where", "masked", "some/tokenizer", LENGTH, "MIT", "Known", (), revision="old", sha256="0" * 64)
     monkeypatch.setattr("baselines.published.manifest", lambda: {"known": known})
     asked = []
     monkeypatch.setattr("baselines.published.locate", lambda *a: asked.append(a) or {"revision": "1" * 40})
