@@ -48,7 +48,7 @@ def main() -> None:
         for half in (False, True):
             trunk = Trunk(TrunkShape(args.width, args.depth, args.heads))
             if compiled:
-                trunk.compile(dynamic=False)
+                trunk.through = torch.compile(trunk.through, dynamic=False)
             autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
             speed, first = rate(trunk, h_BLE, positions_L, autocast, args.repeats)
             base = base or speed

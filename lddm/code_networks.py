@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences, rows_at
+from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, Trunk, TrunkShape
 from lddm.mixture import ProductMixture
 from lddm.networks import slot_positions
@@ -74,6 +74,6 @@ class CodeDecoder(nn.Module):
         row_R = rows_at(c_BS.repeat_interleave(C, dim=1) * C + place_L, select_BL)
         law_NV = mixture.log_table_MF.view(-1, V)
         return Logits(
-            lambda h_RE, row_R: self.head(h_RE).float() + law_NV[row_R],
+            lambda h_RE, row_R: head(self.head, h_RE) + law_NV[row_R],
             V, by_sequences(hidden, x_BL, c_BS, select_BL), row_R,
         )  # fmt: skip

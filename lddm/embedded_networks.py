@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, rows_at
+from harness.nn.slices import Logits, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 from lddm.networks import slot_positions
 
@@ -76,4 +76,4 @@ class EmbeddingDecoder(nn.Module):
         h_BLE = h_BLE + self.latent_in(seen.to(h_BLE.dtype)) + self.time(t_B)[:, None]
         h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
         of_R = rows_at(h_BLE, select_BL), rows_at(base_BLV, select_BL)
-        return Logits(lambda h_RE, base_RV: self.head(h_RE).float() + base_RV, base_BLV.shape[2], *of_R)
+        return Logits(lambda h_RE, base_RV: head(self.head, h_RE) + base_RV, base_BLV.shape[2], *of_R)

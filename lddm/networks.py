@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.nn.slices import Logits, by_sequences, rows_at
+from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -61,7 +61,7 @@ class JointNetwork(nn.Module):
     ) -> tuple[Logits, Tensor]:
         """`Logits` (M, V) at `select_BL` (all positions where None) and the latent output (B, S, D), in float32."""
         h_ME, out_BSD = by_sequences(self._hidden, x_BL, z_BSD, t_x_B, t_z_B, select_BL)
-        return Logits(lambda h_RE: self.head(h_RE).float(), self.head.out_features, h_ME), out_BSD
+        return Logits(lambda h_RE: head(self.head, h_RE), self.head.out_features, h_ME), out_BSD
 
     def _hidden(
         self, x_BL: Tensor, z_BSD: Tensor, t_x_B: Tensor, t_z_B: Tensor, select_BL: Tensor | None

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from baselines.udlm import UDLM
 from harness.config.fields import chosen
@@ -47,15 +48,16 @@ class Uniform(Sampler):
         z_NL = torch.randint(m.problem.vocab_size, (n, m.problem.length), generator=generator, device=generator.device)
         for k, (alpha_t, alpha_s) in enumerate(pairwise(masked.step_alphas(m.schedule, nfe))):
             t_N = torch.full((n,), 1.0 - k / nfe, device=generator.device, dtype=torch.float64)
-            logits_MV, _ = m.leave_one_out(z_NL, z_NL, t_N)
-
-            def step(loo_RV: Tensor, z_R: Tensor, ends: tuple[float, float] = (alpha_t, alpha_s)) -> Tensor:
-                return uniform.step_logits(loo_RV / temperature, z_R, *ends)
-
-            after_MV = logits_MV.then(step, z_NL.flatten())
+            logits_MV, alpha_M = m.leave_one_out(z_NL, z_NL, t_N)
+            z_M = z_NL.flatten()
             if alpha_s == 1.0 and self.options.last == "greedy":
+                after_MV = logits_MV.then(
+                    lambda loo_RV, *of_R: uniform.with_own(loo_RV / temperature, *of_R), z_M, alpha_M
+                )
                 z_M = masked.by_rows(lambda after_RV: after_RV.argmax(-1), after_MV)
             else:
-                z_M, dtype = masked.draw_tokens(after_MV, generator)
+                u_M3 = torch.rand((len(z_M), 3), generator=generator, dtype=masked.DRAW_DTYPE, device=z_M.device)
+                step = partial(uniform.draw_step, alpha_t=alpha_t, alpha_s=alpha_s, temperature=temperature)
+                z_M, dtype = masked.by_rows(step, logits_MV, z_M, u_M3), str(u_M3.dtype).removeprefix("torch.")
             z_NL = z_M.view(z_NL.shape)
         return Draw(z_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

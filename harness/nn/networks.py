@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences, rows_at
+from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
@@ -33,7 +33,7 @@ class TokenNetwork(nn.Module):
         return Logits(self._logits, self.head.out_features, by_sequences(self._hidden, x_BL, select_BL, t_B))
 
     def _logits(self, h_RE: Tensor) -> Tensor:
-        return self.head(h_RE).float()
+        return head(self.head, h_RE)
 
     def _hidden(self, x_BL: Tensor, select_BL: Tensor | None, t_B: Tensor | None) -> Tensor:
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)

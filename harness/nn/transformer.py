@@ -202,7 +202,13 @@ class Trunk(nn.Module):
         self, h_BLE: Tensor, positions_L: Tensor, cond: Tensor | None = None, caches: list | None = None
     ) -> tuple[Tensor, list]:
         """Hidden states (B, L, E) and the per-block key/value caches (used by causal decoding only)."""
-        rotary = rotary_table(positions_L, self.shape.width // self.shape.heads)
+        # Not in `through`: what is compiled would make the angles anew for each head of each sequence.
+        return self.through(h_BLE, rotary_table(positions_L, self.shape.width // self.shape.heads), cond, caches)
+
+    def through(
+        self, h_BLE: Tensor, rotary: tuple[Tensor, Tensor], cond: Tensor | None, caches: list | None
+    ) -> tuple[Tensor, list]:
+        """`forward` with the table of its positions; `harness.training.compiled` compiles it."""
         new = []
         for i, block in enumerate(self.blocks):
             h_BLE, cache = block(h_BLE, rotary, cond, None if caches is None else caches[i])

@@ -30,12 +30,12 @@ def compile_trunks(networks: Iterable[nn.Module], cache: Path, causal: bool = Fa
     for network in networks:
         for module in network.modules():
             if isinstance(module, Trunk) and (causal or not module.causal):
-                module.forward = torch.compile(_own_forward(module), dynamic=False)  # type: ignore[method-assign]
+                module.through = torch.compile(_own_code(module), dynamic=False)  # type: ignore[method-assign]
 
 
-def _own_forward(trunk: Trunk) -> Callable[..., Any]:
-    """`forward` with code of its own: graphs count against the limit by code, which all trunks of a method would share."""
-    plain = type(trunk).forward
+def _own_code(trunk: Trunk) -> Callable[..., Any]:
+    """`through` with code of its own: graphs count against the limit by code, which all trunks of a method would share."""
+    plain = type(trunk).through
     code = plain.__code__.replace()
     return MethodType(FunctionType(code, plain.__globals__, plain.__name__, plain.__defaults__), trunk)
 

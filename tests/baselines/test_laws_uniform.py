@@ -113,7 +113,7 @@ def test_the_rates_loss_is_that_of_the_rates_written_out():
         r, s = true / true[z], model / model[z]
         expected = sum(r[j] * math.log(r[j] / s[j]) - r[j] + s[j] for j in range(V) if j != z) / V
         found = uniform.rate_loss(
-            logits, torch.tensor([z]), torch.tensor([x]), torch.tensor([alpha], dtype=torch.float64)
+            logits.double(), torch.tensor([z]), torch.tensor([x]), torch.tensor([alpha], dtype=torch.float64)
         )
         assert float(found) == pytest.approx(expected, abs=1e-12)
 
@@ -131,7 +131,57 @@ def test_the_denoising_loss_is_least_at_the_exact_leave_one_out_law():
     assert loss(ExactLeaveOneOut(joint_X)) < min(map(loss, others)) - 0.01
 
 
+def rate_loss_in_float64(loo_RV: Tensor, z_R: Tensor, x_R: Tensor, alpha_R: Tensor) -> Tensor:
+    """`rate_loss` with plain operations on all symbols, whose gradient is torch's."""
+    symbols = loo_RV.shape[1]
+    eye_RV = torch.nn.functional.one_hot(x_R, symbols).double()
+    a_RV, model_RV = (symbols * alpha_R[:, None] * p + 1 - alpha_R[:, None] for p in (eye_RV, loo_RV.softmax(-1)))
+    r_RV, s_RV = (law / law.gather(1, z_R[:, None]) for law in (a_RV, model_RV))
+    return (r_RV * (r_RV.log() - s_RV.log()) - r_RV + s_RV).sum(-1) / symbols
+
+
+def test_the_rates_loss_and_its_gradient_in_float32_are_those_of_float64_within_a_bound():
+    """Many symbols, sharp laws, times near both ends; tokens that are noise, right, and neither."""
+    symbols, rows = 3000, 300  # several pieces
+    loo_RV = 4.0 * torch.randn(rows, symbols, generator=generator_of(11))
+    z_R, x_R = torch.randint(symbols, (2, rows), generator=generator_of(12))
+    x_R[::3] = z_R[::3]
+    loo_RV[torch.arange(0, rows, 2), x_R[::2]] += 12.0
+    alpha_R = torch.linspace(1e-6, 1 - 1e-6, rows, dtype=torch.float64)
+    values, gradients = [], []
+    for loss, dtype in ((uniform.rate_loss, torch.float32), (rate_loss_in_float64, torch.float64)):
+        leaf = loo_RV.to(dtype, copy=True).requires_grad_()
+        values.append(loss(leaf, z_R, x_R, alpha_R))
+        values[-1].sum().backward()
+        gradients.append(leaf.grad.double())
+    torch.testing.assert_close(*values, rtol=3e-6, atol=3e-6)
+    size_R1 = gradients[1].abs().amax(1, keepdim=True)
+    assert ((gradients[0] - gradients[1]).abs() <= 1e-5 * size_R1 + 1e-7).all()
+
+
 # ---- reverse steps --------------------------------------------------------------------------------------------------
+def step_law(loo_RV: Tensor, z_R: Tensor, alpha_t: float, alpha_s: float) -> np.ndarray:
+    """The law (R, V) of a reverse step by Bayes' rule."""
+    stays = alpha_t / alpha_s
+    there_RV = alpha_s * loo_RV.double().softmax(-1).numpy() + (1 - alpha_s) / V
+    law_RV = there_RV * (stays * np.eye(V)[z_R] + (1 - stays) / V)
+    return law_RV / law_RV.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("alpha_t", "alpha_s"), [(0.0, 0.3), (0.2, 0.6), (0.7, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_drawn_step_has_the_law_of_the_step(alpha_t, alpha_s, temperature):
+    loo_RV = torch.log(torch.tensor([[0.7, 0.25, 0.05]]))
+    u_R3 = torch.rand(30_000, 3, dtype=torch.float64, generator=generator_of(13))
+    for z in range(V):
+        z_R = torch.full((len(u_R3),), z)
+        token_R = uniform.draw_step(loo_RV.expand(len(u_R3), V), z_R, u_R3, alpha_t, alpha_s, temperature)
+        (law_V,) = step_law(loo_RV / temperature, torch.tensor([z]), alpha_t, alpha_s)
+        assert chi_square_p(torch.bincount(token_R, minlength=V).numpy(), law_V) > 1e-3
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        uniform.draw_step(torch.full((1, V), torch.nan), torch.tensor([0]), u_R3[:1], alpha_t, alpha_s)
+
+
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), [(0.0, 0.3), (0.2, 0.6), (0.7, 1.0), (0.0, 1.0)])
 def test_a_reverse_step_is_bayes_rule(alpha_t, alpha_s):
     """q(z_s_i | z_t) of the data's own process, summed over all x and all z_s elsewhere."""
@@ -146,10 +196,8 @@ def test_a_reverse_step_is_bayes_rule(alpha_t, alpha_s):
                 for j in range(V):
                     there = alpha_s * (x_L[i] == j) + (1 - alpha_s) / V
                     expected[j] += mass * other * there * (stays * (z_L[i] == j) + (1 - stays) / V)
-            found = uniform.step_logits(
-                torch.from_numpy(np.log(loo[i : i + 1])), torch.tensor([z_L[i]]), alpha_t, alpha_s
-            )
-            assert found.softmax(-1)[0].numpy() == pytest.approx(expected / expected.sum(), abs=1e-9)
+            found = step_law(torch.from_numpy(np.log(loo[i : i + 1])), torch.tensor([z_L[i]]), alpha_t, alpha_s)
+            assert found[0] == pytest.approx(expected / expected.sum(), abs=1e-9)
 
 
 def law_of(network: ExactLeaveOneOut, nfe: int, greedy: bool = False) -> np.ndarray:
@@ -161,7 +209,7 @@ def law_of(network: ExactLeaveOneOut, nfe: int, greedy: bool = False) -> np.ndar
         t_B = torch.full((len(zs),), 1.0 - k / nfe, dtype=torch.float64)
         loo_BLV = network(zs, None, t_B).whole().view(-1, L, V)
         for z_L, mass, loo_LV in zip(zs, law, loo_BLV, strict=True):
-            p_LV = uniform.step_logits(loo_LV, z_L, alpha_t, alpha_s).softmax(-1).numpy()
+            p_LV = step_law(loo_LV, z_L, alpha_t, alpha_s)
             if greedy and alpha_s == 1.0:
                 p_LV = np.eye(V)[p_LV.argmax(-1)]
             after += mass * np.array([math.prod(p_LV[i, x_L[i]] for i in range(L)) for x_L in zs.tolist()])

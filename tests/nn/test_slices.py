@@ -14,7 +14,7 @@ from baselines.samplers.top_p import TopP, TopPOptions
 from harness.config.registry import build_options
 from harness.contracts.world import PROBLEM, L, V, X, build_method
 from harness.diffusion import masked
-from harness.nn.slices import Logits, at_most, by_sequences
+from harness.nn.slices import Logits, at_most, by_sequences, head
 from tests.kit.toys import (
     all_sequences,
     chi_square_p,
@@ -125,3 +125,17 @@ def test_logits_of_a_tensor_are_that_tensor():
     same = Logits.of(logits_MV)
     assert (len(same), tuple(same.shape)) == (5, (5, 3)) and same.whole().equal(logits_MV)
     assert torch.cat(list(same.then(lambda l_RV: 2 * l_RV).split(2))).equal(2 * logits_MV)
+
+
+def test_a_head_reads_few_numbers_of_rows_and_says_what_it_says_of_each():
+    linear, seen = torch.nn.Linear(8, 5), set()
+    linear.register_forward_hook(lambda module, inputs, output: seen.add(len(inputs[0])))
+    h_RE = torch.randn(1100, 8, requires_grad=True)
+    for rows in (0, 1, 31, *range(512, 1024)):
+        torch.testing.assert_close(head(linear, h_RE[:rows]), linear(h_RE[:rows])[:rows])
+    seen.clear()
+    for rows in range(512, 1024):
+        head(linear, h_RE[:rows])
+    assert len(seen) == 17 and max(seen) == 1024
+    head(linear, h_RE[:513]).sum().backward()
+    assert h_RE.grad[:513].any(1).all() and not h_RE.grad[513:].any()

@@ -13,7 +13,7 @@ from baselines.mdlm import MDLM, MDLMOptions
 from harness.config.fields import NoOptions
 from harness.config.schema import ScaleConfig, TrainConfig
 from harness.training.loop import Diverged, train
-from harness.training.optimizer import adamw, block_matrices, method_optimizer
+from harness.training.optimizer import adamw, block_matrices, method_optimizer, muon
 from lddm.fuji import FUJI, FUJIOptions
 from lddm.seq import SEQ, SEQOptions
 from lddm.seq_discrete import SEQDiscrete, SEQDiscreteOptions
@@ -69,6 +69,23 @@ def test_a_step_of_muon_turns_all_directions_alike(shape):
     assert values.min() > 0.3 and values.max() < 1.35
     # Along the gradient: the inner product is the sum of its singular values, up to the iterations' error.
     assert (step * gradient).sum() == pytest.approx(torch.linalg.svdvals(gradient).sum().item(), rel=0.3)
+
+
+def test_matrices_that_are_moved_together_move_as_torchs_muon_moves_each():
+    shapes = [(48, 16), (16, 16), (16, 48), (48, 16), (16, 16), (8, 8)]
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    for mine, yours in zip(ours, theirs, strict=True):
+        yours.data.copy_(mine)
+    optimizers = muon(ours, 0.1, 0.3), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, ns_steps=3)
+    for _ in range(3):
+        for mine, yours in list(zip(ours, theirs, strict=True))[:-1]:  # the last one has no gradient
+            mine.grad = yours.grad = torch.randn(mine.shape)
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, yours in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, yours, atol=3e-3, rtol=0)  # of steps of 0.1: the iterations are in bfloat16
+    assert not optimizers[0].state[ours[-1]]
 
 
 def test_one_schedule_for_both_rates():
