@@ -78,6 +78,7 @@ class Draw:
     """Sampled tokens (N, L) int64 and the network calls spent on them, split by what was called for.
 
     `calls_N` are the calls that each sequence took, of a sampler that is `adaptive`; their mean is at most the budget.
+    `stated` is what somebody else says to have spent on samples that are given.
     """
 
     x_NL: Tensor
@@ -85,6 +86,7 @@ class Draw:
     nfe_token: int
     draw_dtype: str = "float64"
     calls_N: Tensor | None = None
+    stated: int | None = None
 
     @property
     def nfe(self) -> int:

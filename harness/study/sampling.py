@@ -26,7 +26,10 @@ _FLOP_SEQUENCES = 16
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples of one part and what they cost for each sequence; `calls` are mean and maximum where they differ."""
+    """Samples of one part and what they cost for each sequence.
+
+    `calls` are mean and maximum where they differ, or what is stated of samples that are given.
+    """
 
     x_NL: np.ndarray
     nfe_latent: int
@@ -128,6 +131,8 @@ def draw_samples(
     if calls:  # of the sequences that are cut off too: a draw meets its budget as a whole
         took = torch.cat(calls)
         spread = {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
+    if drawn.stated is not None:
+        spread["nfe"] = drawn.stated
     seconds /= len(parts) * chunk
     return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds, flops, spread)
 

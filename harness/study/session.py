@@ -31,6 +31,8 @@ from harness.training.precision import Numerics, resolve
 
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
 PROTOCOL_VERSION = 2
+#: What the file of a trained model calls itself.
+MODEL = "few-step-harness model"
 
 
 class Session:
@@ -231,6 +233,26 @@ class Session:
             },
             12,
         )
+
+    def described(self, name: str, seed: int) -> dict[str, Any]:
+        """All that a trained model needs beside its weights: class and options, samplers, sizes, tokenizer, how it draws."""
+        data = self.data
+        return {
+            "kind": MODEL,
+            "method": name,
+            "seed": seed,
+            "config": self.tree["methods"][name],
+            "vocab_size": data.vocab_size,
+            "length": data.length,
+            "shape": dataclasses.asdict(self.problem.shape),
+            "data": data.name,
+            "tokenizer": self.tree["tokenizer"] if data.tokenizer_text else None,
+            "tokenizer_text": data.tokenizer_text() if data.tokenizer_text else "",
+            "sampling_seed": self.cfg.study.sampling_seed,
+            "chunk": self.cfg.compute.sample_batch,
+            "precision": self.numerics.precision,
+            "eval_tokens": self.numerics.eval_tokens,
+        }
 
     def cell_key(self, name: str, label: str, seed: int) -> str:
         """Identity of a cell: everything that its weights and its sampler depend on."""
