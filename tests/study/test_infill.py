@@ -1,5 +1,7 @@
 """Filling in beside given tokens: laws by enumeration, what is kept, what is scored, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ import torch
 from baselines.mdlm import MDLM, MDLMOptions
 from harness.contracts.metric import TinyJudge
 from harness.diffusion import ancestral
+from harness.errors import UserError
 from harness.metrics.base import Prompts, Samples, ScoreContext
 from harness.metrics.infill import Infill
 from harness.study.cells import Part
+from harness.study.check import _check_prompts
 from harness.study.sampling import SamplerError, checked_draw, draw_samples
 from harness.training.precision import Numerics
 from lddm.seq_discrete import SEQDiscrete, SEQDiscreteOptions
@@ -117,3 +121,22 @@ def test_the_score_is_the_difference_of_conditional_nats():
     assert scores.values["fill_exact"][0] == 0.5
     same = Infill(None).score(Samples(x_NL, own), context).values
     assert (same["fill_nats"][0], same["fill_exact"][0]) == (0.0, 1.0), "held-out text fills in itself"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("half", "study.prompt=half: ar/own cannot hold given tokens fixed; use only=.mdlm/own."),
+        ("none", "metric Infill scores what was filled in; use study.prompt=half or prefix"),
+    ],
+)
+def test_what_cannot_be_filled_in_or_scored_is_refused_before_any_work(prompt, words):
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(study=SimpleNamespace(prompt=prompt)),
+        metrics=[Infill(None)],
+        build=lambda name: name,
+        sampler=lambda method, name, label: SimpleNamespace(fills=name == "mdlm"),
+    )
+    cells = [SimpleNamespace(method=name, sampler="own") for name in ("mdlm", "ar")]
+    with pytest.raises(UserError, match=words):
+        _check_prompts(session, cells)
