@@ -26,13 +26,13 @@ from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
+from harness.nn.markov_chain import MarkovChain
 from harness.nn.slices import Logits, by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
 from lddm.latent import token_times
 from lddm.latent_model import LatentModel
-from lddm.markov_chain import MarkovChain
 from lddm.mixture import ProductMixture
 from lddm.networks import small_shape
 from lddm.token_embedding import TokenEmbedding

@@ -17,7 +17,6 @@ from baselines.samplers.ancestral import Ancestral
 from baselines.sdtt import SDTT
 from harness.config.fields import NoOptions
 from harness.diffusion.ancestral import Denoiser
-from harness.errors import UserError
 from harness.interface import Draw
 
 _SEQUENCES, _SEED = 512, 20_261_128
@@ -51,8 +50,6 @@ class ChosenRound(Ancestral):
     def distances(self, nfe: int, temperature: float, device: torch.device) -> list[float]:
         """Nats of the validation text, per sequence, under counts of what each round draws."""
         m, found = self.method, []
-        if not len(m.valid_NL):
-            raise UserError(f"{self.title} needs validation text to choose on; use the sampler distilled with a round")
         for self._round in range(m.options.rounds + 1):
             generator = torch.Generator(device=device).manual_seed(_SEED)
             counts = NGram(m.problem, NGramOptions(order=0))
@@ -63,6 +60,9 @@ class ChosenRound(Ancestral):
 
     def prepare(self, nfe: int, temperature: float, device: torch.device) -> None:
         self.check_budget(nfe)
+        if not len(self.method.valid_NL):  # before `settle`, as where costs alone are counted: the last student
+            self._round = self.method.options.rounds
+            return
         # Weights that are changed in place have other versions.
         key = nfe, temperature, sum(value._version for value in self.method.state_dict(keep_vars=True).values())
         if key not in self._chosen:

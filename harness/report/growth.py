@@ -132,9 +132,9 @@ def growth_table(table: pd.DataFrame, column: Column, budgets: Sequence[float | 
             if any(cell != UNKNOWN for cell in cells):
                 rows.append([name, number(flops), *cells])
     for role in ("data", "reference"):
-        for label, group in table[(table["role"] == role) & ~table["grows"]].groupby("label", sort=False):
+        for _, group in table[(table["role"] == role) & ~table["grows"]].groupby("label", sort=False):
             if group[column.name].notna().any():
-                rows.append([f"*{label}*", UNKNOWN, _shown(_at(group, None, column), column)])
+                rows.append([f"*{group['label'].iloc[0]}*", UNKNOWN, _shown(_at(group, None, column), column)])
     title = title_of(column, blind, data_value(table, column.name))
     header = ["Method", "Training FLOPs", *(title if nfe is None else f"{title} at NFE {nfe:g}" for nfe in budgets)]
     return markdown(header, [row + [""] * (len(header) - len(row)) for row in rows])

@@ -179,8 +179,13 @@ def test_the_chosen_round_is_the_one_whose_samples_are_like_text():
     assert found.index(min(found)) == 2, "two calls: of exact conditionals the most pairs, and all of them"
     method.settle(np.full((200, L), 1))
     assert (sampler_of(method, ChosenRound).draw(200, 1, generator_of(0)).x_NL == 1).double().mean() > 0.95
-    with pytest.raises(UserError, match="needs validation text to choose on"):
-        sampler_of(SDTT(tiny_problem(V, L), SDTTOptions()), ChosenRound).draw(2, 1, generator_of(0))
+
+
+def test_before_there_is_text_to_choose_on_the_last_student_draws():
+    """What plans a study counts the cost of a draw with a method that nothing has been told yet."""
+    method = SDTT(tiny_problem(V, L), SDTTOptions())
+    last = sampler_of(method, Distilled, round=method.options.rounds).draw(8, 2, generator_of(0)).x_NL
+    assert torch.equal(sampler_of(method, ChosenRound).draw(8, 2, generator_of(0)).x_NL, last)
 
 
 def test_the_teacher_is_counted_and_is_no_parameter():

@@ -6,7 +6,7 @@ import torch
 
 from baselines.ngram import NGram, NGramOptions
 from harness.errors import UserError
-from lddm.markov_chain import MarkovChain
+from harness.nn.markov_chain import MarkovChain
 from lddm.samplers.embedded import Embedded, EmbeddedOptions
 from tests.kit.toys import (
     bound_by_x,
@@ -71,9 +71,25 @@ def test_posterior_is_the_sum_over_all_sequences(order):
 def test_posterior_is_the_same_in_blocks(monkeypatch):
     chain, evidence_NLV = chain_of(3), torch.randn((7, L, V), generator=generator_of(2))
     whole = chain.posterior(evidence_NLV)
-    monkeypatch.setattr("lddm.markov_chain._KEPT_NUMBERS", 2 * L * V * V)
+    monkeypatch.setattr("harness.nn.markov_chain._KEPT_NUMBERS", 2 * L * V * V)
     for a, b in zip(whole, chain.posterior(evidence_NLV), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_sequences_are_drawn_together_given_evidence(order):
+    """By chi-square against the joint law; and the two sums that go with it."""
+    chain = chain_of(order)
+    evidence_LV = torch.randn((L, V), generator=generator_of(4)) * 1.5
+    evidence_LV[2] = torch.tensor([-torch.inf, 0.0, -torch.inf])
+    log_joint_X = law_of(chain).log() + sum(evidence_LV[i].double()[X[:, i]] for i in range(L))
+    drawn_NL = chain.draw_given(evidence_LV.expand(40_000, L, V), generator_of(5))
+    assert (drawn_NL[:, 2] == 1).all()
+    assert same_law(drawn_NL, log_joint_X.exp())
+    assert torch.allclose(chain.log_p(X), law_of(chain).log(), atol=1e-5)
+    total = chain.evidence_log_p(evidence_LV[None]).double()
+    assert torch.allclose(total, log_joint_X.logsumexp(0)[None], atol=1e-4)
+    assert torch.allclose(total, chain.posterior(evidence_LV[None])[1].double(), atol=1e-5)
 
 
 def test_a_long_sequence_does_not_underflow():

@@ -2,12 +2,15 @@
 
 A chain of order n knows each token by the n - 1 before it. Given evidence of every token by itself (a noisy embedding, a
 known token), the forward-backward algorithm (Baum et al. 1970) sums over all sequences, so that what is known of each token
-given all evidence is no approximation. It has what `lddm.mixture.ProductMixture` has, for segments of one whole sequence.
+given all evidence is no approximation, and sequences can be drawn given it, their tokens together.
 
 Shapes: N sequences of L tokens, V symbols; a state is the last n - 1 tokens: A the oldest, R the n - 2 others, D the next.
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,6 +25,8 @@ _MOST = 1 << 24
 _KEPT_NUMBERS = 1 << 24
 #: Least evidence for a symbol beside the best one, and the least probability that is told.
 _LEAST = 1e-20
+#: Of a table with a temperature: times the least evidence it is a number of float32.
+_LEAST_WEIGHT = 1e-15
 
 
 class MarkovChain(nn.Module):
@@ -48,16 +53,68 @@ class MarkovChain(nn.Module):
     def posterior(self, evidence_NLV: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x_i | all evidence), (N, L, V), and the evidence's log probability, (N,), both float32.
 
-        `evidence_NLV` as `ProductMixture.posterior` takes it.
+        `evidence_NLV`: log p(what is seen of a token | the token), up to a factor for each token.
         """
         rows = max(1, _KEPT_NUMBERS // (self.segment * self.start_AR.numel()))
         with torch.autocast(evidence_NLV.device.type, enabled=False):
             blocks = [self._posterior(e_NLV) for e_NLV in evidence_NLV.float().split(rows)]
         return torch.cat([log_p for log_p, _ in blocks]), torch.cat([total for _, total in blocks])
 
+    @torch.no_grad()
+    def evidence_log_p(self, evidence_NLV: Tensor) -> Tensor:
+        """The evidence's log probability alone, (N,) float32, in half of the work."""
+        log_N = self._in_blocks(lambda seen_LNV: self._forward(seen_LNV)[1], evidence_NLV)
+        return log_N + evidence_NLV.float().amax(-1).sum(1)
+
+    @torch.no_grad()
+    def draw_given(self, evidence_NLV: Tensor, generator: torch.Generator) -> Tensor:
+        """One sequence for each row of evidence from p(x | all evidence), (N, L) int64, in float64: forward, then drawn
+        backward, each token given those after it.
+        """
+        return self._in_blocks(lambda seen_LNV: self._draw_back(self._forward(seen_LNV)[0], generator), evidence_NLV)
+
+    @torch.no_grad()
+    def tempered(self, temperature: float) -> MarkovChain:
+        """A chain whose sequences have weights `p(x)^(1 / temperature)`: for `draw_given`, as its tables sum to no law."""
+        if temperature == 1.0:
+            return self
+        chain = copy.copy(self)
+        chain._buffers = {
+            name: table.pow(1.0 / temperature).clamp(min=_LEAST_WEIGHT) for name, table in self.named_buffers()
+        }
+        return chain
+
+    @torch.no_grad()
+    def log_p(self, x_NL: Tensor) -> Tensor:
+        """log p(x) of the chain itself, (N,) float64."""
+        n, log_table_RAD = self.order, self.table_RAD.double().log()
+        log_p_N = self.start_AR.double().log().flatten()[self._key(x_NL[:, : n - 1])]
+        for i in range(n - 1, self.segment):
+            log_p_N = log_p_N + log_table_RAD[self._key(x_NL[:, i - n + 2 : i]), x_NL[:, i - n + 1], x_NL[:, i]]
+        return log_p_N
+
+    def _in_blocks(self, function: Callable[[Tensor], Tensor], evidence_NLV: Tensor) -> Tensor:
+        """`function` of scaled evidence (L, N, V), for as many sequences at a time as there is room for."""
+        rows = max(1, _KEPT_NUMBERS // (self.segment * self.start_AR.numel()))
+        with torch.autocast(evidence_NLV.device.type, enabled=False):
+            return torch.cat([function(_scaled(e_NLV.float())[0]) for e_NLV in evidence_NLV.split(rows)])
+
+    def _draw_back(self, forward: list[Tensor], generator: torch.Generator) -> Tensor:
+        """Tokens (N, L) given the forward messages."""
+        n, N, V = self.order, len(forward[0]), self.vocab_size
+        row_N = torch.arange(N, device=forward[0].device)
+        x_NL = torch.empty((N, self.segment), dtype=torch.int64, device=forward[0].device)
+        state_N, _ = draw_tokens(forward[-1].flatten(1).log(), generator)
+        for i in range(self.segment - 1, self.segment - n, -1):
+            x_NL[:, i], state_N = state_N % V, state_N // V
+        for i in range(self.segment - 1, n - 2, -1):
+            rest_N = self._key(x_NL[:, i - n + 2 : i])
+            weight_NA = forward[i - n + 1][row_N, :, rest_N] * self.table_RAD[rest_N, :, x_NL[:, i]]
+            x_NL[:, i - n + 1], _ = draw_tokens(weight_NA.log(), generator)
+        return x_NL
+
     def _posterior(self, evidence_NLV: Tensor) -> tuple[Tensor, Tensor]:
-        top_NL1 = evidence_NLV.amax(-1, keepdim=True)
-        seen_LNV = (evidence_NLV - top_NL1).exp().clamp(min=_LEAST).transpose(0, 1)
+        seen_LNV, top_N = _scaled(evidence_NLV)
         forward, log_N = self._forward(seen_LNV)
         p_NLV = torch.empty_like(evidence_NLV)
         first, V = self.order - 2, self.vocab_size  # of the tokens that have a forward message: the last of the start
@@ -71,7 +128,7 @@ class MarkovChain(nn.Module):
             others = [j + 1 for j in range(self.order - 1) if j != i]
             p_NLV[:, i] = start.sum(others) if others else start
         p_NLV /= p_NLV.sum(-1, keepdim=True)
-        return p_NLV.clamp_(min=_LEAST).log_().log_softmax(-1), log_N + top_NL1.sum((1, 2))
+        return p_NLV.clamp_(min=_LEAST).log_().log_softmax(-1), log_N + top_N
 
     def _forward(self, seen_LNV: Tensor) -> tuple[list[Tensor], Tensor]:
         """p(state | evidence up to its last token), (N, A, R) each, and the log probability of all evidence, (N,)."""
@@ -136,6 +193,12 @@ class MarkovChain(nn.Module):
         as_ARD = torch.from_numpy(law_HV.astype(np.float32)).view(V, -1, V)
         self.table_RAD.copy_(as_ARD.transpose(0, 1))
         self.start_AR.copy_(torch.from_numpy(start_S.astype(np.float32)).view(self.start_AR.shape))
+
+
+def _scaled(evidence_NLV: Tensor) -> tuple[Tensor, Tensor]:
+    """Evidence as probabilities (L, N, V) of at most 1, and the logarithm of what they were divided by, (N,)."""
+    top_NL1 = evidence_NLV.amax(-1, keepdim=True)
+    return (evidence_NLV - top_NL1).exp().clamp(min=_LEAST).transpose(0, 1), top_NL1.sum((1, 2))
 
 
 def _counts(x_NL: np.ndarray, length: int, vocab_size: int) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Masked diffusion whose tokens of one call are drawn together: the network's logits beside n-grams, summed over exactly.
+
+A masked model draws the tokens of a call apart, which is what few calls cost. Here a call gives a law of all masked tokens,
+`p(x | x_t) ~ chain(x) prod_i exp(u_i(x_i))` where x agrees with what is shown: a chain of n-grams that was counted once, and
+logits u of the network for each position (a conditional random field, Lafferty et al. 2001; over a decoder that is not
+autoregressive Sun et al. 2019, arXiv 1910.11555; Liu et al. 2024, arXiv 2410.01949, put an autoregressive copula beside a
+diffusion). Its sum over all sequences is exact, by the forward-backward algorithm, so that the joint likelihood is trained,
+and tokens are drawn from it. There is no latent: it says what neighbours alone are worth.
+
+Shapes: B batch, L tokens, N sequences, V symbols (id V is the mask), M selected positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.masked_model import MaskedModel
+from harness.config.fields import chosen, ranged
+from harness.diffusion import masked
+from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
+from harness.interface import Bound, Loss, Problem
+from harness.nn.markov_chain import MarkovChain
+from harness.nn.networks import TokenNetwork
+
+
+@dataclass
+class MDLMChainOptions:
+    schedule: str = chosen("linear", TOKEN_SCHEDULES)
+    order: int = ranged(3, 2, 64)  # n of the n-grams; tables have vocab_size^order numbers
+
+
+class MDLMChain(MaskedModel):
+    """The chain is fitted before the first step, from the sequences of the budget; the network begins at no opinion."""
+
+    Options = MDLMChainOptions
+    title = "MDLM, chain head"
+
+    def __init__(self, problem: Problem, options: MDLMChainOptions) -> None:
+        super().__init__(problem, options)
+        self.network = TokenNetwork(problem.shape, problem.vocab_size)
+        self.chain = MarkovChain(options.order, problem.length, problem.vocab_size)
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"token": self.network}
+
+    def fit(self, train_NL: np.ndarray) -> None:
+        self.chain.fit(train_NL)
+
+    def fitted_numbers(self) -> int:
+        return self.chain.fitted_numbers()
+
+    def evidence(self, x_BL: Tensor) -> Tensor:
+        """The network's logits where `x_BL` is masked, certainty where it is not, (B, L, V) float32: one call."""
+        V = self.problem.vocab_size
+        everywhere_BL = torch.ones_like(x_BL, dtype=torch.bool)
+        logits_BLV = self.network(x_BL, everywhere_BL).whole().view(*x_BL.shape, V)
+        return torch.where((x_BL < V)[..., None], certain(x_BL, V), logits_BLV)
+
+    def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Tensor:
+        """log p(x_i | x_t) of each position by itself, for samplers that draw tokens apart."""
+        return self.chain.posterior(self.evidence(x_NL))[0][select_NL]
+
+    # ---- likelihood -----------------------------------------------------------------------------------------------
+    def _noisy(self, x_BL: Tensor, t_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+
+    def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
+        """Minus the joint log-likelihood of a sequence's masked tokens, over the number of masked tokens.
+
+        The gradient by a position's logits is the law of its token under the chain less the token that was there.
+        """
+        xt_BL, masked_BL = self._noisy(x_BL, stratified_times(len(x_BL), generator, self.largest_time), generator)
+        evidence_BLV = self.evidence(xt_BL)
+        with torch.no_grad():
+            log_p_BLV, log_B = self.chain.posterior(evidence_BLV)
+            seen_B = _at(evidence_BLV, x_BL).sum(1)
+            nll = (log_B - seen_B - self.chain.log_p(x_BL)).sum()
+            error_BLV = (log_p_BLV.exp() - F.one_hot(x_BL, self.problem.vocab_size)) * masked_BL[..., None]
+        count = masked_BL.sum().clamp(min=1)
+        # Where a token is shown the evidence is minus infinity for all others, and times 0 not a number.
+        slope = (error_BLV[masked_BL] * evidence_BLV[masked_BL]).sum()
+        total = ((slope - slope.detach() + nll) / count).float()
+        return Loss(total, {"joint_nats_per_token": total.detach()})
+
+    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
+        """MDLM's NELBO with each token's own law: that of as many calls as there are tokens."""
+        t_B = stratified_times(len(x_BL), generator)
+        xt_BL, masked_BL = self._noisy(x_BL, t_B, generator)
+        log_p_MV = self.denoise(xt_BL, masked_BL, t_B)
+        terms = masked.MaskedTerms(
+            masked.masked_nll(log_p_MV, x_BL, masked_BL), masked_BL.sum(1), self.schedule.weight(t_B)
+        )
+        return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")
+
+
+def certain(x_BL: Tensor, vocab_size: int) -> Tensor:
+    """Evidence (B, L, V) of tokens that are known: 0, and minus infinity for all others. What is masked may be anything."""
+    return F.one_hot(x_BL.clamp(max=vocab_size - 1), vocab_size).float().log()
+
+
+def _at(values_BLV: Tensor, x_BL: Tensor) -> Tensor:
+    return values_BLV.gather(2, x_BL[..., None])[..., 0]
