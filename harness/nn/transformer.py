@@ -214,8 +214,11 @@ class Trunk(nn.Module):
         new = []
         for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                kept = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a block is drawn
-                h_BLE = checkpoint(lambda h, *more, of=block: of(h, *more)[0], h_BLE, rotary, cond, **kept)
+                # Nothing in a block is drawn, so that no state of a generator has to be kept.
+                h_BLE = checkpoint(
+                    lambda h, *more, of=block: of(h, *more)[0],
+                    h_BLE, rotary, cond, use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
                 continue
             h_BLE, cache = block(h_BLE, rotary, cond, None if caches is None else caches[i])
             new += [cache] if self.causal else []
