@@ -119,7 +119,7 @@ def _files(path: str, revision: str | None, known: Known | None) -> tuple[Path, 
         if not path:
             raise UserError(f"{KEY}= is empty; {INSTEAD}")
         return files_of(path, revision)
-    config, weights = files_of(known.path, revision or known.branch)
+    config, weights = files_of(known.path, revision or known.revision)
     if known.sha256 not in (None, sha256_of(weights)):
         raise UserError(
             f"{KEY}={known.path}: {weights.name} has the SHA-256 {sha256_of(weights)[:12]}, and the one that is known "

@@ -51,8 +51,7 @@ class Known:
     licence: str
     title: str
     traps: tuple[str, ...]
-    branch: str | None = None  # of the repository; null: main
-    commit: str = ""  # of main when it was looked at; not asked for, since the hub takes no shortened ones
+    revision: str | None = None
     sha256: str | None = None
     mask_id: int | None = None
     printed: Mapping[str, Mapping[int, float]] = field(default_factory=dict)

@@ -78,6 +78,7 @@ class Draw:
     """Sampled tokens (N, L) int64 and the network calls spent on them, split by what was called for.
 
     `calls_N` are the calls that each sequence took, of a sampler that is `adaptive`; their mean is at most the budget.
+    `stated` is what somebody else says to have spent on samples that are given.
     """
 
     x_NL: Tensor
@@ -85,6 +86,7 @@ class Draw:
     nfe_token: int
     draw_dtype: str = "float64"
     calls_N: Tensor | None = None
+    stated: int | None = None
 
     @property
     def nfe(self) -> int:
@@ -189,6 +191,8 @@ class Sampler(ABC):
     #: Whether the number of calls differs by sequence: a budget is then what their mean may be, in every draw. Calls are
     #: counted by sequence, so that a network has to be called on those alone that are not done (`Draw.calls_N`).
     adaptive: bool = False
+    #: Whether it can hold given tokens fixed and draw the others (`fill`).
+    fills: bool = False
 
     def __init__(self, method: Any, options: Any) -> None:
         if not isinstance(method, self.methods):
@@ -226,6 +230,12 @@ class Sampler(ABC):
     @abstractmethod
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         """Draw `n` sequences with exactly `nfe` calls for each; `temperature` divides the logits of x0."""
+
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
+        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers with `fills`."""
+        raise UserError(f"{self.title} cannot hold given tokens fixed")
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:
         """Upper bound on `-log p(x)` under what is drawn; None where there is none."""

@@ -13,12 +13,12 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from harness.study.outcome import Outcome
 
-_USAGE = """usage: python -m harness.sample run=FOLDER method=NAME nfe=K [KEY=VALUE ...]
+_USAGE = """usage: python -m harness.sample run=FOLDER [method=NAME] nfe=K [KEY=VALUE ...]
 
 Prints samples as lines of JSON with text and ids, as harness.score reads them.
 
-  run=FOLDER      of a study that has run, such as runs/few_step or runs/exact/binsaw
-  method=NAME     or NAME/SAMPLER
+  run=FOLDER      of a study that has run, such as runs/few_step or runs/exact/binsaw, or of an exported model
+  method=NAME     or NAME/SAMPLER; of an exported model a sampler, or nothing
   nfe=K           network calls of a sample
   n=8             samples
   seed=S          of the draw; without it the study's own
@@ -37,14 +37,14 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(given: cli.Arguments) -> Outcome | str:
-    asked = cli.keyed(given.overrides, _KEYS, ("run", "method", "nfe"))
+    asked = cli.keyed(given.overrides, _KEYS, ("run", "nfe"))
     if not 0 < asked.get("temperature", 1.0) < float("inf"):
         raise UserError(f"temperature={asked['temperature']}: must be above 0; 1 is usual")
     from harness.study.model import load  # start-up time: torch, not for bad input
 
-    model = load(asked["run"], asked["method"], asked.get("of"))
+    model = load(asked["run"], asked.get("method", ""), asked.get("of"))
     drawn_NL = model.draw_ids(asked.get("n", 8), asked["nfe"], asked.get("seed"), asked.get("temperature", 1.0))
-    rows, decode = drawn_NL.tolist(), model.session.data.decode
+    rows, decode = drawn_NL.tolist(), model.decode
     text = "".join(json.dumps({"text": decode(row), "ids": row}, ensure_ascii=False) + "\n" for row in rows)
     if "to" not in asked:
         return text

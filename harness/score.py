@@ -27,12 +27,13 @@ or a text (.txt). Samples have scale.length tokens; how many there are is study.
   samples=FILE          or samples=[FILE,FILE]: a row for each file, under the file's name
   bad=refuse|skip       a line that cannot be scored is named: stop, or go on without it
   long=refuse|cut       texts with too many tokens: the same, or cut them
+  nfe=K                 or nfe=[K,K]: calls of a sample, for all files or for each; else what a name such as x-nfe0004 says
   study.name=scored     the folder of the results in runs_dir
 
 options:
 {cli.OPTIONS}
 """
-_OWN = {"samples": None, "bad": ("refuse", "skip"), "long": ("refuse", "cut")}
+_OWN = {"samples": None, "nfe": None, "bad": ("refuse", "skip"), "long": ("refuse", "cut")}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def _run(given: cli.Arguments) -> Outcome | str:
     named = [] if any(word.startswith("study.name=") for word in rest) else ["study.name=scored"]
     draft = load_draft([*rest, "study.seeds=[0]", "study.temperatures=[1.0]", *named], given.folders)
     loaded = draft.loaded()
-    rows = _read(own, Session(loaded.tree))
+    rows, calls = _read(own, Session(loaded.tree))
     counts = {name: len(x_NL) for name, x_NL in rows.items()}
     n = min(counts.values())
     if len(set(counts.values())) > 1:
@@ -57,17 +58,17 @@ def _run(given: cli.Arguments) -> Outcome | str:
         raise UserError(f"samples: {each}; files are compared at the same number of samples: cut them to {n}")
     if any(word.startswith("study.samples=") for word in rest) and loaded.cfg.study.samples != n:
         raise UserError(f"study.samples={loaded.cfg.study.samples}: the files have {n} samples; use study.samples={n}")
-    session = _session(draft.loaded([f"study.samples={n}", f"compute.sample_batch={n}"]), rows)
+    session = _session(draft.loaded([f"study.samples={n}", f"compute.sample_batch={n}"]), rows, calls)
     return run_study(session, given.command("harness.score"))
 
 
-def _session(loaded: Loaded, rows: dict[str, Any]) -> Session:
+def _session(loaded: Loaded, rows: dict[str, Any], calls: dict[str, int]) -> Session:
     """The study with the files in the place of its methods."""
     from harness.study.given import as_rows  # start-up time: torch
     from harness.study.session import Session
 
     folder = Session(loaded.tree).folder
-    changed = {"methods": as_rows(rows, folder / "given"), "only": [], "redo": []}
+    changed = {"methods": as_rows(rows, calls, folder / "given"), "only": [], "redo": []}
     study = loaded.tree["study"] | {"nfe_of": {}, "nfe": [1]}
     return Session(loaded.tree | changed | {"study": study}, server=loaded.cfg.tracking.uri)
 
@@ -86,17 +87,26 @@ def _split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
         own[key] = value
     files = own.get("samples")
     own["samples"] = [files] if isinstance(files, str) else files
+    own["nfe"] = _calls(own.get("nfe"), len(own["samples"] or []))
     if not own["samples"] or not all(isinstance(file, str) and file for file in own["samples"]):
         raise UserError("samples= names no file; write samples=FILE or samples=[FILE,FILE]")
     return own, [word for word in words if word not in mine]
 
 
-def _read(own: dict[str, Any], session: Session) -> dict[str, Any]:
-    """Ids (N, L) of each file by the name of its row; says what was lost. Raises `UserError`."""
+def _calls(given: Any, files: int) -> list[int | None]:
+    """The NFE of each file as the arguments have it; raises `UserError`."""
+    each = given if isinstance(given, list) else [given] * files
+    if len(each) != files or not all(nfe is None or (type(nfe) is int and nfe > 0) for nfe in each):
+        raise UserError(f"nfe={given}: give a whole number above 0, or a list of {files}, one for each file")
+    return each
+
+
+def _read(own: dict[str, Any], session: Session) -> tuple[dict[str, Any], dict[str, int]]:
+    """Ids (N, L) and NFE (0: not known) of each file by the name of its row; says what was lost. Raises `UserError`."""
     from harness.study.given import read_lines  # start-up time: torch
 
-    rows: dict[str, Any] = {}
-    for file in own["samples"]:
+    rows, calls = dict[str, Any](), dict[str, int]()
+    for file, nfe in zip(own["samples"], own["nfe"], strict=True):
         path = Path(file).expanduser()
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "samples"
         if name in rows:
@@ -107,8 +117,9 @@ def _read(own: dict[str, Any], session: Session) -> dict[str, Any]:
             raise UserError(f"{lines.told(path)}; {way_out}")
         for note in (*([lines.told(path)] if lines.unfit else []), *lines.notes):
             print(note, file=sys.stderr, flush=True)
-        rows[name] = lines.x_NL
-    return rows
+        named = re.search(r"nfe0*(\d+)", path.stem)
+        rows[name], calls[name] = lines.x_NL, nfe or (int(named[1]) if named else 0)
+    return rows, calls
 
 
 if __name__ == "__main__":

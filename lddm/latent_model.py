@@ -46,20 +46,17 @@ class LatentModel(Method):
         """Raise `UserError` where tokens cannot be drawn given a clean latent."""
 
     def draw_tokens(
-        self,
-        latent: Tensor,
-        calls: int,
-        generator: torch.Generator,
-        temperature: float,
-        denoiser: Denoiser | None = None,
-    ) -> tuple[Tensor, str]:
+        self, latent: Tensor, calls: int, generator: torch.Generator, temperature: float,
+        denoiser: Denoiser | None = None, start_NL: Tensor | None = None,
+    ) -> tuple[Tensor, str]:  # fmt: skip
         """Tokens (N, L) given a latent, in `calls` calls of the token network, and the dtype that they were drawn from.
 
-        `denoiser` takes the place of the method's own.
+        `denoiser` takes the place of the method's own, and `start_NL` that of masks everywhere.
         """
-        shape, alphas = (len(latent), self.problem.length), masked.step_alphas(self.schedule, calls)
-        mask_id = self.problem.vocab_size
-        return ancestral.sample(denoiser or self.denoiser(latent), shape, mask_id, alphas, generator, temperature)
+        alphas, mask_id = masked.step_alphas(self.schedule, calls), self.problem.vocab_size
+        if start_NL is None:
+            start_NL = ancestral.blank(len(latent), self.problem.length, mask_id, generator.device)
+        return ancestral.sample(denoiser or self.denoiser(latent), start_NL, mask_id, alphas, generator, temperature)
 
 
 class GaussianLatentModel(LatentModel):

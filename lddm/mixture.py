@@ -77,6 +77,14 @@ class ProductMixture(nn.Module):
                 score_MN += self.log_table_MF.index_select(1, entry_N)
             return score_MN.T.contiguous()
 
+    def seen(self, x_NC: Tensor, shown_NC: Tensor) -> Tensor:
+        """log p(the shown tokens of a segment | k) for each component, (N, M) float32."""
+        with torch.autocast(x_NC.device.type, enabled=False):
+            seen_MN = self.log_weight_M.new_zeros(len(self.log_weight_M), len(x_NC))
+            for entry_N, shown_N in zip(self.entries(x_NC).T, shown_NC.T, strict=True):
+                seen_MN += self.log_table_MF.index_select(1, entry_N) * shown_N
+            return seen_MN.T.contiguous()
+
     def _count(self, count_MF: Tensor, share_NM: Tensor, x_NC: Tensor) -> None:
         """Add the shares of segments to the entries of their tokens, in place."""
         if self._small:

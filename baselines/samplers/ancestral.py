@@ -20,6 +20,7 @@ class Ancestral(Sampler):
     Options: type = NoOptions
     methods = MaskedModel
     method: MaskedModel
+    fills = True
 
     def networks(self) -> Mapping[str, nn.Module]:
         return self.method.networks()
@@ -39,12 +40,20 @@ class Ancestral(Sampler):
         return ancestral.path_nll(self.denoiser, x_BL, m.problem.vocab_size, self.alphas(nfe), generator)
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        p = self.method.problem
+        x_NL = ancestral.blank(n, p.length, p.vocab_size, generator.device)
+        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
+
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
         self.check_budget(nfe)
         m = self.method
         if temperature != 1.0 and not m.accepts_temperature():
             raise UserError(
                 f"temperature={temperature} cannot be met by {self.title}: it draws from the truth; use 1.0"
             )
-        shape, mask_id = (n, m.problem.length), m.problem.vocab_size
-        x_NL, dtype = ancestral.sample(self.denoiser, shape, mask_id, self.alphas(nfe), generator, temperature)
+        mask_id = m.problem.vocab_size
+        start_NL = x_NL.masked_fill(hidden_NL, mask_id)
+        x_NL, dtype = ancestral.sample(self.denoiser, start_NL, mask_id, self.alphas(nfe), generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -24,12 +24,14 @@ class Chain(Ancestral):
     methods = MDLMChain
     method: MDLMChain
 
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
         """At a temperature T the joint law of a call to the power 1 / T."""
         self.check_budget(nfe)
         m, mask_id = self.method, self.method.problem.vocab_size
         chain = m.chain.tempered(temperature)
-        x_NL = torch.full((n, m.problem.length), mask_id, device=generator.device)
+        x_NL = x_NL.masked_fill(hidden_NL, mask_id)
         for alpha_t, alpha_s in pairwise(self.alphas(nfe)):
             flips_NL = masked.choose_flips(x_NL == mask_id, alpha_t, alpha_s, generator)
             x_NL = torch.where(flips_NL, chain.draw_given(m.evidence(x_NL) / temperature, generator), x_NL)

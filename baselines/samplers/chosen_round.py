@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from baselines.ngram import NGram, NGramOptions
 from baselines.samplers.ancestral import Ancestral
 from baselines.sdtt import SDTT
 from harness.config.fields import NoOptions
+from harness.diffusion import ancestral
 from harness.diffusion.ancestral import Denoiser
 from harness.interface import Draw
 
@@ -53,7 +54,9 @@ class ChosenRound(Ancestral):
         for self._round in range(m.options.rounds + 1):
             generator = torch.Generator(device=device).manual_seed(_SEED)
             counts = NGram(m.problem, NGramOptions(order=0))
-            counts.fit(super().draw(_SEQUENCES, nfe, generator, temperature).x_NL.cpu().numpy())
+            x_NL = ancestral.blank(_SEQUENCES, m.problem.length, m.problem.vocab_size, device)
+            drawn = super().fill(x_NL, x_NL == m.problem.vocab_size, nfe, generator, temperature)
+            counts.fit(drawn.x_NL.cpu().numpy())
             counts.settle(m.valid_NL)
             found.append(float(counts.bound(torch.from_numpy(m.valid_NL), generator).total_B.mean()))
         return found
@@ -70,10 +73,12 @@ class ChosenRound(Ancestral):
             self._chosen[key] = nats.index(min(nats))
         self._round = self._chosen[key]
 
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
         self.prepare(nfe, temperature, generator.device)
-        return super().draw(n, nfe, generator, temperature)
+        return super().fill(x_NL, hidden_NL, nfe, generator, temperature)
 
-    def path_nll(self, x_BL: torch.Tensor, nfe: int, generator: torch.Generator) -> torch.Tensor | None:
+    def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor | None:
         self.prepare(nfe, 1.0, x_BL.device)
         return super().path_nll(x_BL, nfe, generator)

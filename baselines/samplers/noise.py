@@ -30,6 +30,7 @@ class Noise(Sampler):
     options: NoiseOptions
     methods = NoiseMDLM
     method: NoiseMDLM
+    fills = True
 
     @property
     def bounded(self) -> bool:  # type: ignore[override]
@@ -60,9 +61,17 @@ class Noise(Sampler):
         return ancestral.path_nll(denoiser, x_BL, self.method.problem.vocab_size, alphas, generator)
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        p = self.method.problem
+        x_NL = ancestral.blank(n, p.length, p.vocab_size, generator.device)
+        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
+
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
+        """The noise is drawn from its prior, blind to what is given."""
         self.check_budget(nfe)
-        m = self.method
-        alphas = masked.step_alphas(m.schedule, nfe)
-        shape, denoiser = (n, m.problem.length), self._denoiser(n, generator)
-        x_NL, dtype = ancestral.sample(denoiser, shape, m.problem.vocab_size, alphas, generator, temperature)
+        m, mask_id = self.method, self.method.problem.vocab_size
+        alphas, denoiser = masked.step_alphas(m.schedule, nfe), self._denoiser(len(x_NL), generator)
+        start_NL = x_NL.masked_fill(hidden_NL, mask_id)
+        x_NL, dtype = ancestral.sample(denoiser, start_NL, mask_id, alphas, generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

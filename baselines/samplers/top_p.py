@@ -53,14 +53,16 @@ class TopP(Ancestral):
     def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> None:
         """None: outside of the nuclei it is infinite."""
 
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+    def fill(
+        self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Draw:
         self.check_budget(nfe)
-        m = self.method
+        m, mask_id = self.method, self.method.problem.vocab_size
 
         def denoise(x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Logits:
             logits_MV = m.denoise(x_NL, select_NL, t_N)
             return Logits.of(logits_MV).then(lambda logits_RV: nucleus(logits_RV, self.options.p, temperature))
 
-        shape, mask_id = (n, m.problem.length), m.problem.vocab_size
-        x_NL, dtype = ancestral.sample(denoise, shape, mask_id, self.alphas(nfe), generator, temperature)
+        start_NL = x_NL.masked_fill(hidden_NL, mask_id)
+        x_NL, dtype = ancestral.sample(denoise, start_NL, mask_id, self.alphas(nfe), generator, temperature)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe, draw_dtype=dtype)

@@ -18,6 +18,8 @@ from harness.config.slurm import SlurmConfig, check_line, check_slurm
 from harness.errors import UserError, nearest
 from harness.search.schema import TuneConfig
 
+PROMPTS = ("none", "prefix", "half")
+
 
 @dataclass
 class StudyConfig:
@@ -31,6 +33,9 @@ class StudyConfig:
     temperatures: list[float] = ranged([1.0], 0, above=True, filled=True, distinct=True)  # that divide logits
     seeds: list[int] = ranged([0], 0, filled=True, distinct=True)  # of training
     samples: int = ranged(2000, 8)  # of each cell
+    prompt: str = chosen(
+        "none", PROMPTS
+    )  # draw given the first half of held-out texts, or half of their tokens at random
     sampling_seed: int = ranged(1, 0)  # of all draws
     bound_sequences: int = ranged(1024, 1)  # held-out sequences of the reported bound
     bound_draws: int = ranged(4, 1)  # Monte Carlo draws for each of them

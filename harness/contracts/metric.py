@@ -16,7 +16,7 @@ import numpy as np
 from harness.contracts.world import Check, decode, must
 from harness.data.base import TokenData
 from harness.judges.base import Judge, TextScores
-from harness.metrics.base import Metric, Samples, ScoreContext, Scores, columns_of
+from harness.metrics.base import Metric, Prompts, Samples, ScoreContext, Scores, columns_of
 from harness.tasks.templates import Templates
 
 Build = Callable[[int], Metric]
@@ -55,7 +55,9 @@ def scored(metric: Metric, samples: Samples) -> Scores:
     splits = {name: drawn(k).x_NL for k, name in enumerate(("train", "valid", "test"))}
     data = TokenData("toy", TASK.vocab_size, LENGTH, splits, "fingerprint-of-toy", decode, task=TASK)
     with tempfile.TemporaryDirectory() as cache:
-        return metric.score(samples, ScoreContext(data, drawn(100), TinyJudge(None), Path(cache), 0))
+        given = drawn(200)
+        prompts = Prompts(given.texts, given.x_NL, np.arange(LENGTH) % 2 == np.zeros((N, 1)))
+        return metric.score(samples, ScoreContext(data, drawn(100), TinyJudge(None), Path(cache), 0, prompts))
 
 
 def columns(build: Build) -> None:

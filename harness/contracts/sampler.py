@@ -177,6 +177,16 @@ def paths(build: Build) -> None:
         must(nfe == 1 or other is not None and not torch.equal(nll_B, other), "path_nll is that of one path")
 
 
+def fills(build: Build) -> None:
+    """it keeps what it is given, where it says that it can be given tokens"""
+    sampler = build(0)
+    hidden_NL = torch.arange(L).expand(X.shape) % 2 == 1
+    for nfe in runnable(sampler) if sampler.fills else ():
+        with torch.inference_mode():
+            drawn = checked_draw(sampler, len(X), Part(nfe, 1.0), generator_of(0), (X, hidden_NL))
+        must(not torch.equal(drawn.x_NL, X), "it fills in exactly what was hidden from it")
+
+
 def same_weights(build: Build) -> None:
     """the same weights give the same draws, others give others"""
     first, other = build(0), build(1)
@@ -189,5 +199,5 @@ def same_weights(build: Build) -> None:
 
 
 CHECKS: tuple[Check, ...] = (
-    names, strangers, budgets, refusals, repeatable, variety, temperatures, weights_stay, bound, paths, same_weights,
+    names, strangers, budgets, refusals, repeatable, variety, temperatures, weights_stay, bound, paths, fills, same_weights,
 )  # fmt: skip

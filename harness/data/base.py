@@ -27,7 +27,7 @@ class TokenData:
     and reports (bytes per token, documents, ...).
     `task` is the distribution itself where it is known; `render` turns ids (N, L) into grey pictures (N, H, W) uint8
     where the data are pictures; `labels[split]` are classes (N,) int64 where rows have them, for judges alone. `notes` are
-    lines for the user about what was lost on the way.
+    lines for the user about what was lost on the way. `tokenizer_text` gives what the tokenizer is restored from.
     """
 
     name: str
@@ -42,6 +42,7 @@ class TokenData:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     encode: Callable[[Sequence[str]], list[np.ndarray]] | None = None
+    tokenizer_text: Callable[[], str] | None = None
 
     def some(self, split: str, count: int | None = None) -> np.ndarray:
         """`count` rows of a split (all, where it has no more), (n, L) int64: chosen at random, in random order.

@@ -53,6 +53,9 @@ class ByteBPE(TokenizerSpec):
             log.warning("bpe: the text yields %d tokens, not %d", learnt.get_vocab_size(), options.vocab_size)
         return _ByteBPETokenizer(learnt)
 
+    def restore(self, text: str) -> Tokenizer:
+        return _ByteBPETokenizer(tokenizers.Tokenizer.from_str(text))
+
 
 class _ByteBPETokenizer(Tokenizer):
     def __init__(self, learnt: tokenizers.Tokenizer) -> None:
@@ -95,6 +98,9 @@ class _ByteBPETokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._learnt.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def to_text(self) -> str:
+        return self._learnt.to_str()
 
 
 def _parts(document: str) -> Iterator[str]:

@@ -55,6 +55,9 @@ class Characters(TokenizerSpec):
     def build(self, documents: Sequence[str], cache: Path, key: str) -> Tokenizer:
         return _CharacterTokenizer(self.options.alphabet)
 
+    def restore(self, text: str) -> Tokenizer:
+        return _CharacterTokenizer(self.options.alphabet)
+
 
 class _CharacterTokenizer(Tokenizer):
     loses, most_lost = "characters_left_out", 0.5

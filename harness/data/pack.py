@@ -108,6 +108,7 @@ def pack(corpus: Corpus, tokenizer: TokenizerSpec, length: int, cache: Path) -> 
         fingerprint=digest([PACK_VERSION, corpus.fingerprint, built.identity, length]),
         decode=built.decode,
         encode=built.encode_batch,
+        tokenizer_text=built.to_text,
         facts=facts,
         notes=(*corpus.notes, *_lost(corpus.name, built, record)),
     )

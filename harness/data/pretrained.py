@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from harness.config.fields import chosen
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
@@ -46,6 +48,18 @@ class Pretrained(TokenizerSpec):
             loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         return _PretrainedTokenizer(loaded, options, content)
 
+    def restore(self, text: str) -> Tokenizer:
+        from transformers import PreTrainedTokenizerFast
+
+        if not text:
+            raise UserError(
+                f"tokenizer.name={self.options.name} has no tokenizer.json, so a model cannot bring it along"
+            )
+        kept = json.loads(text)
+        backend = tokenizers.Tokenizer.from_str(kept["backend"])
+        loaded = PreTrainedTokenizerFast(tokenizer_object=backend, **kept["special"])
+        return _PretrainedTokenizer(loaded, self.options, kept["content"])
+
 
 def _folder(name: str, revision: str | None) -> Path:
     """The local folder of tokenizer `name`: itself, or what is fetched from the hub (or was before)."""
@@ -76,7 +90,7 @@ def _folder(name: str, revision: str | None) -> Path:
 
 class _PretrainedTokenizer(Tokenizer):
     def __init__(self, loaded: Any, options: PretrainedOptions, content: str) -> None:
-        self._loaded = loaded
+        self._loaded, self._content = loaded, content
         # Ids may have gaps, so that the largest is not their number less one.
         self.vocab_size = max(loaded.get_vocab().values(), default=-1) + 1
         self.loses = "" if loaded.unk_token_id is None else "unknown_tokens"
@@ -101,6 +115,15 @@ class _PretrainedTokenizer(Tokenizer):
             found = self._loaded(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
             encoded += [np.asarray(ids, dtype=np.int32) for ids in found["input_ids"]]
         return encoded
+
+    def to_text(self) -> str:
+        if not self._loaded.is_fast:  # it has no text of its own
+            return ""
+        special = {
+            name: str(token) for name, token in self._loaded.special_tokens_map.items() if isinstance(token, str)
+        }
+        kept = {"backend": self._loaded.backend_tokenizer.to_str(), "special": special, "content": self._content}
+        return json.dumps(kept)
 
     def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
         """Tokens that stand for any text that the tokenizer does not know, of all."""

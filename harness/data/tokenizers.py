@@ -38,6 +38,10 @@ class Tokenizer(ABC):
         """Bytes of UTF-8 that the ids of `documents` stand for."""
         return total_bytes(documents)
 
+    def to_text(self) -> str:
+        """All that `TokenizerSpec.restore` needs beside the options, such as what was learnt."""
+        return ""
+
     def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
         """How much of `documents` their ids do not say, and of how much."""
         return 0, 0
@@ -57,3 +61,7 @@ class TokenizerSpec(ABC):
 
         `key` is the hash of the corpus: what is learnt is kept in `cache` under it. Raises `UserError` for bad options.
         """
+
+    def restore(self, text: str) -> Tokenizer:
+        """The tokenizer whose `to_text` this is, for models that are exported."""
+        raise NotImplementedError(f"{type(self).__name__} is not restored from text")

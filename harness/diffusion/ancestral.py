@@ -23,23 +23,29 @@ from harness.nn.slices import Logits
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor | Logits]
 
 
+def blank(n: int, length: int, mask_id: int, device: torch.device) -> Tensor:
+    """`n` sequences of masks, where all is to be drawn."""
+    return torch.full((n, length), mask_id, dtype=torch.int64, device=device)
+
+
 def sample(
     denoiser: Denoiser,
-    shape: tuple[int, int],
+    start_NL: Tensor,
     mask_id: int,
     alphas: list[float],
     generator: torch.Generator,
     temperature: float = 1.0,
 ) -> tuple[Tensor, str]:
-    """K = len(alphas) - 1 two-stage reverse steps from all masks; the last reveals what is still masked.
+    """K = len(alphas) - 1 two-stage reverse steps from `start_NL` (`blank`); the last reveals what is still masked.
 
-    Returns tokens (N, L) and the dtype that they were drawn from.
+    Tokens that are shown at the start stay as they are, so that the others are drawn given them. Returns tokens (N, L) and
+    the dtype that they were drawn from.
     """
-    x_NL = torch.full(shape, mask_id, dtype=torch.int64, device=generator.device)
+    x_NL = start_NL.clone()
     nfe, dtype = len(alphas) - 1, "float64"
     for k in range(nfe):
         flips_NL = masked.choose_flips(x_NL == mask_id, alphas[k], alphas[k + 1], generator)
-        t_N = torch.full(shape[:1], 1.0 - k / nfe, device=generator.device)
+        t_N = torch.full((len(x_NL),), 1.0 - k / nfe, device=generator.device)
         # Without a name: else the last call's logits would still be there in the next one.
         x_NL[flips_NL], dtype = masked.draw_tokens(denoiser(x_NL, flips_NL, t_N), generator, temperature)
     return x_NL, dtype

@@ -42,13 +42,18 @@ def token_nll(logits_MV: Tensor | Logits, token_M: Tensor) -> Tensor:
     return by_rows(nll, logits_MV, token_M)
 
 
-def masked_nll(logits_MV: Tensor | Logits, x_BL: Tensor, masked_BL: Tensor) -> Tensor:
+def masked_nll(
+    logits_MV: Tensor | Logits,
+    x_BL: Tensor,
+    masked_BL: Tensor,
+    of_token: Callable[[Tensor | Logits, Tensor], Tensor] = token_nll,
+) -> Tensor:
     """Sum of cross-entropies over each sequence's masked positions, (B,), nats; logits are those of the masked ones.
 
-    Row-major order of `masked_BL` is the order of `logits_MV`.
+    Row-major order of `masked_BL` is the order of `logits_MV`. `of_token` is summed in the place of the cross-entropy.
     """
     at_M = masked_BL.flatten().nonzero()[:, 0]
-    nll_M = token_nll(logits_MV, x_BL.flatten()[at_M])
+    nll_M = of_token(logits_MV, x_BL.flatten()[at_M])
     row_M = at_M // x_BL.shape[1]
     return torch.zeros(x_BL.shape[0], dtype=nll_M.dtype, device=nll_M.device).index_add_(0, row_M, nll_M)
 

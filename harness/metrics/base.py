@@ -63,11 +63,20 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Held-out sequences of which samplers are given the tokens that are not hidden: texts, ids (N, L) and `hidden_NL` bool."""
+
+    texts: list[str]
+    x_NL: np.ndarray
+    hidden_NL: np.ndarray
+
+
+@dataclass(frozen=True)
 class ScoreContext:
     """What scoring needs besides the samples: the reference set is fixed for a study and shared by all rows.
 
     `reference` has the same n and length as the samples; `cache` holds features by content hash; `seed` fixes
-    bootstrap and k-means seeds.
+    bootstrap and k-means seeds. `prompts` are there where samples fill in what is hidden of held-out text.
     """
 
     data: TokenData
@@ -75,6 +84,7 @@ class ScoreContext:
     judge: Judge
     cache: Path
     seed: int
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ class Metric(ABC):
     version: str = "1"
     definition: str = ""
     columns: tuple[Column, ...] = ()
+    #: Whether it scores what was filled in, and needs `ScoreContext.prompts`.
+    prompted: bool = False
 
     def __init__(self, options) -> None:
         self.options = options

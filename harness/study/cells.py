@@ -115,7 +115,8 @@ class Cell:
         """Identity of a draw: budget, number, seed, and the chunk size, since each chunk has a generator of its own."""
         s = session.cfg.study
         chunk = min(session.cfg.compute.sample_batch, s.samples)
-        return f"{part.label}-n{s.samples}-s{s.sampling_seed}-c{chunk}"
+        given = "" if s.prompt == "none" else f"-{s.prompt}-{session.held_out_hash}"
+        return f"{part.label}-n{s.samples}-s{s.sampling_seed}-c{chunk}{given}"
 
     def samples(self, session: Session, part: Part) -> Path:
         return self.folder / f"samples-{self._draw(session, part)}.safetensors"
@@ -189,6 +190,8 @@ def config_key(session: Session, cells: list[Cell]) -> str:
     """Identity of everything that the study's table depends on, except the weights of a judge that is trained here."""
     parts = [[c.key, c.method, c.sampler, [[p.nfe, p.temperature] for p in c.parts]] for c in cells]
     study = {k: v for k, v in session.tree["study"].items() if k not in ("name", "question")}
+    if session.cfg.study.prompt == "none":  # as before there were any
+        study.pop("prompt", None)
     return short_hash(
         {
             "layout": LAYOUT,

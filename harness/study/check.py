@@ -22,6 +22,7 @@ def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
     for metric in session.metrics:
         metric.check(session.data, session.judge)
         metric.check_size(session.cfg.study.samples, session.data.length)
+    _check_prompts(session, cells)
     _ = session.reference  # refuses too few held-out sequences
     for key in ("runs_dir", "cache_dir"):
         _check_place(f"{key}={getattr(session.cfg, key)}", session.folder if key == "runs_dir" else session.cache)
@@ -29,6 +30,27 @@ def check_study(session: Session, cells: list[Cell], data: Cell) -> Standing:
         open_tracker(session.cfg.tracking, session.cfg.runs_dir).connect()
     check_redo(session.cfg.redo, [*cells, data])
     return Standing(session, cells, data)
+
+
+def _check_prompts(session: Session, cells: list[Cell]) -> None:
+    """Raise `UserError` where a row cannot hold given tokens fixed, or a metric needs some that are."""
+    prompt = session.cfg.study.prompt
+    if prompt == "none":
+        lost = [type(metric).__name__ for metric in session.metrics if metric.prompted]
+        if lost:
+            raise UserError(f"metric {lost[0]} scores what was filled in; use study.prompt=half or prefix")
+        return
+    unfit = {
+        f"{c.method}/{c.sampler}"
+        for c in cells
+        if not session.sampler(session.build(c.method), c.method, c.sampler).fills
+    }
+    if unfit:
+        fit = sorted({f"{c.method}/{c.sampler}" for c in cells} - unfit)
+        raise UserError(
+            f"study.prompt={prompt}: {', '.join(sorted(unfit))} cannot hold given tokens fixed; "
+            f"use only=[{','.join(fit) or 'mdlm'}]"
+        )
 
 
 def _check_place(key: str, folder: Path) -> None:

@@ -29,13 +29,7 @@ def fit(
     done = compiled.train(job, session.cache) if session.numerics.compile_training else loop.train(job)
     if not group.leads:
         return
-    meta = {
-        "method": weights.method,
-        "seed": weights.seed,
-        "key": weights.key,
-        "config": session.tree["methods"][weights.method],
-        "made": plan.made,
-    }
+    meta = session.described(weights.method, weights.seed) | {"key": weights.key, "made": plan.made}
     done["train_seconds"] += plan.fit_seconds
     checkpoint.save_tensors(weights.model, dict(method.state_dict()), meta | done)
     weights.checkpoint.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.fields import NoOptions
+from harness.config.fields import NoOptions, ranged
 from harness.data.base import TokenData
 from harness.errors import UserError
 from harness.interface import Callless, Draw, Method, Problem, Stage
@@ -138,6 +138,7 @@ class GivenOptions:
     path: str = ""
     digest: str = ""
     title: str = ""
+    nfe: int = ranged(0, 0)  # calls that each sample took, as its maker says; 0: not known
 
 
 class Given(Method):
@@ -168,11 +169,13 @@ class AsGiven(Callless):
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         self.check_budget(nfe)
         tensors, _ = checkpoint.load_tensors(Path(self.method.options.path))
-        return Draw(tensors["x_NL"][:n].to(generator.device), nfe_latent=0, nfe_token=0)
+        return Draw(
+            tensors["x_NL"][:n].to(generator.device), nfe_latent=0, nfe_token=0, stated=self.method.options.nfe or None
+        )
 
 
-def as_rows(files: Mapping[str, np.ndarray], folder: Path) -> dict[str, Any]:
-    """`methods` of a configuration, by name, for ids (N, L) that are written to `folder` first."""
+def as_rows(files: Mapping[str, np.ndarray], calls: Mapping[str, int], folder: Path) -> dict[str, Any]:
+    """`methods` of a configuration, by name, for ids (N, L) that are written to `folder` first; `calls` are their NFE."""
     found = {}
     for name, x_NL in files.items():
         path = folder / f"{name}.safetensors"
@@ -182,6 +185,7 @@ def as_rows(files: Mapping[str, np.ndarray], folder: Path) -> dict[str, Any]:
             "path": str(path),
             "digest": checkpoint.hash_in(path),
             "title": f"{name} (given)",
+            "nfe": calls[name],
         }
         found[name] = node | {"samplers": {"given": {"_target_": f"{__name__}.AsGiven"}}}
     return found

@@ -1,59 +1,30 @@
-"""A model that a study has trained, for use from Python: it draws texts, says how likely they are, and asks the judge.
-
-Shapes: N texts, L tokens.
-"""
+"""A model that a study has trained, for use from Python: it draws texts, says how likely they are, and asks the judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from harness.errors import UserError, nearest
 from harness.judges.base import TextScores
-from harness.study.budget import parse_budgets
-from harness.study.cells import Cell, Part, make_cells
-from harness.study.sampling import draw_samples
+from harness.study.cells import Cell, make_cells
+from harness.study.exported import WEIGHTS, Drawn, export, load_exported, push
 from harness.study.session import Session
 from harness.study.steps import load_sampler
-from harness.training.seeds import step_generator
 
 
-class Model:
+class Model(Drawn):
     """The sampler of a finished cell on its trained method. `session` is that of its study: data, judge, metrics."""
 
     def __init__(self, session: Session, cell: Cell) -> None:
         self.session, self.cell = session, cell
-        self.sampler = load_sampler(session, cell)
-
-    def draw_ids(self, n: int, nfe: int, seed: int | None = None, temperature: float = 1.0) -> np.ndarray:
-        """`n` samples (N, L) at a budget; without a seed those of the study, to the bit where n is the study's too.
-
-        Raises `UserError` for a budget that cannot be met.
-        """
-        if n < 1:
-            raise UserError(f"n={n}: draw 1 or more")
-        parse_budgets(self.sampler, [nfe])
-        study, chunk = self.session.cfg.study, self.session.cfg.compute.sample_batch
-        seeds = study.sampling_seed if seed is None else seed, self.cell.seed
-        part = Part(nfe, temperature)
-        return draw_samples(self.sampler, part, n, chunk, seeds, self.session.numerics, lambda done, total: None).x_NL
-
-    def draw(self, n: int, nfe: int, seed: int | None = None, temperature: float = 1.0) -> list[str]:
-        """The same as texts."""
-        return [self.session.data.decode(row) for row in self.draw_ids(n, nfe, seed, temperature).tolist()]
-
-    def bound(self, x_NL: np.ndarray, seed: int = 0) -> np.ndarray | None:
-        """One draw of the upper bound on `-log p(x)` of each sample, (N,) nats; None where the sampler has none."""
-        generator = step_generator(self.session.numerics.device, seed)
-        x_BL = torch.from_numpy(np.asarray(x_NL, dtype=np.int64)).to(self.session.numerics.device)
-        with torch.no_grad():
-            found = self.sampler.bound(x_BL, generator)
-        return None if found is None else found.total_B.cpu().numpy()
+        seeds = session.cfg.study.sampling_seed, cell.seed
+        chunk, sampler = session.cfg.compute.sample_batch, load_sampler(session, cell)
+        super().__init__(sampler, session.data.decode, session.numerics, chunk, seeds)
 
     def judge(self, texts: Sequence[str]) -> TextScores:
         """Nats and scored tokens of each text under the study's judge, which is trained or loaded at the first call."""
@@ -64,17 +35,38 @@ class Model:
             )
         return judge.score(list(texts))
 
+    def export(self, folder: str | Path) -> Path:
+        """Write weights, configuration and tokenizer into a folder that `harness.load` takes; raises `UserError`."""
+        if not self.cell.weights.trained:
+            raise UserError(f"{self.cell.method} has no weights that were trained here: there is nothing to export")
+        path = Path(folder).expanduser()
+        cell = self.cell
+        export(cell.weights.model, self.session.described(cell.method, cell.seed), cell.title, path)
+        return path
 
-def load(run: str | Path, method: str, seed: int | None = None) -> Model:
+    def push_to_hub(self, repository: str, private: bool = True) -> str:
+        """Export to a repository of the hub (OWNER/NAME), made if it is not there; its address. Raises `UserError`."""
+        with TemporaryDirectory() as folder:
+            return push(self.export(folder), repository, private)
+
+
+def load(run: str | Path, method: str = "", seed: int | None = None) -> Drawn:
     """The model of `method` (or method/sampler) in the folder of a study, such as `runs/few_step`; its first seed unless told.
 
-    Raises `UserError` in one line where there is none.
+    Of a folder that a model was exported to, `method` is a sampler, or left out. Raises `UserError` in one line where
+    there is none.
     """
     folder = Path(run).expanduser().resolve()
+    if (folder / WEIGHTS).is_file():
+        return load_exported(folder, method)
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"run={run}: there is no config.yaml; give the folder of a study that has run, such as runs/few_step"
         )
+    return Model(*_found(folder, run, method, seed))
+
+
+def _found(folder: Path, run: str | Path, method: str, seed: int | None) -> tuple[Session, Cell]:
     tree: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     # Where the folder is now, wherever it was made; nothing is written there.
     tree["runs_dir"], tree["study"]["name"] = str(folder.parent), folder.name
@@ -92,4 +84,4 @@ def load(run: str | Path, method: str, seed: int | None = None) -> Model:
         raise UserError(
             f"run={run}: {weights.model.parent.name} is not there; run the study to its end, on a device of the same kind"
         )
-    return Model(session, found[0])
+    return session, found[0]

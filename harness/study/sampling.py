@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from harness.interface import Draw, Sampler
+from harness.metrics.base import Prompts
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
 from harness.training.compiled import compile_trunks
@@ -25,7 +26,10 @@ _FLOP_SEQUENCES = 16
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples of one part and what they cost for each sequence; `calls` are mean and maximum where they differ."""
+    """Samples of one part and what they cost for each sequence.
+
+    `calls` are mean and maximum where they differ, or what is stated of samples that are given.
+    """
 
     x_NL: np.ndarray
     nfe_latent: int
@@ -40,11 +44,21 @@ class SamplerError(RuntimeError):
     """A sampler broke its contract: calls, mask tokens or dtype. A defect of its code, never of the user."""
 
 
-def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator) -> Draw:
-    """`sampler.draw` with its contract checked: calls by hook, ids below V, float64 draws."""
+#: Tokens (N, L), and which of them are hidden from the sampler.
+Given = tuple[torch.Tensor, torch.Tensor]
+
+
+def _drawn(sampler: Sampler, n: int, part: Part, generator: torch.Generator, given: Given | None) -> Draw:
+    if given is None:
+        return sampler.draw(n, part.nfe, generator, part.temperature)
+    return sampler.fill(given[0][:n], given[1][:n], part.nfe, generator, part.temperature)
+
+
+def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generator, given: Given | None = None) -> Draw:
+    """`sampler.draw` (or `fill`) with its contract checked: calls by hook, ids below V, float64 draws, what is given kept."""
     sampler.prepare(part.nfe, part.temperature, generator.device)
     with counted_calls(sampler) as calls:
-        draw = sampler.draw(n, part.nfe, generator, part.temperature)
+        draw = _drawn(sampler, n, part, generator, given)
     spent = sum(calls.values())
     claimed = draw.nfe if draw.calls_N is None else int(draw.calls_N.sum())
     met = spent <= n * part.nfe if sampler.adaptive else spent == part.nfe
@@ -53,6 +67,8 @@ def checked_draw(sampler: Sampler, n: int, part: Part, generator: torch.Generato
     x_NL, problem = draw.x_NL, sampler.method.problem
     if x_NL.shape != (n, problem.length) or int(x_NL.min()) < 0 or int(x_NL.max()) >= problem.vocab_size:
         raise SamplerError(f"{sampler.title} left ids outside its vocabulary, or a wrong shape, at NFE {part.nfe}")
+    if given is not None and not torch.equal(x_NL.masked_fill(given[1], 0), given[0].masked_fill(given[1], 0)):
+        raise SamplerError(f"{sampler.title} changed tokens that it was given, at NFE {part.nfe}")
     if draw.draw_dtype != "float64":
         raise SamplerError(f"{sampler.title} drew its tokens in {draw.draw_dtype}; the protocol asks for float64")
     return draw
@@ -74,10 +90,12 @@ def draw_samples(
     seeds: tuple[int, int],
     numerics: Numerics,
     progress: Callable[[int, int], None],
+    prompts: Prompts | None = None,
 ) -> Drawn:
     """`n` sequences in chunks, each from a generator of its own; `seeds` are the sampling seed and the training seed.
 
-    The last chunk is drawn whole and cut, so that every call has the same shape. Time is that of the sampler alone.
+    The last chunk is drawn whole and cut, so that every call has the same shape. Time is that of the sampler alone. With
+    `prompts` sequence i fills in what is hidden of the i-th of them.
     """
     sampler.method.eval().to(numerics.device)
     chunk = min(chunk, n)
@@ -86,9 +104,16 @@ def draw_samples(
     def generator(index: int) -> torch.Generator:
         return step_generator(numerics.device, seeds[0], seeds[1], 3, part.nfe, temperature, index)
 
+    def given(index: int) -> Given | None:
+        if prompts is None:
+            return None
+        rows = np.arange(index * chunk, (index + 1) * chunk) % n
+        parts = (prompts.x_NL[rows].astype(np.int64), prompts.hidden_NL[rows])
+        return tuple(torch.from_numpy(part).to(numerics.device) for part in parts)  # type: ignore[return-value]
+
     def run(count: int, index: int) -> Draw:
         with torch.inference_mode(), numerics.autocast():
-            return checked_draw(sampler, count, part, generator(index))
+            return checked_draw(sampler, count, part, generator(index), given(index))
 
     parts, calls, seconds = [], list[torch.Tensor](), 0.0
     for index in range(-(-n // chunk)):
@@ -100,12 +125,14 @@ def draw_samples(
         progress(min((index + 1) * chunk, n), n)
     few = min(_FLOP_SEQUENCES, n)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        flops = count_flops(lambda: sampler.draw(few, part.nfe, generator(0), part.temperature)) / few
+        flops = count_flops(lambda: _drawn(sampler, few, part, generator(0), given(0))) / few
     x_NL = torch.cat(parts)[:n].numpy()
     spread = {}
     if calls:  # of the sequences that are cut off too: a draw meets its budget as a whole
         took = torch.cat(calls)
         spread = {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
+    if drawn.stated is not None:
+        spread["nfe"] = drawn.stated
     seconds /= len(parts) * chunk
     return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds, flops, spread)
 

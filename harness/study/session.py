@@ -23,7 +23,7 @@ from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem, Sampler
 from harness.judges.base import Judge
-from harness.metrics.base import Column, Metric, Samples, ScoreContext, columns_of
+from harness.metrics.base import Column, Metric, Prompts, Samples, ScoreContext, columns_of
 from harness.nn.transformer import TrunkShape
 from harness.provenance import short_hash
 from harness.training.distributed import check_processes
@@ -31,6 +31,8 @@ from harness.training.precision import Numerics, resolve
 
 #: Bumped when the meaning of a stored score or sample changes in a way that no option shows.
 PROTOCOL_VERSION = 2
+#: What the file of a trained model calls itself.
+MODEL = "few-step-harness model"
 
 
 class Session:
@@ -54,7 +56,7 @@ class Session:
         if same and (self.cfg.scale.length, self.cfg.cache_dir) == (other.cfg.scale.length, other.cfg.cache_dir):
             kept.append("data")
             if self.cfg.study.samples == other.cfg.study.samples:
-                kept += ["_held_out", "_held_out_hash", "reference", "held_out"]
+                kept += ["_held_out", "held_out_hash", "reference", "held_out"]
             # A prepared judge knows the data and the device.
             if self.tree["judge"] == other.tree["judge"] and self.cfg.compute == other.cfg.compute:
                 kept += ["judge", "judge_files"]
@@ -188,7 +190,19 @@ class Session:
 
     @cached_property
     def score_context(self) -> ScoreContext:
-        return ScoreContext(self.data, self.reference, self.judge, self.cache, self.cfg.study.sampling_seed)
+        seed = self.cfg.study.sampling_seed
+        return ScoreContext(self.data, self.reference, self.judge, self.cache, seed, self.prompts)
+
+    @cached_property
+    def prompts(self) -> Prompts | None:
+        """The held-out row's texts, half of each hidden, where the study draws given the rest."""
+        kind, x_NL = self.cfg.study.prompt, self.held_out.x_NL
+        if kind == "none":
+            return None
+        rank_NL = np.broadcast_to(np.arange(x_NL.shape[1]), x_NL.shape)
+        if kind == "half":
+            rank_NL = np.random.default_rng((self.cfg.study.sampling_seed, 83)).permuted(rank_NL, axis=1)
+        return Prompts(self.held_out.texts, x_NL, rank_NL >= x_NL.shape[1] // 2)
 
     # ---- identities -----------------------------------------------------------------------------------------------
     def weights_key(self, name: str, seed: int) -> str:
@@ -220,12 +234,32 @@ class Session:
             12,
         )
 
+    def described(self, name: str, seed: int) -> dict[str, Any]:
+        """All that a trained model needs beside its weights: class and options, samplers, sizes, tokenizer, how it draws."""
+        data = self.data
+        return {
+            "kind": MODEL,
+            "method": name,
+            "seed": seed,
+            "config": self.tree["methods"][name],
+            "vocab_size": data.vocab_size,
+            "length": data.length,
+            "shape": dataclasses.asdict(self.problem.shape),
+            "data": data.name,
+            "tokenizer": self.tree["tokenizer"] if data.tokenizer_text else None,
+            "tokenizer_text": data.tokenizer_text() if data.tokenizer_text else "",
+            "sampling_seed": self.cfg.study.sampling_seed,
+            "chunk": self.cfg.compute.sample_batch,
+            "precision": self.numerics.precision,
+            "eval_tokens": self.numerics.eval_tokens,
+        }
+
     def cell_key(self, name: str, label: str, seed: int) -> str:
         """Identity of a cell: everything that its weights and its sampler depend on."""
         return short_hash([self.weights_key(name, seed), self.tree["methods"][name]["samplers"][label]], 12)
 
     @cached_property
-    def _held_out_hash(self) -> str:
+    def held_out_hash(self) -> str:
         return hashlib.sha256(self._held_out.tobytes()).hexdigest()[:16]
 
     @cached_property
@@ -238,8 +272,8 @@ class Session:
             "samples": self.cfg.study.samples,
             "sampling_seed": self.cfg.study.sampling_seed,
             "length": self.cfg.scale.length,
-            "held_out": self._held_out_hash,
-        }
+            "held_out": self.held_out_hash,
+        } | ({} if self.cfg.study.prompt == "none" else {"prompt": self.cfg.study.prompt})
 
 
 def _built(cls: Any, problem: Problem, options: Any, key: str) -> Method:

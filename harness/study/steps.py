@@ -179,7 +179,7 @@ def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) ->
     for part in todo:
         drawn = draw_samples(
             sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
-            functools.partial(progress, f"sample NFE {part.nfe}"),
+            functools.partial(progress, f"sample NFE {part.nfe}"), session.prompts,
         )  # fmt: skip
         meta = {
             "nfe_latent": drawn.nfe_latent,

@@ -118,9 +118,12 @@ def test_steps_of_duo_are_the_published_posterior(tmp_path):
     expected = upper / (V * alpha_t * x_LV.gather(1, z_1L.T) + 1 - alpha_t)
     with torch.no_grad():
         logits, _ = method.leave_one_out(z_1L, z_1L, torch.tensor([0.75], dtype=torch.float64))
-        found = uniform.step_logits(logits.whole(), z_1L[0], alpha_t, alpha_s).softmax(-1)
+        n, loo_RV, z_R = 20000, logits.whole(), z_1L[0]
+        u_R3 = torch.rand((n * LENGTH, 3), generator=generator_of(2), dtype=torch.float64)
+        drawn_R = uniform.draw_step(loo_RV.repeat(n, 1), z_R.repeat(n), u_R3, alpha_t, alpha_s)
+    found = torch.nn.functional.one_hot(drawn_R.view(n, LENGTH), V).double().mean(0)
     assert torch.allclose(expected.sum(-1), torch.ones(LENGTH, dtype=torch.float64))
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert (found - expected).abs().max() < 5 * math.sqrt(0.25 / n)
     drawn = Uniform(method, UniformOptions()).draw(4, 3, generator_of(0))
     assert drawn.nfe == 3 and int(drawn.x_NL.max()) < V
 
@@ -165,7 +168,7 @@ def test_config_data_and_process_have_to_fit(tmp_path):
 
 def test_a_repository_has_to_be_the_one_that_is_known(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, random_tensors(V + 1))
-    known = Known("some/where", "masked", "some/tokenizer", LENGTH, "MIT", "Known", (), branch="old", sha256="0" * 64)
+    known = Known("some/where", "masked", "some/tokenizer", LENGTH, "MIT", "Known", (), revision="old", sha256="0" * 64)
     monkeypatch.setattr("baselines.published.manifest", lambda: {"known": known})
     asked = []
     monkeypatch.setattr("baselines.published.locate", lambda *a: asked.append(a) or {"revision": "1" * 40})

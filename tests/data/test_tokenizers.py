@@ -249,3 +249,17 @@ def test_pretrained_damaged_or_without_end_of_text(folder):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         Pretrained(PretrainedOptions(str(folder))).build([], folder, "")
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_comes_back_from_what_a_model_keeps(learnt, folder):
+    texts = ["the cat, again", "A  Wholly new\nwörd", ""]
+    pretrained = Pretrained(PretrainedOptions(str(folder), separator="none"))
+    for spec, built in (
+        (ByteBPE(ByteBPEOptions()), learnt),
+        (pretrained, pretrained.build([], folder, "")),
+        (Characters(CharactersOptions("text8")), characters("text8")),
+    ):
+        again = spec.restore(built.to_text())
+        assert again.identity == built.identity and again.vocab_size == built.vocab_size
+        for ids, own in zip(built.encode_batch(texts), again.encode_batch(texts), strict=True):
+            assert ids.tolist() == own.tolist() and built.decode(ids.tolist()) == again.decode(own.tolist())

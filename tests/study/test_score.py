@@ -112,12 +112,18 @@ def test_a_studys_samples_get_that_studys_numbers_to_the_bit(finished, threads, 
     mine, theirs = rows_of(tmp_path / "scored"), rows_of(finished.folder)
     name = samples.stem.replace(".", "-")
     own = {key[0]: row for key, row in mine.items()}
+    assert {key[0]: key[2] for key in mine if key[0] != "data"} == {name: 4, "plain": 0}  # by the file's name
     assert own[name] == theirs["mdlm", "ancestral", 4] and own["plain"] == own[name]
     assert "plain.jsonl: 24 lines without ids; their entropy is over the tokens of characters" in done.err
     assert [row for key, row in mine.items() if key[0] == "data"] == [
         row for k, row in theirs.items() if k[0] == "data"
     ]
     assert (tmp_path / "scored" / "report.html").exists() and f"{name[:15]}" in done.out
+
+
+def test_calls_are_those_of_the_arguments():
+    for word, expected in (("nfe=[2,8]", [2, 8]), ("nfe=4", [4, 4]), ("bad=skip", [None, None])):
+        assert score._split(["samples=[a.txt,b.txt]", word, "study=smoke"])[0]["nfe"] == expected
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(finished, tmp_path):
@@ -130,6 +136,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(finished, tmp_path):
         ([f"samples=[{a},{a}]"], "another file is called a too"),
         ([f"samples={a}", "study.samples=24"], "study.samples=24: the files have 10 samples; use study.samples=10"),
         ([f"samples={a}", "bad=ignore"], "bad=ignore: is none of refuse, skip"),
+        ([f"samples=[{a},{b}]", "nfe=[4]"], "nfe=[4]: give a whole number above 0, or a list of 2, one for each file"),
+        ([f"samples={a}", "nfe=none"], "nfe=none: give a whole number above 0"),
         ([], "samples= names no file"),
         ([f"samples={write(tmp_path / 'c.jsonl', '{')}", "bad=skip"], "nothing is left"),
     ):
