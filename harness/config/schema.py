@@ -95,6 +95,7 @@ class ComputeConfig:
     threads: int = ranged(1, 1)  # CPU threads of a worker; results are the same to the bit only at the same number
     processes: int = ranged(1, 1)  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
     compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU, and where it pays
+    activation_checkpointing: bool = False  # less memory in training for a third more work; the same numbers
     sample_batch: int = ranged(250, 1)  # sequences that are drawn at a time
     eval_tokens: int = ranged(32768, 1)  # tokens that networks without gradient and judges read at a time
 

@@ -86,9 +86,9 @@ class _CharacterTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._alphabet_V[np.asarray(ids, dtype=np.int64)].tobytes().decode("ascii")
 
-    def text_bytes(self, documents: Sequence[str]) -> int:
+    def text_bytes(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
         """One byte a token: what the alphabet leaves out is not modelled, so it is not counted either."""
-        return sum(len(ids) for ids in self.encode_batch(documents))
+        return sum(map(len, encoded))
 
     def lost(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> tuple[int, int]:
         """Letters, digits and signs outside of ASCII that have no symbol, of all characters but white space.

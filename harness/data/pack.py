@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from harness.errors import UserError
 log = logging.getLogger(__name__)
 
 PACK_VERSION = 1
-_DOCUMENTS_A_BATCH = 4096
+_DOCUMENTS_A_BATCH, _CHARACTERS_A_BATCH = 4096, 1 << 22
 _BLOCK = 1 << 20
 _BLOCKS_HASHED = 512
 _LOST_NOTED = 0.02
@@ -148,37 +148,57 @@ def _stored(cache: Path, key: str) -> dict[str, Any] | None:
 
 
 def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict[str, Any]:
-    """Encode every split, write the streams, and last of all the record that vouches for them."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    """Encode every split, write the streams, and last of all the record that vouches for them.
+
+    Besides the documents, memory holds the ids of one batch of them: of 4096, or of 4M characters and a document.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     record: dict[str, Any] = {}
     for split in SPLITS:
-        documents = corpus.documents[split]
-        parts, written, lost = [], 0, np.zeros(2)
-        separator = np.asarray(tokenizer.separator, dtype=dtype)
-        for start in range(0, len(documents), _DOCUMENTS_A_BATCH):
-            batch = documents[start : start + _DOCUMENTS_A_BATCH]
-            encoded = tokenizer.encode_batch(batch)
-            lost += tokenizer.lost(batch, encoded)
-            for ids in filter(len, encoded):
-                if written and len(separator):
-                    parts.append(separator)
-                parts.append(ids.astype(dtype))
-                written += 1
-        stream_T = np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
-        if not len(stream_T):
+        facts, path = dict[str, Any](), _path(cache, key, split)
+        write_atomically(path, partial(_write_ids, corpus.documents[split], tokenizer, dtype, facts))
+        if not facts["tokens"]:
+            path.unlink()
             raise UserError(f"data {corpus.name}: no character of the {split} split is in the tokenizer's alphabet")
-        path = _path(cache, key, split)
-        write_atomically(path, partial(np.save, arr=stream_T, allow_pickle=False))
-        text_bytes = tokenizer.text_bytes(documents) + (written - 1) * tokenizer.separator_bytes
-        record[split] = {
-            "tokens": len(stream_T),
-            "bytes": text_bytes,
-            "lost": round(float(lost[0] / max(lost[1], 1)), 4),
-            "size": path.stat().st_size,
-            "sha256": file_digest(path),
-        }
+        record[split] = facts | {"size": path.stat().st_size, "sha256": file_digest(path)}
     write_atomically(cache / f"tokens-{key}.json", lambda file: file.write(json.dumps(record, indent=1).encode()))
     return record
+
+
+def _write_ids(
+    documents: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, facts: dict[str, Any], file: IO[bytes]
+) -> None:
+    """The stream of ids as `numpy.save` would write it, batch by batch; how many there are, and of what, into `facts`."""
+    separator = np.asarray(tokenizer.separator, dtype=dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    written, tokens, text_bytes, lost = 0, 0, 0, np.zeros(2)
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})  # with room for any number in its place
+    for batch in _batches(documents):
+        encoded = tokenizer.encode_batch(batch)
+        lost += tokenizer.lost(batch, encoded)
+        text_bytes += tokenizer.text_bytes(batch, encoded)
+        for ids in filter(len, encoded):
+            for part in (separator, ids) if written else (ids,):
+                file.write(part.astype(dtype).tobytes())
+                tokens += len(part)
+            written += 1
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, header | {"shape": (tokens,)})
+    text_bytes += (written - 1) * tokenizer.separator_bytes
+    facts |= {"tokens": tokens, "bytes": text_bytes, "lost": round(float(lost[0] / max(lost[1], 1)), 4)}
+
+
+def _batches(documents: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    waiting = 0
+    for document in documents:
+        batch.append(document)
+        waiting += len(document)
+        if len(batch) == _DOCUMENTS_A_BATCH or waiting >= _CHARACTERS_A_BATCH:
+            yield batch
+            batch, waiting = [], 0
+    if batch:
+        yield batch
 
 
 def _sequences(cache: Path, key: str, split: str, length: int, name: str) -> np.ndarray:

@@ -34,7 +34,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
 
-    def text_bytes(self, documents: Sequence[str]) -> int:
+    def text_bytes(self, documents: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
         """Bytes of UTF-8 that the ids of `documents` stand for."""
         return total_bytes(documents)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Trunk(nn.Module):
     def __init__(self, shape: TrunkShape, causal: bool = False, cond: bool = False) -> None:
         super().__init__()
         self.shape, self.causal = shape, causal
+        self.recompute = False  # blocks keep their input alone for the backward pass
         self.blocks = nn.ModuleList(Block(shape, causal, cond) for _ in range(shape.depth))
         self.norm = nn.Parameter(torch.ones(shape.width))
         for name, p in self.named_parameters():
@@ -201,7 +203,7 @@ class Trunk(nn.Module):
     def forward(
         self, h_BLE: Tensor, positions_L: Tensor, cond: Tensor | None = None, caches: list | None = None
     ) -> tuple[Tensor, list]:
-        """Hidden states (B, L, E) and the per-block key/value caches (used by causal decoding only)."""
+        """Hidden states (B, L, E) and, of a causal trunk without gradient, the per-block key/value caches of decoding."""
         # Not in `through`: what is compiled would make the angles anew for each head of each sequence.
         return self.through(h_BLE, rotary_table(positions_L, self.shape.width // self.shape.heads), cond, caches)
 
@@ -211,6 +213,21 @@ class Trunk(nn.Module):
         """`forward` with the table of its positions; `harness.training.compiled` compiles it."""
         new = []
         for i, block in enumerate(self.blocks):
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing in a block is drawn, so that no state of a generator has to be kept.
+                h_BLE = checkpoint(
+                    lambda h, *more, of=block: of(h, *more)[0],
+                    h_BLE, rotary, cond, use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
+                continue
             h_BLE, cache = block(h_BLE, rotary, cond, None if caches is None else caches[i])
-            new.append(cache)
+            new += [cache] if self.causal else []
         return rms_norm(h_BLE, self.norm), new
+
+
+def recompute_blocks(module: nn.Module, wanted: bool) -> None:
+    """Whether blocks of trunks are computed again in the backward pass: a third more work, and the memory of one block for
+    what the others would keep (Chen et al. 2016)."""
+    for part in module.modules():
+        if isinstance(part, Trunk):
+            part.recompute = wanted

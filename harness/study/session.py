@@ -87,7 +87,7 @@ class Session:
         sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
         numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
-        return dataclasses.replace(numerics, eval_tokens=c.eval_tokens)
+        return dataclasses.replace(numerics, eval_tokens=c.eval_tokens, recompute=c.activation_checkpointing)
 
     @cached_property
     def data(self) -> TokenData:

@@ -24,6 +24,7 @@ from harness.config.schema import ScaleConfig, TrainConfig
 from harness.data.base import TokenData
 from harness.errors import JobError
 from harness.interface import Loss, Method
+from harness.nn.transformer import recompute_blocks
 from harness.training import checkpoint
 from harness.training.distributed import Group, SharedLoss
 from harness.training.ema import EMA
@@ -110,6 +111,7 @@ class _Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         job.method.to(job.numerics.device)
+        recompute_blocks(job.method, job.numerics.recompute)
         self.optimizer = method_optimizer(job.method, job.scale, job.train)
         self.ema = EMA(job.method, job.train.ema)
         self.path = job.folder / "train.safetensors"

@@ -18,7 +18,8 @@ from harness.nn.slices import at_most
 class Numerics:
     """Resolved device and dtype of the networks' arithmetic; weights, losses and logits stay in float32.
 
-    `eval_tokens` are read at a time where no gradient is wanted (`harness.nn.slices`).
+    `eval_tokens` are read at a time where no gradient is wanted (`harness.nn.slices`); with `recompute` training keeps the
+    input of each block alone.
     """
 
     device: str
@@ -26,6 +27,7 @@ class Numerics:
     compile_training: bool = False
     compile_sampling: bool = False
     eval_tokens: int = 1 << 15
+    recompute: bool = False
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -189,7 +189,7 @@ def test_every_id_and_the_separator_can_be_decoded(tokenizer):
 
 
 def test_bytes_of_plain_text_are_counted(tokenizer):
-    assert tokenizer.text_bytes(TEXTS) == sum(map(len, TEXTS))
+    assert tokenizer.text_bytes(TEXTS, tokenizer.encode_batch(TEXTS)) == sum(map(len, TEXTS))
 
 
 def test_identity_is_that_of_the_content_and_the_options(name, tokenizer, cache, tmp_path, folder):

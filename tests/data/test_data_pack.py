@@ -87,6 +87,27 @@ def test_fingerprint_follows_content_tokenizer_and_length(tmp_path):
     assert len({base, *others}) == 5
 
 
+def test_a_stream_is_what_numpy_saves_and_no_batch_shows_in_it(tmp_path, monkeypatch):
+    documents = ["abc" * k for k in range(40)]
+    seen, records = [], []
+
+    class Watched(Letters):
+        def encode_batch(self, documents):
+            seen.append(sum(map(len, documents)))
+            return super().encode_batch(documents)
+
+    for place, characters in (("whole", 1 << 22), ("pieces", 50)):
+        monkeypatch.setattr(module, "_CHARACTERS_A_BATCH", characters)
+        pack(corpus(train=documents), Spec(Watched()), 3, tmp_path / place)
+        files = sorted((tmp_path / place).glob("tokens-*"))
+        records.append([file.read_bytes() for file in files])
+    assert records[0] == records[1] and max(seen[4:]) < 50 + 3 * 40
+    for file in files:
+        if file.suffix == ".npy":
+            np.save(tmp_path / "saved.npy", np.load(file))
+            assert (tmp_path / "saved.npy").read_bytes() == file.read_bytes()
+
+
 def test_stream_is_encoded_once_for_all_lengths(tmp_path):
     tokenizer = Letters()
     pack(corpus(), Spec(tokenizer), 3, tmp_path)

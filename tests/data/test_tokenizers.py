@@ -33,7 +33,7 @@ def characters(alphabet):
 def through(alphabet, text):
     tokenizer = characters(alphabet)
     (ids,) = tokenizer.encode_batch([text])
-    assert tokenizer.text_bytes([text]) == len(ids)
+    assert tokenizer.text_bytes([text], [ids]) == len(ids)
     return tokenizer.decode(ids)
 
 

@@ -13,6 +13,7 @@ from harness.nn.transformer import (
     Trunk,
     TrunkShape,
     attend,
+    recompute_blocks,
     rms_norm,
     rotary_table,
     rotate,
@@ -250,3 +251,29 @@ def test_bidirectional_networks_have_the_stem_and_causal_ones_do_not():
     for network in (TokenNetwork(shape, V), JointNetwork(shape, V, S, D), SlotEncoder(shape, V, S, D)):
         assert network.stem.mix is not None and network.stem.mix.kernel_size == (3,)
     assert TokenNetwork(shape, V, causal=True).stem.mix is None
+
+
+# ---- blocks that are computed again ---------------------------------------------------------------------------------
+def kept_and_gradients(network: TokenNetwork, again: bool) -> tuple[int, list[torch.Tensor]]:
+    """Bytes that a forward pass keeps besides the weights, and the gradients."""
+    recompute_blocks(network, again)
+    network.zero_grad(set_to_none=True)
+    own, kept = {p.data_ptr() for p in network.parameters()}, dict[int, int]()
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        if value.data_ptr() not in own:
+            kept[value.data_ptr()] = value.numel() * value.element_size()
+        return value
+
+    x_BL, t_B = torch.arange(24).view(2, 12) % V, torch.tensor([0.2, 0.7])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        total = network(x_BL, None, t_B).whole().square().sum()
+    total.backward()
+    return sum(kept.values()), [p.grad for p in network.parameters()]
+
+
+def test_blocks_that_are_computed_again_keep_less_and_have_the_same_gradients():
+    network = scramble(TokenNetwork(replace(SHAPE, depth=6), V, time=True))
+    (much, plain), (little, again) = (kept_and_gradients(network, wanted) for wanted in (False, True))
+    assert all(map(torch.equal, plain, again))
+    assert little < much / 4

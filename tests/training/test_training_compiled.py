@@ -7,11 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
+from baselines.mdlm import MDLM, MDLMOptions
 from harness.config.load import load
 from harness.study.session import Session
+from harness.training import loop
+from tests.kit.toys import job_of, one_thread, tiny_problem  # noqa: F401
 
 
 def numerics(*words: str):
@@ -35,6 +40,19 @@ def test_networks_are_compiled_where_that_saves_more_than_it_takes(words, traini
     monkeypatch.setattr(shutil, "which", lambda name: None)
     if "compute.compile=true" not in words:
         assert not numerics(*words).compile_training and not numerics(*words).compile_sampling
+
+
+def test_activation_checkpointing_is_of_training_and_changes_no_bit(tmp_path):
+    weights = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        method = MDLM(tiny_problem(), MDLMOptions())
+        job = job_of(method, tmp_path / str(again), steps=5)
+        loop.train(replace(job, numerics=replace(job.numerics, recompute=again)))
+        weights.append(list(method.parameters()))
+        assert method.network.trunk.recompute == again
+    assert all(map(torch.equal, *weights))
+    assert numerics("study=smoke", "compute.activation_checkpointing=true").recompute
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
