@@ -191,6 +191,8 @@ class Sampler(ABC):
     #: Whether the number of calls differs by sequence: a budget is then what their mean may be, in every draw. Calls are
     #: counted by sequence, so that a network has to be called on those alone that are not done (`Draw.calls_N`).
     adaptive: bool = False
+    #: Whether it draws by what `Method.settle` has chosen on validation text, which a model by itself does not have.
+    settled: bool = False
     #: Whether it can hold given tokens fixed and draw the others (`fill`).
     fills: bool = False
 

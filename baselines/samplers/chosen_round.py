@@ -29,6 +29,7 @@ class ChosenRound(Ancestral):
     Options = NoOptions
     methods = SDTT
     method: SDTT
+    settled = True
     bounded = False  # the bound is that of the last student
 
     def __init__(self, method: SDTT, options: NoOptions) -> None:

@@ -124,6 +124,12 @@ def load_exported(folder: Path, label: str = "") -> Drawn:
     if label not in samplers:
         raise UserError(f"method={label}: is no sampler of {folder}{nearest(label, samplers)}")
     kind, own = build_options(samplers[label])
+    if kind.settled:
+        others = [name for name in samplers if not build_options(samplers[name])[0].settled]
+        instead = f"method={others[0]}" if others else "the folder of its study"
+        raise UserError(
+            f"method={label}: draws by what validation text chose, which {folder} does not hold; use {instead}"
+        )
     numerics = dataclasses.replace(resolve("auto", meta["precision"]), eval_tokens=meta["eval_tokens"])
     sampler = kind(method.eval().to(numerics.device), own)
     return Drawn(sampler, decode, numerics, meta["chunk"], (meta["sampling_seed"], meta["seed"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,12 +10,18 @@ import pytest
 from safetensors import safe_open
 
 import harness
+from baselines.sdtt import SDTT, SDTTOptions
 from harness import export, sample
 from harness.errors import UserError
+from harness.study import exported
 from harness.study.model import Model
+from harness.study.session import MODEL
 from harness.training import checkpoint
 from tests.kit.hub_server import HubStandIn
+from tests.kit.toys import tiny_problem
 from tests.study.test_score import said
+
+V, L = 5, 8
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,22 @@ def test_a_models_file_says_all_that_it_needs(finished, tmp_path):
         assert "network.embed.weight" in file.keys()  # noqa: SIM118 - not a mapping
     done = said(sample.main, f"run={tmp_path / 'mine'}", "nfe=4", "n=24")
     assert done.out == (finished.folder / "samples" / "mdlm-ancestral-seed0-nfe0004-T1.jsonl").read_text()
+
+
+def test_a_sampler_that_was_settled_on_text_is_not_drawn_from_without_it(tmp_path):
+    """Else an exported SDTT would draw with its last student, and not say so."""
+    method = SDTT(tiny_problem(V, L), SDTTOptions())
+    samplers = {"chosen": {"_target_": "baselines.samplers.chosen_round.ChosenRound"}}
+    samplers["last"] = {"_target_": "baselines.samplers.ancestral.Ancestral"}
+    described = {"kind": MODEL, "vocab_size": V, "length": L, "shape": dataclasses.asdict(method.problem.shape)}
+    described |= {"data": "toys", "tokenizer": None, "tokenizer_text": "", "sampling_seed": 0, "seed": 0, "chunk": 4}
+    described |= {"precision": "float32", "eval_tokens": 64}
+    described["config"] = {"_target_": "baselines.sdtt.SDTT", "samplers": samplers}
+    checkpoint.save_tensors(tmp_path / "weights.safetensors", method.state_dict(), {"made": {}})
+    exported.export(tmp_path / "weights.safetensors", described, method.title, tmp_path / "mine")
+    with pytest.raises(UserError, match="chosen: draws by what validation text chose, .* use method=last"):
+        harness.load(tmp_path / "mine")
+    assert harness.load(tmp_path / "mine", "last").draw_ids(3, 2).shape == (3, L)
 
 
 def test_push_to_hub_uploads_what_is_loaded_again(finished, tmp_path, monkeypatch):
