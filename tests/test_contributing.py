@@ -73,4 +73,4 @@ def test_all_three_meet_their_contract(mine, capsys):
     assert len(CHECKS) == 1
     assert check.main(shlex.split(CHECKS[0])[3:]) == 0
     said = capsys.readouterr().out
-    assert said.count("passed") == 25 and "FAILED" not in said
+    assert said.count("passed") == 26 and "FAILED" not in said

@@ -98,7 +98,7 @@ def test_loss_and_its_gradient_are_those_of_the_joint_likelihood():
     nll = -sum(log_joint(method, shown_L)[index_of(x_L[None], V)[0]] for shown_L, x_L in zip(xt_BL, x_BL, strict=True))
     expected = nll / masked_BL.sum()
     expected.backward()
-    assert float(loss.total) == pytest.approx(float(expected), abs=1e-4)
+    assert loss.total.item() == pytest.approx(expected.item(), abs=1e-4)
     assert torch.allclose(found, method.network.logits_PLV.grad, atol=1e-5) and found.abs().max() > 0.01
 
 
