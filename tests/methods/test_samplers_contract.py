@@ -18,8 +18,13 @@ READY = {"one_call": {"one_call_share": 0.3}}
 
 
 def pairs() -> list[tuple[str, str]]:
-    """(method, sampler) of all that go together; of methods of one class the first by name."""
+    """(method, sampler) of all that go together; of methods of one class the first by name.
+
+    What is itself a method of another YAML's class (SDTT is an MDLM) is put with the samplers that its own YAML names, and with
+    those that the other class does not have.
+    """
     found = {}
+    classes = {locate(entry.content["_target_"]) for entry in METHODS.values()}
     for name in sorted(SAMPLERS):
         cls = locate(SAMPLERS[name].content["_target_"])
         for method, entry in sorted(METHODS.items(), reverse=True):
@@ -27,6 +32,8 @@ def pairs() -> list[tuple[str, str]]:
             # FUJI trained along a path can be sampled on that path alone.
             apart = name == "encoder" and target.__name__ == "FUJI" and method == "fuji"
             apart |= "path" in entry.content  # of a file; see tests/baselines/test_checkpoints.py
+            above = any(issubclass(target, c) and c is not target and issubclass(c, cls.methods) for c in classes)
+            apart |= above and name not in entry.content["samplers"]
             if issubclass(target, cls.methods) and not apart:
                 found[target, name] = (method, name)
     return sorted(found.values())
