@@ -11,16 +11,15 @@ from baselines.masked_model import MaskedModel
 from harness.config.fields import NoOptions
 from harness.diffusion import ancestral, masked
 from harness.errors import UserError
-from harness.interface import Draw, Sampler
+from harness.interface import Draw
 
 
-class Ancestral(Sampler):
+class Ancestral(ancestral.Filler):
     """K two-stage reverse steps from all masks; the last reveals every position that is still masked."""
 
     Options: type = NoOptions
     methods = MaskedModel
     method: MaskedModel
-    fills = True
 
     def networks(self) -> Mapping[str, nn.Module]:
         return self.method.networks()
@@ -38,11 +37,6 @@ class Ancestral(Sampler):
         self.check_budget(nfe)
         m = self.method
         return ancestral.path_nll(self.denoiser, x_BL, m.problem.vocab_size, self.alphas(nfe), generator)
-
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        p = self.method.problem
-        x_NL = ancestral.blank(n, p.length, p.vocab_size, generator.device)
-        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
 
     def fill(
         self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from baselines.noise_mdlm import NoiseMDLM
 from harness.config.fields import chosen
 from harness.diffusion import ancestral, masked
-from harness.interface import Draw, Sampler
+from harness.interface import Draw
 from harness.nn.slices import Logits
 
 
@@ -23,14 +23,13 @@ class NoiseOptions:
     calls: str = chosen("fixed", ("fixed", "fresh"))  # one noise for all calls of a sample, or one for each
 
 
-class Noise(Sampler):
+class Noise(ancestral.Filler):
     """K two-stage reverse steps; what is revealed in a step is tied together by its noise."""
 
     Options = NoiseOptions
     options: NoiseOptions
     methods = NoiseMDLM
     method: NoiseMDLM
-    fills = True
 
     @property
     def bounded(self) -> bool:  # type: ignore[override]
@@ -59,11 +58,6 @@ class Noise(Sampler):
         alphas = masked.step_alphas(self.method.schedule, nfe)
         denoiser = self._denoiser(len(x_BL), generator)
         return ancestral.path_nll(denoiser, x_BL, self.method.problem.vocab_size, alphas, generator)
-
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        p = self.method.problem
-        x_NL = ancestral.blank(n, p.length, p.vocab_size, generator.device)
-        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
 
     def fill(
         self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0

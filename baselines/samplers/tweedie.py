@@ -18,24 +18,18 @@ from torch import Tensor, nn
 from baselines.sedd import SEDD
 from harness.config.fields import NoOptions
 from harness.diffusion import ancestral, masked
-from harness.interface import Draw, Sampler
+from harness.interface import Draw
 
 
-class Tweedie(Sampler):
+class Tweedie(ancestral.Filler):
     """K steps, each of one call, from all masks."""
 
     Options = NoOptions
     methods = SEDD
     method: SEDD
-    fills = True
 
     def networks(self) -> Mapping[str, nn.Module]:
         return self.method.networks()
-
-    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
-        p = self.method.problem
-        x_NL = ancestral.blank(n, p.length, p.vocab_size, generator.device)
-        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
 
     def fill(
         self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0

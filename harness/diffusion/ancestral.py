@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion import masked
+from harness.interface import Draw, Sampler
 from harness.nn.slices import Logits
 
 #: (tokens (N, L) with masks, positions to reveal (N, L) bool, time (N,)) to logits (M, V): one network call.
@@ -26,6 +27,17 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor | Logits]
 def blank(n: int, length: int, mask_id: int, device: torch.device) -> Tensor:
     """`n` sequences of masks, where all is to be drawn."""
     return torch.full((n, length), mask_id, dtype=torch.int64, device=device)
+
+
+class Filler(Sampler):
+    """A sampler whose draw is to fill in what is hidden, all of it."""
+
+    fills = True
+
+    def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
+        p = self.method.problem
+        x_NL = blank(n, p.length, p.vocab_size, generator.device)
+        return self.fill(x_NL, x_NL == p.vocab_size, nfe, generator, temperature)
 
 
 def sample(

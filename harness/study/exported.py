@@ -124,8 +124,9 @@ def load_exported(folder: Path, label: str = "") -> Drawn:
     if label not in samplers:
         raise UserError(f"method={label}: is no sampler of {folder}{nearest(label, samplers)}")
     kind, own = build_options(samplers[label])
-    if kind.settled:
-        others = [name for name in samplers if not build_options(samplers[name])[0].settled]
+    kinds: dict[str, type[Sampler]] = {name: build_options(node)[0] for name, node in samplers.items()}
+    if kinds[label].settled:
+        others = [name for name in samplers if not kinds[name].settled]
         instead = f"method={others[0]}" if others else "the folder of its study"
         raise UserError(
             f"method={label}: draws by what validation text chose, which {folder} does not hold; use {instead}"
