@@ -17,7 +17,7 @@ from harness.report.canvas import new_figure
 from harness.report.figures import BETTER, dress, reference_lines, save
 from harness.report.pictures import choose_budgets
 from harness.report.style import Style
-from harness.report.table import UNKNOWN, markdown, measured, number, title_of
+from harness.report.table import UNKNOWN, markdown, name_of, number, score_of, title_of
 
 FLOPS = "train_flops"
 _PANEL = (5.4, 4.0)
@@ -124,21 +124,20 @@ def _line(axes: Any, rows: pd.DataFrame, column: Column, look: Mapping[str, Any]
 def growth_table(table: pd.DataFrame, column: Column, budgets: Sequence[float | None], blind: Collection[str]) -> str:
     """A row for each method and training budget, a column for each NFE; data and references below, at no budget."""
     rows = []
-    for (role, label), group in table[table["grows"]].groupby(["role", "label"], sort=False):
-        name = str(label) if role == "method" else f"*{label}*"
+    for _, group in table[table["grows"]].groupby(["role", "label"], sort=False):
         for flops in sorted(set(group[FLOPS])):
             own = group[group[FLOPS] == flops]
             cells = [_shown(_at(own, nfe), column) for nfe in budgets]
             if any(cell != UNKNOWN for cell in cells):
-                rows.append([name, number(flops), *cells])
+                rows.append([name_of(group.iloc[0]), number(flops), *cells])
     for role in ("data", "reference"):
         for _, group in table[(table["role"] == role) & ~table["grows"]].groupby("label", sort=False):
             if group[column.name].notna().any():
-                rows.append([f"*{group['label'].iloc[0]}*", UNKNOWN, _shown(_at(group, None, column), column)])
+                rows.append([name_of(group.iloc[0]), UNKNOWN, _shown(_at(group, None, column), column)])
     title = title_of(column, blind, data_value(table, column.name))
     header = ["Method", "Training FLOPs", *(title if nfe is None else f"{title} at NFE {nfe:g}" for nfe in budgets)]
     return markdown(header, [row + [""] * (len(header) - len(row)) for row in rows])
 
 
 def _shown(rows: pd.DataFrame, column: Column) -> str:
-    return measured(rows[column.name].iloc[0], rows[f"{column.name}_error"].iloc[0]) if len(rows) else UNKNOWN
+    return score_of(rows.iloc[0], column, bold=False) if len(rows) else UNKNOWN

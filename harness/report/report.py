@@ -18,7 +18,15 @@ from harness.report.marks import blind, resolutions
 from harness.report.opening import opening
 from harness.report.pictures import COLUMNS, ROWS, Block, picture_sheet
 from harness.report.printed import printed_section
-from harness.report.table import cost_table, definitions, frontier_table, number, profile_table, results_table
+from harness.report.table import (
+    cost_table,
+    definitions,
+    frontier_table,
+    number,
+    profile_table,
+    score_tables,
+    under_headings,
+)
 from harness.report.truth import truth_section
 from harness.store import write_text
 
@@ -90,13 +98,9 @@ def _section(
     prefix: str = "",
 ) -> tuple[list[str], list[str]]:
     """Markdown of the rows of one protocol, and those of its tables that LaTeX has too; draws figures named `prefix`..."""
-    main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
-    strict = strict_rows(part, context.get("nfe") or ())
-    tables = [results_table(strict, main, blind=unseen)]
-    parts = [f"## {heading}\n\n{tables[0]}"]
-    if aside:
-        tables.append(results_table(strict, aside, costs=False, blind=unseen))
-        parts.append(f"### More scores\n\n{tables[1]}")
+    main = [column for column in columns if not column.aside]
+    tables = score_tables(strict_rows(part, context.get("nfe") or ()), columns, unseen)
+    parts = under_headings(heading, tables)
     parts += [profile_table(title, rows) for title, rows in (context.get("profiles") or {}).items()]
     equal = equal_table(part, main, context.get("equivalent_nfe") or (), unseen)
     if equal:

@@ -20,7 +20,7 @@ from harness.report.growth import growth_section
 from harness.report.marks import blind, resolutions
 from harness.report.report import PROVENANCE
 from harness.report.style import Style
-from harness.report.table import definitions, results_table
+from harness.report.table import definitions, score_tables, under_headings
 from harness.report.truth import truth_section
 from harness.store import ResultsTable, write_text
 
@@ -84,11 +84,8 @@ def write_suite_report(folder: Path, tasks: Sequence[TaskResults], context: Mapp
 
 def _of_task(task: TaskResults, frame: pd.DataFrame, unseen: Collection[str]) -> str:
     """The tables of one task: the headline scores, those that stand aside, distances from the truth."""
-    main, aside = ([column for column in task.columns if column.aside is side] for side in (False, True))
-    parts = [f"## {task.name}\n\n{results_table(frame, main, blind=unseen)}"]
-    if aside:
-        parts.append(f"### More scores\n\n{results_table(frame, aside, costs=False, blind=unseen)}")
-    return "\n\n".join(part for part in (*parts, truth_section(frame)) if part)
+    parts = [*under_headings(task.name, score_tables(frame, task.columns, unseen)), truth_section(frame)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _overview(tasks: Sequence[TaskResults]) -> str:

@@ -174,6 +174,18 @@ def results_table(
     return markdown(header, rows) + (f"\n\n{_caption(table, shown)}" if costs else "")
 
 
+def score_tables(frame: pd.DataFrame, columns: Sequence[Column], blind: Collection[str] = ()) -> list[str]:
+    """The table of scores with their costs, and one of the scores that stand aside, where there are any."""
+    main, aside = ([column for column in columns if column.aside is side] for side in (False, True))
+    tables = [results_table(frame, main, blind=blind)]
+    return [*tables, results_table(frame, aside, costs=False, blind=blind)] if aside else tables
+
+
+def under_headings(heading: str, tables: Sequence[str]) -> list[str]:
+    """`score_tables` as parts of a report."""
+    return [f"## {heading}\n\n{tables[0]}", *(f"### More scores\n\n{table}" for table in tables[1:])]
+
+
 def _caption(table: pd.DataFrame, shown: Sequence[Column]) -> str:
     seeds = sorted(set(table.loc[table["role"] == "method", "seeds"])) or [1]
     parts = ["*In italics: what gives the scale.*"]
