@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from baselines.masked_model import MaskedModel
 from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
-from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
-from harness.interface import Bound, Loss, Problem
+from harness.diffusion.schedules import TOKEN_SCHEDULES
+from harness.interface import Loss, Problem
 from harness.nn.networks import TokenNetwork
 from harness.nn.slices import Logits
 
@@ -52,20 +52,8 @@ class MDLM(MaskedModel):
     def denoise(self, x_NL: Tensor, select_NL: Tensor, t_N: Tensor) -> Logits:
         return self.network(x_NL, select_NL, t_N)
 
-    def _terms(self, x_BL: Tensor, generator: torch.Generator, largest: float = 1.0) -> masked.MaskedTerms:
-        """Cross-entropies at one time for each sequence, up to `largest`."""
-        t_B = stratified_times(x_BL.shape[0], generator, largest)
-        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
-        logits_MV = self.network(xt_BL, masked_BL, t_B.float())
-        nll_B = masked.masked_nll(logits_MV, x_BL, masked_BL)
-        return masked.MaskedTerms(nll_B, masked_BL.sum(1), self.schedule.weight(t_B))
-
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """The chosen weighting of the NELBO (MDLM, eq. 10), nats per token."""
-        terms = self._terms(x_BL, generator, self.largest_time)
+        terms = self.terms(x_BL, generator, self.largest_time)
         total = terms.loss(self.options.loss, x_BL.shape[1])
         return Loss(total, {"nelbo_nats_per_token": terms.nelbo_B.detach().mean() / x_BL.shape[1]})
-
-    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        terms = self._terms(x_BL, generator)
-        return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")

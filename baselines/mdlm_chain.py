@@ -22,10 +22,9 @@ from torch.nn import functional as F
 
 from baselines.masked_model import MaskedModel
 from harness.config.fields import chosen, ranged
-from harness.diffusion import masked
-from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
-from harness.interface import Bound, Loss, Problem
-from harness.nn.markov_chain import MarkovChain
+from harness.diffusion.schedules import TOKEN_SCHEDULES
+from harness.interface import Loss, Problem
+from harness.nn.markov_chain import MarkovChain, certain
 from harness.nn.networks import TokenNetwork
 
 
@@ -67,19 +66,16 @@ class MDLMChain(MaskedModel):
         return self.chain.posterior(self.evidence(x_NL))[0][select_NL]
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
-    def _noisy(self, x_BL: Tensor, t_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
-
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """Minus the joint log-likelihood of a sequence's masked tokens, over the number of masked tokens.
 
         The gradient by a position's logits is the law of its token under the chain less the token that was there.
         """
-        xt_BL, masked_BL = self._noisy(x_BL, stratified_times(len(x_BL), generator, self.largest_time), generator)
+        _, xt_BL, masked_BL = self.noisy(x_BL, generator, self.largest_time)
         evidence_BLV = self.evidence(xt_BL)
         with torch.no_grad():
             log_p_BLV, log_B = self.chain.posterior(evidence_BLV)
-            seen_B = _at(evidence_BLV, x_BL).sum(1)
+            seen_B = at(evidence_BLV, x_BL).sum(1)
             nll = (log_B - seen_B - self.chain.log_p(x_BL)).sum()
             error_BLV = (log_p_BLV.exp() - F.one_hot(x_BL, self.problem.vocab_size)) * masked_BL[..., None]
         count = masked_BL.sum().clamp(min=1)
@@ -88,21 +84,7 @@ class MDLMChain(MaskedModel):
         total = ((slope - slope.detach() + nll) / count).float()
         return Loss(total, {"joint_nats_per_token": total.detach()})
 
-    def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
-        """MDLM's NELBO with each token's own law: that of as many calls as there are tokens."""
-        t_B = stratified_times(len(x_BL), generator)
-        xt_BL, masked_BL = self._noisy(x_BL, t_B, generator)
-        log_p_MV = self.denoise(xt_BL, masked_BL, t_B)
-        terms = masked.MaskedTerms(
-            masked.masked_nll(log_p_MV, x_BL, masked_BL), masked_BL.sum(1), self.schedule.weight(t_B)
-        )
-        return Bound(terms.nelbo_B, "continuous-time NELBO, one stratified time per sequence")
 
-
-def certain(x_BL: Tensor, vocab_size: int) -> Tensor:
-    """Evidence (B, L, V) of tokens that are known: 0, and minus infinity for all others. What is masked may be anything."""
-    return F.one_hot(x_BL.clamp(max=vocab_size - 1), vocab_size).float().log()
-
-
-def _at(values_BLV: Tensor, x_BL: Tensor) -> Tensor:
+def at(values_BLV: Tensor, x_BL: Tensor) -> Tensor:
+    """The values (B, L) of the tokens that are there."""
     return values_BLV.gather(2, x_BL[..., None])[..., 0]

@@ -26,7 +26,7 @@ from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
-from harness.nn.markov_chain import MarkovChain
+from harness.nn.markov_chain import MarkovChain, certain
 from harness.nn.slices import Logits, by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
@@ -173,9 +173,8 @@ class SEQEmbedded(LatentModel):
     def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Logits:
         """Logits (R, V) of tokens given the latent and the tokens that are known."""
         V = self.problem.vocab_size
-        known_BLV = F.one_hot(x_BL.clamp(max=V - 1), V).float().log()
         evidence_BLV = self.embedding.evidence(z_BLD, t_z_B)
-        base_BLV, _ = self._base(torch.where((x_BL < V)[..., None], known_BLV, evidence_BLV))
+        base_BLV, _ = self._base(torch.where((x_BL < V)[..., None], certain(x_BL, V), evidence_BLV))
         return self.decoder(x_BL, z_BLD, base_BLV, self.embedding.log_prior_V.exp(), t_z_B.float(), select_BL)
 
     def _token_terms(self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:

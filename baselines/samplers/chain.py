@@ -10,11 +10,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from baselines.mdlm_chain import MDLMChain, certain
+from baselines.mdlm_chain import MDLMChain, at
 from baselines.samplers.ancestral import Ancestral
 from harness.config.fields import NoOptions
 from harness.diffusion import masked
 from harness.interface import Draw
+from harness.nn.markov_chain import certain
 
 
 class Chain(Ancestral):
@@ -46,7 +47,7 @@ class Chain(Ancestral):
         for alpha_t, alpha_s in pairwise(self.alphas(nfe)):
             flips_BL = masked.choose_flips(masked_BL, alpha_t, alpha_s, generator)
             evidence_BLV = m.evidence(torch.where(masked_BL, mask_id, x_BL))
-            own_BL = evidence_BLV.gather(2, x_BL[..., None])[..., 0]
+            own_BL = at(evidence_BLV, x_BL)
             after_BLV = torch.where(flips_BL[..., None], own_BL[..., None] + certain(x_BL, mask_id), evidence_BLV)
             nll_B += (m.chain.evidence_log_p(evidence_BLV) - m.chain.evidence_log_p(after_BLV)).double()
             masked_BL = masked_BL & ~flips_BL

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.diffusion.masked import draw_tokens
 from harness.errors import UserError
@@ -55,23 +56,24 @@ class MarkovChain(nn.Module):
 
         `evidence_NLV`: log p(what is seen of a token | the token), up to a factor for each token.
         """
-        rows = max(1, _KEPT_NUMBERS // (self.segment * self.start_AR.numel()))
-        with torch.autocast(evidence_NLV.device.type, enabled=False):
-            blocks = [self._posterior(e_NLV) for e_NLV in evidence_NLV.float().split(rows)]
-        return torch.cat([log_p for log_p, _ in blocks]), torch.cat([total for _, total in blocks])
+        log_p_NLV, log_N = self._in_blocks(self._posterior, evidence_NLV)
+        return log_p_NLV, log_N
 
     @torch.no_grad()
     def evidence_log_p(self, evidence_NLV: Tensor) -> Tensor:
         """The evidence's log probability alone, (N,) float32, in half of the work."""
-        log_N = self._in_blocks(lambda seen_LNV: self._forward(seen_LNV)[1], evidence_NLV)
-        return log_N + evidence_NLV.float().amax(-1).sum(1)
+        return self._in_blocks(lambda seen_LNV, top_N: (self._forward(seen_LNV)[1] + top_N,), evidence_NLV)[0]
 
     @torch.no_grad()
     def draw_given(self, evidence_NLV: Tensor, generator: torch.Generator) -> Tensor:
         """One sequence for each row of evidence from p(x | all evidence), (N, L) int64, in float64: forward, then drawn
         backward, each token given those after it.
         """
-        return self._in_blocks(lambda seen_LNV: self._draw_back(self._forward(seen_LNV)[0], generator), evidence_NLV)
+
+        def drawn(seen_LNV: Tensor, top_N: Tensor) -> tuple[Tensor]:
+            return (self._draw_back(self._forward(seen_LNV)[0], generator),)
+
+        return self._in_blocks(drawn, evidence_NLV)[0]
 
     @torch.no_grad()
     def tempered(self, temperature: float) -> MarkovChain:
@@ -93,30 +95,31 @@ class MarkovChain(nn.Module):
             log_p_N = log_p_N + log_table_RAD[self._key(x_NL[:, i - n + 2 : i]), x_NL[:, i - n + 1], x_NL[:, i]]
         return log_p_N
 
-    def _in_blocks(self, function: Callable[[Tensor], Tensor], evidence_NLV: Tensor) -> Tensor:
-        """`function` of scaled evidence (L, N, V), for as many sequences at a time as there is room for."""
+    def _in_blocks(
+        self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], evidence_NLV: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What `function` makes of `_scaled` evidence, put together: as many sequences at a time as there is room for."""
         rows = max(1, _KEPT_NUMBERS // (self.segment * self.start_AR.numel()))
         with torch.autocast(evidence_NLV.device.type, enabled=False):
-            return torch.cat([function(_scaled(e_NLV.float())[0]) for e_NLV in evidence_NLV.split(rows)])
+            blocks = [function(*_scaled(e_NLV.float())) for e_NLV in evidence_NLV.split(rows)]
+        return tuple(map(torch.cat, zip(*blocks, strict=True)))
 
     def _draw_back(self, forward: list[Tensor], generator: torch.Generator) -> Tensor:
         """Tokens (N, L) given the forward messages."""
-        n, N, V = self.order, len(forward[0]), self.vocab_size
+        n, N = self.order, len(forward[0])
         row_N = torch.arange(N, device=forward[0].device)
         x_NL = torch.empty((N, self.segment), dtype=torch.int64, device=forward[0].device)
         state_N, _ = draw_tokens(forward[-1].flatten(1).log(), generator)
-        for i in range(self.segment - 1, self.segment - n, -1):
-            x_NL[:, i], state_N = state_N % V, state_N // V
+        x_NL[:, self.segment - n + 1 :] = self._spelled(state_N)
         for i in range(self.segment - 1, n - 2, -1):
             rest_N = self._key(x_NL[:, i - n + 2 : i])
             weight_NA = forward[i - n + 1][row_N, :, rest_N] * self.table_RAD[rest_N, :, x_NL[:, i]]
             x_NL[:, i - n + 1], _ = draw_tokens(weight_NA.log(), generator)
         return x_NL
 
-    def _posterior(self, evidence_NLV: Tensor) -> tuple[Tensor, Tensor]:
-        seen_LNV, top_N = _scaled(evidence_NLV)
+    def _posterior(self, seen_LNV: Tensor, top_N: Tensor) -> tuple[Tensor, Tensor]:
         forward, log_N = self._forward(seen_LNV)
-        p_NLV = torch.empty_like(evidence_NLV)
+        p_NLV = seen_LNV.new_empty(seen_LNV.shape[1], self.segment, self.vocab_size)
         first, V = self.order - 2, self.vocab_size  # of the tokens that have a forward message: the last of the start
         back_NAR = torch.ones_like(forward[0])
         for i in range(self.segment - 1, first, -1):
@@ -158,13 +161,12 @@ class MarkovChain(nn.Module):
     @torch.no_grad()
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """`n` sequences, (n, L) int64, each token given those before it, all in float64."""
-        device, V = generator.device, self.vocab_size
+        device = generator.device
         u_n = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
         cdf_S = self.start_AR.flatten().double().cumsum(0)
         state_n = torch.searchsorted(cdf_S, u_n * cdf_S[-1], right=True).clamp_(max=len(cdf_S) - 1)
         x_nL = torch.empty((n, self.segment), dtype=torch.int64, device=device)
-        for i in range(self.order - 2, -1, -1):
-            x_nL[:, i], state_n = state_n % V, state_n // V
+        x_nL[:, : self.order - 1] = self._spelled(state_n)
         for i in range(self.order - 1, self.segment):
             rest_n = self._key(x_nL[:, i - self.order + 2 : i])
             x_nL[:, i] = draw_tokens(self.table_RAD[rest_n, x_nL[:, i - self.order + 1]].log(), generator)[0]
@@ -175,6 +177,11 @@ class MarkovChain(nn.Module):
         for x_N in x_NM.T:
             key_N = key_N * self.vocab_size + x_N
         return key_N
+
+    def _spelled(self, state_N: Tensor) -> Tensor:
+        """The tokens (N, n - 1) of states, whose number `_key` is."""
+        powers = self.vocab_size ** torch.arange(self.order - 2, -1, -1, device=state_N.device)
+        return state_N[:, None] // powers % self.vocab_size
 
     # ---- learning ---------------------------------------------------------------------------------------------------
     def fitted_numbers(self) -> int:
@@ -193,6 +200,11 @@ class MarkovChain(nn.Module):
         as_ARD = torch.from_numpy(law_HV.astype(np.float32)).view(V, -1, V)
         self.table_RAD.copy_(as_ARD.transpose(0, 1))
         self.start_AR.copy_(torch.from_numpy(start_S.astype(np.float32)).view(self.start_AR.shape))
+
+
+def certain(x_NL: Tensor, vocab_size: int) -> Tensor:
+    """Evidence (N, L, V) of tokens that are known: 0, and minus infinity for all others. What is masked may be anything."""
+    return F.one_hot(x_NL.clamp(max=vocab_size - 1), vocab_size).float().log()
 
 
 def _scaled(evidence_NLV: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from baselines.mdlm_chain import MDLMChain, MDLMChainOptions
 from baselines.samplers.ancestral import Ancestral
 from baselines.samplers.chain import Chain
-from harness.diffusion.schedules import stratified_times
 from harness.nn.slices import Logits
 from tests.kit.toys import (
     all_sequences,
@@ -93,8 +92,7 @@ def test_loss_and_its_gradient_are_those_of_the_joint_likelihood():
     loss.total.backward()
     found = method.network.logits_PLV.grad.clone()
     method.zero_grad()
-    again = generator_of(2)
-    xt_BL, masked_BL = method._noisy(x_BL, stratified_times(len(x_BL), again), again)
+    _, xt_BL, masked_BL = method.noisy(x_BL, generator_of(2))
     nll = -sum(log_joint(method, shown_L)[index_of(x_L[None], V)[0]] for shown_L, x_L in zip(xt_BL, x_BL, strict=True))
     expected = nll / masked_BL.sum()
     expected.backward()
