@@ -87,7 +87,12 @@ class Session:
         sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
         numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
-        return dataclasses.replace(numerics, eval_tokens=c.eval_tokens, recompute=c.activation_checkpointing)
+        return dataclasses.replace(
+            numerics,
+            eval_tokens=c.eval_tokens,
+            recompute=c.activation_checkpointing,
+            compile_training=numerics.compile_training and not c.shard,
+        )
 
     @cached_property
     def data(self) -> TokenData:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,9 @@ from harness.study.fit import fit
 from harness.study.made import made_by
 from harness.study.sampling import draw_samples, warm_up
 from harness.study.session import Session
-from harness.training import checkpoint, loop
+from harness.training import batches, checkpoint, loop
 from harness.training.compiled import say_uncompiled
+from harness.training.distributed import Group
 
 _CHOSEN_ON = 1000  # validation sequences: seconds, and more than tell two orders apart
 
@@ -135,7 +137,7 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
     counted = plan.stage_flops or stage_flops(method, session.cfg.train, match.first_part(session), [(weights.seed, 4)])
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
-    fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
+    fitted = len(batches.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
     return {
         "params": params,
         "train_tokens": max(plan.steps * scale.batch, fitted) * scale.length,
@@ -152,15 +154,29 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
     measure_cell(session, cell, progress, None if session.numerics.compile_sampling else sampler)
 
 
-def draw_cell(session: Session, cell: Cell, progress: Progress) -> Sampler | None:
-    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`. Returns what has drawn."""
+def draw_cell(session: Session, cell: Cell, progress: Progress, group: Group | None = None) -> Sampler | None:
+    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`. Returns what has drawn.
+
+    Where `compute.processes` train a model, as many draw from it (or as many as there are chunks), each as one of `group`.
+    """
     todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
     for part in cell.parts:
         # Put aside with the results of another configuration, while the ids stayed with the cell.
         if part not in todo and not samples_file(session, cell, part).exists():
             tensors, _ = checkpoint.load_tensors(cell.samples(session, part))
             write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
-    return _draw(session, cell, todo, progress) if todo else None
+    if todo and group is None and (several := _processes(session, cell)) > 1:
+        ranks.draw_in_ranks(session, cell, several, progress)
+        return None
+    group = group or Group()
+    group.wait()  # all have looked before the first writes
+    return _draw(session, cell, todo, progress, group) if todo else None
+
+
+def _processes(session: Session, cell: Cell) -> int:
+    """How many processes draw the cell's samples: none without a chunk of its own, and one of what nothing trains."""
+    s, c = session.cfg.study, session.cfg.compute
+    return min(c.processes, math.ceil(s.samples / c.sample_batch)) if cell.weights.trained else 1
 
 
 def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Sampler | None = None) -> None:
@@ -172,15 +188,17 @@ def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Samp
         write_json(facts, measure_bound(session, cell, sampler or load_sampler(session, cell)) | {"made": made})
 
 
-def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) -> Sampler:
+def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress, group: Group) -> Sampler:
     s, c = session.cfg.study, session.cfg.compute
     sampler = _ready_sampler(session, cell, min(todo, key=lambda part: part.nfe))
     made = made_by(session, "sample", cell, checkpoint.hash_in(cell.weights.model))
     for part in todo:
         drawn = draw_samples(
             sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
-            functools.partial(progress, f"sample NFE {part.nfe}"), session.prompts,
+            functools.partial(progress, f"sample NFE {part.nfe}"), session.prompts, group,
         )  # fmt: skip
+        if not group.leads:
+            continue
         meta = {
             "nfe_latent": drawn.nfe_latent,
             "nfe_token": drawn.nfe_token,

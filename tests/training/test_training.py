@@ -13,8 +13,9 @@ from harness.config.schema import TrainConfig
 from harness.interface import Bound, Loss, Method, Stage
 from harness.store import read_jsonl
 from harness.training import loop
+from harness.training.batches import batch_rows
 from harness.training.ema import EMA
-from harness.training.loop import Diverged, batch_rows, stage_steps, train
+from harness.training.loop import Diverged, stage_steps, train
 from harness.training.optimizer import learning_rate
 from harness.training.seeds import step_generator
 from lddm.fuji import FUJI, FUJIOptions

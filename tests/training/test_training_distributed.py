@@ -216,9 +216,7 @@ def test_processes_die_with_the_worker_that_started_them(tmp_path):
 
 def test_a_process_that_ends_twice_is_reported_with_the_end_of_its_log(tmp_path):
     began = time.monotonic()
-    with pytest.raises(
-        RanksEnded, match="no_such_module_here.*\n(.*\n)*one of 2 processes that trained together ended"
-    ):
+    with pytest.raises(RanksEnded, match="no_such_module_here.*\n(.*\n)*one of 2 processes that work together ended"):
         launch("no_such_module_here", "x", 2, lambda message: None, tmp_path / "log")
     assert (tmp_path / "log").exists() and time.monotonic() - began < 60
 
