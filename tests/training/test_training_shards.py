@@ -45,6 +45,8 @@ def test_curves_and_weights_are_those_of_processes_that_hold_all(trained, kind):
     expected = weights(trained, plain)
     for rank in (0, 1):
         for name, value in weights(trained, shared, rank).items():
+            if rank and name.startswith("bank."):
+                continue  # it takes over the first one's at the next step
             if kind == MUON:
                 assert value.equal(expected[name]), name
             else:
