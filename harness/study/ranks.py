@@ -23,6 +23,7 @@ from harness.jobs.launch import attend, launch, say
 from harness.progress import counted
 from harness.store import read_json, write_json
 from harness.study.cells import Cell, Part, Weights, make_cells
+from harness.study.drawing import draw_parts
 from harness.study.fit import fit
 from harness.study.session import Session
 from harness.training import checkpoint, distributed
@@ -120,9 +121,7 @@ def _one_cell(spec: dict[str, Any]) -> None:
             say({"progress": [text, done, total]})
 
     if "cell" in spec:
-        from harness.study import steps  # here: its steps start these processes
-
-        steps.draw_cell(session, _cell(spec["cell"]), progress, group)
+        draw_parts(session, _cell(spec["cell"]), progress, group)
     else:
         _train(session, _weights(spec["weights"]), group, progress, spec["validations"])
     distributed.leave()

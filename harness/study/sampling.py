@@ -135,11 +135,9 @@ def draw_samples(
     few = min(_FLOP_SEQUENCES, n)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         flops = count_flops(lambda: _drawn(sampler, few, part, generator(0), given(0))) / few
-    spread = {}
+    spread: dict[str, float] = {} if drawn.stated is None else {"nfe": drawn.stated}
     if drawn.calls_N is not None:  # of the sequences that are cut off too: a draw meets its budget as a whole
         spread = {"nfe_mean": float(calls_CN.mean()), "nfe_max": float(calls_CN.max())}
-    if drawn.stated is not None:
-        spread["nfe"] = drawn.stated
     x_NL, each = x_CNL.flatten(0, 1)[:n].cpu().numpy(), float(seconds) / (chunks * chunk)
     return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, each, flops, spread)
 

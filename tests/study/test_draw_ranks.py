@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from harness.config.load import load
 from harness.jobs.launch import launch
-from harness.study import steps
+from harness.study import drawing, steps
 from harness.study.cells import make_cells
 from harness.study.fit import fit
 from harness.study.session import Session
@@ -53,12 +53,12 @@ def test_a_cell_is_drawn_by_its_processes_and_again_after_a_kill_with_the_same_b
     assert files[0].stat().st_mtime_ns == first, "what is there is not drawn again"
     assert shown and shown[-1] == ("sample NFE 4", 24, 24)
     assert not (cell.folder / "ranks.json").exists() and not (cell.folder / "ranks.log").exists()
-    texts = steps.samples_file(session, cell, cell.parts[0]).read_text()
+    texts = drawing.samples_file(session, cell, cell.parts[0]).read_text()
     kept, meta = [load_file(file)["x_NL"] for file in files], [load_tensors(file)[1] for file in files]
     for file in files:
         file.unlink()
-    steps.draw_cell(session, cell, lambda *_: None, Group())
+    drawing.draw_parts(session, cell, lambda *_: None, Group())
     for file, x_NL, cost in zip(files, kept, meta, strict=True):
         assert x_NL.equal(load_file(file)["x_NL"])
         assert cost["flops_per_seq"] == load_tensors(file)[1]["flops_per_seq"] and cost["seconds_per_seq"] > 0
-    assert texts == steps.samples_file(session, cell, cell.parts[0]).read_text()
+    assert texts == drawing.samples_file(session, cell, cell.parts[0]).read_text()

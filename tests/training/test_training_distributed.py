@@ -264,6 +264,6 @@ def test_torchrun_by_hand_must_start_as_many_as_were_asked_for(arguments, monkey
     monkeypatch.delenv("RANK", raising=False)
     assert ranks.main(arguments) == 2
     assert capsys.readouterr().err == "error: there is no group of processes to join: start this with torchrun\n"
-    monkeypatch.setattr(distributed, "join", lambda device: distributed.Group(0, 2))
+    monkeypatch.setattr(distributed, "join", lambda *_: distributed.Group(0, 2))
     assert ranks.main(arguments) == 2
     assert capsys.readouterr().err == "error: compute.processes=1: torchrun started 2; use compute.processes=2\n"
