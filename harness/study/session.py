@@ -97,6 +97,7 @@ class Session:
 
     @cached_property
     def data(self) -> TokenData:
+        """Read, and turned into ids by as many processes as there are workers, where the cache does not have them."""
         source_cls, source_options = build_options(self.tree["data"], "data")
         tokenizer_cls, tokenizer_options = build_options(self.tree["tokenizer"], "tokenizer")
         source: DataSource = source_cls(source_options)

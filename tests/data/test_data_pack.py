@@ -226,9 +226,9 @@ def test_several_processes_write_the_bytes_of_one(tmp_path, monkeypatch, spec):
     monkeypatch.setattr(encode, "_DOCUMENTS_A_BATCH", 3)
     monkeypatch.setattr(encode, "_WORTH_PROCESSES", 2000)  # which two splits have not
     train = ["\u4e00" if i == 0 else f"document {i} of many, " * (1 + i % 7) for i in range(40)]
-    alone = pack(corpus(train=train), spec, 8, tmp_path / "one")
+    alone = pack(corpus(train=train), spec, 3, tmp_path / "one")
     with encode.at_most(2):
-        several = pack(corpus(train=train), spec, 8, tmp_path / "two")
+        several = pack(corpus(train=train), spec, 3, tmp_path / "two")
     assert several.fingerprint == alone.fingerprint and several.facts == alone.facts
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1] and len(files[0]) >= 4
