@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,8 +40,8 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
 def read_ahead(read: Callable[[int], Read], steps: range, device: str) -> Iterator[tuple[int, Read]]:
     """Each step with `read(step)`; the next step's is read by another thread while the caller works on this one's."""
     # Memory that is pinned belongs to the thread's GPU, which would be the first one in every process.
-    on_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if device.startswith("cuda") else (None, ())
-    with ThreadPoolExecutor(1, "batches", *on_gpu) as thread:
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if device.startswith("cuda") else None
+    with ThreadPoolExecutor(1, "batches", begin) as thread:
         coming = [thread.submit(read, step) for step in steps[:1]]
         for step in steps:
             made = coming.pop().result()
