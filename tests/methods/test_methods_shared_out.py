@@ -1,4 +1,4 @@
-"""Every method that trains does with shares of its weights what it does with all of them: losses, gradients, bounds, checkpoints."""
+"""Every method that trains does with shares of its weights what it does with all of them: losses, gradients, bounds."""
 
 import pytest
 import torch
