@@ -5,7 +5,7 @@ given its segment's code, or, where that is masked, given the segment's shown to
 leaves open. With masked codes it makes laws of all tokens, (B, L, V) numbers, and B S M F products.
 
 Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), K features of a code,
-E width, F = C V, N = B S segments, R selected positions.
+E width, F = C V, N = B S segments, H of them with a masked code, R selected positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from lddm.networks import slot_positions
 
 
 class JointCodeNetwork(nn.Module):
-    """Tokens (B, L) and codes (B, S) to `Logits` of tokens (R, V) and of codes (R, M) at the selected positions."""
+    """Tokens (B, L) and codes (B, S) to `Logits` of tokens (R, V) and of codes (R, M) at the selected positions.
+
+    Codes can be selected where they are masked.
+    """
 
     def __init__(self, shape: TrunkShape, vocab_size: int, features: int) -> None:
         super().__init__()
@@ -42,8 +45,8 @@ class JointCodeNetwork(nn.Module):
             return self._hidden(x_BL, c_BS, mixture, select_BL, select_BS)
 
         h_RE, g_RE = by_sequences(hidden, x_BL, c_BS, select_BL, select_BS)
-        score_NM, law_BLV = known(x_BL, c_BS, mixture)
-        score_RM = score_NM[select_BS.flatten()]
+        score_HM, law_BLV = known(x_BL, c_BS, mixture)
+        score_RM = score_HM[select_BS[c_BS == len(mixture.feature_MK)]]
         out_ME = self.code_out(mixture.feature_MK)
         tokens = Logits(
             lambda h_RE, law_RV: head(self.head, h_RE) + law_RV,
@@ -70,15 +73,17 @@ class JointCodeNetwork(nn.Module):
 
 @torch.no_grad()
 def known(x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture) -> tuple[Tensor, Tensor]:
-    """What the mixture knows: log p(code, the segment's shown tokens), (N, M), and log p(token | what is shown), (B, L, V).
+    """What the mixture knows at masked positions, exactly: of codes and of tokens.
 
-    Exact under the mixture at masked positions, which are those that are read.
+    log p(code, the segment's shown tokens) for each masked code, (H, M), and log p(token | what is shown), (B, L, V).
     """
     C, V = mixture.segment, mixture.vocab_size
-    x_NC, c_N = x_BL.reshape(-1, C), c_BS.flatten()
-    shown_NC, hidden_N = x_NC < V, c_N == len(mixture.feature_MK)
+    c_N, hidden_N = c_BS.flatten(), (c_BS == len(mixture.feature_MK)).flatten()
+    x_HC = x_BL.reshape(-1, C)[hidden_N]
+    shown_HC = x_HC < V
     with torch.autocast(x_BL.device.type, enabled=False):
-        score_NM = mixture.seen(x_NC.masked_fill(~shown_NC, 0), shown_NC) + mixture.log_weight_M
+        score_HM = mixture.seen(x_HC.masked_fill(~shown_HC, 0), shown_HC) + mixture.log_weight_M
         law_NF = mixture.log_table_MF[c_N.masked_fill(hidden_N, 0)]
-        law_NF[hidden_N] = (score_NM[hidden_N].softmax(-1) @ mixture.log_table_MF.exp()).log()
-    return score_NM, law_NF.view(*x_BL.shape, V)
+        if len(score_HM):
+            law_NF[hidden_N] = (score_HM.softmax(-1) @ mixture.log_table_MF.exp()).log()
+    return score_HM, law_NF.view(*x_BL.shape, V)

@@ -30,7 +30,7 @@ from tests.kit.toys import (
 
 X = all_sequences(V, L)
 #: What each text's q(z) is: that of the second table for the last ones.
-MEAN_X, LOG_S = torch.linspace(1.2, -1.2, len(X)), -0.2
+MEAN_X, LOG_S = torch.linspace(0.7, -0.7, len(X)), -0.2
 
 
 class ByTable(nn.Module):
@@ -110,8 +110,10 @@ def test_the_bound_of_many_calls_goes_from_the_tables_bounds_to_that_of_their_mi
     mixed_X = np.array([nelbo_by_enumeration(mixed_table(), tuple(x), V) for x in X.tolist()])
     mean_X, se_X = bound_by_x(method_with(draws=1), X, copies=400, repeats=20)
     assert (np.abs(mean_X - np.mean(each, axis=0)) < 4 * se_X).all()
-    mean_X, se_X = bound_by_x(method_with(draws=200), X, copies=400, repeats=20)
-    assert (np.abs(mean_X - mixed_X) < 4 * se_X + 0.01).all() and np.abs(mean_X - np.mean(each, axis=0)).max() > 0.1
+    mean_X, se_X = bound_by_x(method_with(draws=60), X, copies=200, repeats=16)
+    # A mean of 60 has a bias, upwards, of half its relative variance.
+    assert (mean_X > mixed_X - 4 * se_X).all() and (mean_X < mixed_X + 4 * se_X + 0.04).all()
+    assert np.abs(mixed_X - np.mean(each, axis=0)).max() > 0.2
     law_X = sampler_law(mixed_table(), np.linspace(0, 1, 257).tolist(), V, L)
     assert (mean_X > -np.log(law_X) - 4 * se_X).all(), "and above -log p(x) of the draw in many calls"
 

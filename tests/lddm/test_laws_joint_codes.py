@@ -52,13 +52,12 @@ def patterns(base: int, length: int) -> torch.Tensor:
 @torch.no_grad()
 def laws(method: FUJIDiscrete, x_BL: torch.Tensor, c_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, L, V) and (B, S, M): what the network says everywhere; of what is shown, that."""
-    every = [torch.ones_like(each, dtype=torch.bool) for each in (x_BL, c_BS)]
-    found = method.network(x_BL, c_BS, method.mixture, *every)
+    found = method.network(x_BL, c_BS, method.mixture, x_BL == V, c_BS == M)
     said = []
     for id_BR, logits, size in zip((x_BL, c_BS), found, (V, M), strict=True):
-        p_BRV = logits.whole().double().softmax(-1).view(*id_BR.shape, size)
-        one_hot = torch.nn.functional.one_hot(id_BR, size + 1)[..., :size].double()
-        said.append(torch.where((id_BR == size)[..., None], p_BRV, one_hot))
+        p_BRV = torch.nn.functional.one_hot(id_BR, size + 1)[..., :size].double()
+        p_BRV[id_BR == size] = logits.whole().double().softmax(-1)
+        said.append(p_BRV)
     return said[0], said[1]
 
 
@@ -69,6 +68,13 @@ def chance(p_RV: torch.Tensor, pattern_PR: torch.Tensor, rate: float, size: int)
     return step_RV[torch.arange(len(p_RV)), pattern_PR].prod(1)
 
 
+def agrees(counts_X: np.ndarray, law_X: np.ndarray) -> bool:
+    """By chi-square, with the rarest sequences as one."""
+    rare_X = counts_X.sum() * law_X < 10
+    counts, law = (np.append(each_X[~rare_X], each_X[rare_X].sum()) for each_X in (counts_X, law_X))
+    return chi_square_p(counts, law) > 1e-3
+
+
 # ---- the start ------------------------------------------------------------------------------------------------------
 def test_a_fresh_network_knows_what_the_mixture_knows():
     """By Bayes' rule written out: a code given what is shown of its segment, and a token given that or the code."""
@@ -76,16 +82,16 @@ def test_a_fresh_network_knows_what_the_mixture_knows():
     m, x_1L = method.mixture, torch.tensor([[2, V, V, V]])
     p_MCV = m.log_table_MF.double().exp().view(M, 2, V)
     weight_M = m.log_weight_M.double().exp() * p_MCV[:, 0, 2]
-    score_NM, law_BLV = known(x_1L, torch.tensor([[M, 1]]), m)
-    assert score_NM[0].double().softmax(-1) == pytest.approx(weight_M / weight_M.sum(), abs=1e-6)
-    assert score_NM[1].double().softmax(-1) == pytest.approx(m.log_weight_M.double().exp(), abs=1e-6)
+    score_HM, law_BLV = known(x_1L, torch.tensor([[M, 1]]), m)
+    assert score_HM[0].double().exp() == pytest.approx(weight_M, abs=1e-6) and len(score_HM) == 1
     assert law_BLV[0, 1].exp() == pytest.approx((weight_M @ p_MCV[:, 1] / weight_M.sum()).float(), abs=1e-6)
     assert law_BLV[0, 2:].exp() == pytest.approx(p_MCV[1].float(), abs=1e-6)
 
 
 @pytest.mark.parametrize("options", PATHS, ids=lambda o: o["path"])
 def test_on_every_path_the_bound_is_tight_where_the_network_adds_nothing(options):
-    method, path = fitted(), make_path(**options)
+    method = fitted()
+    path = make_path(options["path"], **{name: value for name, value in options.items() if name != "path"})
 
     class OnPath:
         """The method with its bound on one path."""
@@ -105,17 +111,17 @@ def test_bound_of_a_network_that_says_something_else_is_above_the_best_law():
 
 # ---- samplers -------------------------------------------------------------------------------------------------------
 def test_in_one_call_tokens_are_drawn_apart():
-    method = scramble(fitted(), std=0.3)
+    method = scramble(fitted(), std=0.2)
     p_LV = laws(method, torch.full((1, L), V), torch.full((1, S), M))[0][0]
     law_X = p_LV[torch.arange(L), X].prod(1).numpy()
     drawn = sampler_of(method, JointCodes).draw(40_000, 1, generator_of(1))
     assert (drawn.nfe_latent, drawn.nfe_token) == (0, 1)
-    assert chi_square_p(counts_of(drawn.x_NL, V), law_X) > 1e-3
+    assert agrees(counts_of(drawn.x_NL, V), law_X)
 
 
 def test_two_calls_have_the_law_of_their_definition():
     """Every state of tokens and codes after the first call, and what the second makes of it; codes are ahead."""
-    method, lead = scramble(fitted(), std=0.3), 3.0
+    method, lead = scramble(fitted(), std=0.2), 3.0
     x_PL, c_QS = patterns(V + 1, L), patterns(M + 1, S)
     p_BLV, p_BSM = laws(method, torch.full((1, L), V), torch.full((1, S), M))
     at_P = chance(p_BLV[0], x_PL, 0.5, V)
@@ -127,7 +133,7 @@ def test_two_calls_have_the_law_of_their_definition():
         law_X += at * (at_P @ each_PX)
     assert float(law_X.sum()) == pytest.approx(1.0)
     drawn = sampler_of(method, JointCodes, lead=lead).draw(60_000, 2, generator_of(2))
-    assert chi_square_p(counts_of(drawn.x_NL, V), law_X.numpy()) > 1e-3
+    assert agrees(counts_of(drawn.x_NL, V), law_X.numpy())
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
