@@ -95,8 +95,9 @@ class VADD(NoiseModel):
         return (Stage("latent", share), Stage("tokens", 1.0 - share)) if share else (Stage("tokens"),)
 
     def set_stage(self, name: str) -> None:
-        o = self.options
-        self._full_mask, self._weight = (1.0, o.warm_weight) if name == "latent" else (o.full_mask, o.kl_weight)
+        o, warm = self.options, name == "latent"
+        self._full_mask: float = 1.0 if warm else o.full_mask
+        self._weight: float = o.warm_weight if warm else o.kl_weight
 
     def recognise(self, x_BL: Tensor, masked_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """z ~ q(z | x0, x_t), (B, D), log q(z) - log p(z), (B,), and its mean, the KL of each coordinate, (B, D); nats."""
