@@ -21,6 +21,7 @@ from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import stratified_times
 from harness.errors import UserError
 from harness.interface import Bound, Loss, Problem, Stage
+from lddm.code_networks import CodeNetwork
 from lddm.joint_code_network import JointCodeNetwork
 from lddm.latent import token_times
 from lddm.paths import TimePath, make_path
@@ -49,7 +50,8 @@ class FUJIDiscrete(SEQDiscrete):
         self.network = JointCodeNetwork(problem.shape, problem.vocab_size, self.mixture.feature_MK.shape[1])
 
     @property
-    def prior(self) -> nn.Module:
+    def prior(self) -> CodeNetwork:  # type: ignore[override]
+        """Refused: what draws codes by themselves is told who draws them here."""
         raise UserError(
             f"{self.title} has no network of codes alone; choose sampler joint_codes, with path=latent_first"
         )
