@@ -99,7 +99,7 @@ def test_on_every_path_the_bound_is_tight_where_the_network_adds_nothing(options
         def bound(self, x_BL, generator):
             return method.bound(x_BL, generator, path)
 
-    mean_X, error_X = bound_by_x(OnPath(), X, copies=8, repeats=60)
+    mean_X, error_X = bound_by_x(OnPath(), X, copies=4, repeats=60)
     z_X = (mean_X + np.log(law_of_mixture(method))) / error_X
     assert np.abs(z_X).max() < 4.5 and np.sqrt(np.mean(z_X**2)) == pytest.approx(1.0, abs=0.4), z_X
 
@@ -114,7 +114,7 @@ def test_in_one_call_tokens_are_drawn_apart():
     method = scramble(fitted(), std=0.2)
     p_LV = laws(method, torch.full((1, L), V), torch.full((1, S), M))[0][0]
     law_X = p_LV[torch.arange(L), X].prod(1).numpy()
-    drawn = sampler_of(method, JointCodes).draw(40_000, 1, generator_of(1))
+    drawn = sampler_of(method, JointCodes).draw(20_000, 1, generator_of(1))
     assert (drawn.nfe_latent, drawn.nfe_token) == (0, 1)
     assert agrees(counts_of(drawn.x_NL, V), law_X)
 
@@ -132,22 +132,22 @@ def test_two_calls_have_the_law_of_their_definition():
         each_PX = p_PLV[:, torch.arange(L), X].prod(-1)
         law_X += at * (at_P @ each_PX)
     assert float(law_X.sum()) == pytest.approx(1.0)
-    drawn = sampler_of(method, JointCodes, lead=lead).draw(60_000, 2, generator_of(2))
+    drawn = sampler_of(method, JointCodes, lead=lead).draw(30_000, 2, generator_of(2))
     assert agrees(counts_of(drawn.x_NL, V), law_X.numpy())
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
 def test_codes_first_a_fresh_network_draws_the_mixture(nfe):
     method = fitted()
-    drawn = sampler_of(method, JointCodes, path="latent_first").draw(40_000, nfe, generator_of(nfe))
+    drawn = sampler_of(method, JointCodes, path="latent_first").draw(20_000, nfe, generator_of(nfe))
     assert (drawn.nfe_latent, drawn.nfe_token) == (nfe // 2, nfe - nfe // 2)
-    assert chi_square_p(counts_of(drawn.x_NL, V), law_of_mixture(method)) > 1e-3
+    assert agrees(counts_of(drawn.x_NL, V), law_of_mixture(method))
 
 
 def test_what_is_given_says_which_codes():
     """Half of each segment given: the other half has the mixture's conditional law, codes first."""
     method = fitted()
-    x_NL, hidden_NL = X[7:8].repeat(40_000, 1), torch.tensor([[False, True, False, True]]).expand(40_000, -1)
+    x_NL, hidden_NL = X[7:8].repeat(20_000, 1), torch.tensor([[False, True, False, True]]).expand(20_000, -1)
     filled = sampler_of(method, JointCodes, path="latent_first").fill(x_NL, hidden_NL, 2, generator_of(3)).x_NL
     assert torch.equal(filled[:, ::2], x_NL[:, ::2])
     agrees_X = (X[:, ::2] == X[7, ::2]).all(1).numpy()
@@ -165,5 +165,5 @@ def test_what_is_given_says_which_codes():
 )
 def test_what_does_not_go_together_is_refused_in_one_line(trained, cls, options, words):
     with pytest.raises(UserError, match=words) as caught:
-        sampler_of(fitted(**trained), cls, **options).networks()
+        sampler_of(fitted(**trained), cls, **options)
     assert "\n" not in str(caught.value)
