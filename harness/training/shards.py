@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from harness.interface import Method
+from harness.interface import Loss, Method
 from harness.nn.transformer import Trunk
 
 #: What training calls of a method: all weights that a block does not hold are there while one of them runs.
@@ -27,7 +27,12 @@ def divide(method: Method) -> None:
     # Seconds of imports that nobody else needs.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.utils import _pytree
 
+    if (
+        Loss not in _pytree.SUPPORTED_NODES
+    ):  # before torch 2.13 its tensors, whose gradients gather weights, are not found
+        _pytree.register_dataclass(Loss)
     mesh = init_device_mesh(next(method.parameters()).device.type, (distributed.get_world_size(),))
     for part in list(method.modules()):
         for block in part.blocks if isinstance(part, Trunk) else ():
