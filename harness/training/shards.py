@@ -29,9 +29,8 @@ def divide(method: Method) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.utils import _pytree
 
-    if (
-        Loss not in _pytree.SUPPORTED_NODES
-    ):  # before torch 2.13 its tensors, whose gradients gather weights, are not found
+    # Before torch 2.13 FSDP2 finds a loss's tensor, whose gradient gathers weights, in containers that it knows alone.
+    if Loss not in _pytree.SUPPORTED_NODES:
         _pytree.register_dataclass(Loss)
     mesh = init_device_mesh(next(method.parameters()).device.type, (distributed.get_world_size(),))
     for part in list(method.modules()):
