@@ -114,6 +114,8 @@ class Method(nn.Module, ABC):
     #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
     #: by `bound`, so that a bound is one at any step.
     largest_time: float = 1.0
+    #: The share of the stage's steps that are done, which the training loop sets: for `loss` alone, too.
+    progress: float = 0.0
     #: What others have printed of it, by a metric's column and NFE, and where: shown beside what is measured here.
     printed: Mapping[str, Mapping[int, float]] = MappingProxyType({})
     printed_in: str = ""
