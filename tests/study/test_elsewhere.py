@@ -1,0 +1,57 @@
+"""Bounds on other corpora: on the study's own test split it is the study's own; what cannot be written is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness import bound
+from harness.store import read_json
+from harness.study.model import session_of
+from tests.study.test_score import said
+
+
+@pytest.fixture
+def folder(finished, tmp_path) -> Path:
+    """A copy of the study, to which rows may be added."""
+    return shutil.copytree(finished.folder, tmp_path / "runs" / "smoke")
+
+
+def test_on_its_own_test_split_a_method_has_its_own_bound(finished, folder):
+    done = said(bound.main, f"run={folder}", "data=text", f"data.path={finished.corpus}", "only=bigram,mdlm")
+    assert done.code == 0, done.err
+    rows = read_json(folder / "elsewhere.json")
+    assert {row["cell"] for row in rows.values()} == {"bigram/counts", "mdlm/ancestral"}
+    decode, test = (session := session_of(folder)).data.decode, session.data.some("test", 24)
+    per_token = sum(len(decode(row)) for row in test.tolist()) / test.size
+    for row in rows.values():
+        assert row["nats_per_token"] == row["own_nats_per_token"], "to the bit"
+        assert row["nats_per_character"] == pytest.approx(row["nats_per_token"] / per_token)
+        assert f"{row['nats_per_token']:.3f} ± {row['nats_per_token_se']:.3f}" in done.out
+
+
+def test_other_text_is_less_likely_and_rows_are_added(folder, tmp_path):
+    path = tmp_path / "jumbled.txt"
+    path.write_text("\n".join("zq xj kv qz jx vk" * 4 for _ in range(400)) + "\n", encoding="utf-8")
+    done = said(bound.main, f"run={folder}", "data=text", f"data.path={path}", "only=bigram")
+    assert done.code == 0 and "Bound on jumbled" in done.out, done.err
+    row = next(r for r in read_json(folder / "elsewhere.json").values() if r["data"] == "jumbled")
+    assert row["nats_per_token"] > row["own_nats_per_token"] + 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["data=binsaw"], "is no text that"),
+        (["data=text", "data.path={other}"], "of it; choose another text"),
+        (["data=text", "data.path={other}", "only=mdml"], "only=mdml: is not in"),
+        (["data.path={other}"], "data= names no corpus"),
+        (["data=text", "data.path={other}", "seed=3"], "seed=3: write KEY=VALUE"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(finished, tmp_path, words, answer):
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join("привет мир ok " * 9 for _ in range(400)), encoding="utf-8")
+    done = said(bound.main, f"run={finished.folder}", *(word.format(other=other) for word in words))
+    assert (done.code, done.out) == (2, "") and answer in done.err, done.err
+    assert done.err.count("\n") == 1
