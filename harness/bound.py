@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _USAGE = f"""usage: python -m harness.bound run=FOLDER data=NAME [data.KEY=VALUE ...] [only=METHOD,METHOD]
 
 Prints the bound on -log p of the test split of a corpus (zero-shot), in the tokens of the study's own tokenizer, for all
-methods of a study that have one; nats per token and per character. Rows are kept in elsewhere.json of the study's folder.
+methods of a study that have one; nats per token and per character. Rows are kept in elsewhere.json of the study's folder,
+and its report has them when the study's command is run again.
 
   run=FOLDER      of a study that has run, such as runs/few_step
   data=NAME       and its keys, as harness.run has them
@@ -39,6 +40,7 @@ def _run(given: cli.Arguments) -> Outcome | str:
     if not any(word.startswith("data=") for word in of_data):
         raise UserError("data= names no corpus; write data=brown data.path=FOLDER, or data=text data.path=FILE")
     node = load(["study=few_step", *of_data], given.folders).tree["data"]
+    from harness.report.elsewhere import elsewhere_table  # start-up time: pandas
     from harness.study.cells import make_cells  # start-up time: torch, not for bad input
     from harness.study.elsewhere import FILE, measure_elsewhere  # as above
     from harness.study.model import session_of  # as above
@@ -53,26 +55,7 @@ def _run(given: cli.Arguments) -> Outcome | str:
         print(note, file=sys.stderr, flush=True)
     if not rows:
         raise UserError(f"run={asked['run']}: nothing that was chosen has a bound; choose a method that has one")
-    return f"{_table(data.name, rows)}\nrows     {Path(session.folder) / FILE}"
-
-
-def _table(name: str, rows: list[dict]) -> str:
-    """The rows for a terminal."""
-    head = (f"Bound on {name}", "seed", "nats/token", "nats/character", "own test, nats/token")
-    cells = [head]
-    for row in rows:
-        own = row["own_nats_per_token"]
-        values = (_measured(row, "nats_per_token"), _measured(row, "nats_per_character"))
-        cells.append((row["title"], str(row["seed"]), *values, "—" if own is None else f"{own:.3f}"))
-    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
-
-
-def _measured(row: dict, name: str) -> str:
-    error = row[f"{name}_se"]
-    return f"{row[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    return f"{elsewhere_table(rows)}\nrows     {Path(session.folder) / FILE}"
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ class Sampler(ABC):
     settled: bool = False
     #: Whether it can hold given tokens fixed and draw the others (`fill`).
     fills: bool = False
+    #: Whether it can where those are the beginning of a sequence.
+    fills_prefix: bool = False
 
     def __init__(self, method: Any, options: Any) -> None:
         if not isinstance(method, self.methods):
@@ -238,7 +240,7 @@ class Sampler(ABC):
     def fill(
         self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
     ) -> Draw:
-        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers with `fills`."""
+        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers that fill."""
         raise UserError(f"{self.title} cannot hold given tokens fixed")
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:

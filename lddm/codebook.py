@@ -29,7 +29,7 @@ class Codebook(nn.Module):
 
     def places(self, count: int, slots: int) -> Tensor:
         """The place of each token in its segment, (count, S C)."""
-        return torch.arange(self.segment, device=self.log_weight_M.device).repeat(count, slots)
+        return torch.arange(self.segment, device=self.feature_MK.device).repeat(count, slots)
 
     @abstractmethod
     def laws(self, code: Tensor) -> tuple[Tensor, Tensor]:

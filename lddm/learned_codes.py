@@ -66,9 +66,6 @@ class LearnedCodes(Codebook):
         weight_M = self.usage_M + _LEAST / len(self.usage_M)
         return (weight_M / weight_M.sum()).log()
 
-    def places(self, count: int, slots: int) -> Tensor:
-        return torch.arange(self.segment, device=self.usage_M.device).repeat(count, slots)
-
     def laws(self, code: Tensor) -> tuple[Tensor, Tensor]:
         return self.log_law_CV, self.places(*code.shape[:2])
 

@@ -79,6 +79,12 @@ def measure_elsewhere(session: Session, node: dict[str, Any], only: Sequence[str
     return data, rows
 
 
+def rows_elsewhere(session: Session, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The rows that `measure_elsewhere` has kept of these cells, as they are now."""
+    path, keys = session.folder / FILE, {cell.key for cell in cells}
+    return [row for row in read_json(path).values() if row["key"] in keys] if path.exists() else []
+
+
 def _row(
     session: Session, cell: Cell, data: TokenData, total_N: np.ndarray, characters_N: np.ndarray
 ) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def _row(
         "fingerprint": data.fingerprint,
         "title": cell.title,
         "cell": f"{cell.method}/{cell.sampler}",
+        "key": cell.key,
         "seed": cell.seed,
         "sequences": len(total_N),
         "nats_per_token": float(total_N.mean()) / data.length,

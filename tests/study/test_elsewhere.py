@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from harness import bound
+from harness.report.elsewhere import elsewhere_section
+from harness.report.table import measured
 from harness.store import read_json
+from harness.study.cells import make_cells
+from harness.study.elsewhere import rows_elsewhere
 from harness.study.model import session_of
 from tests.study.test_score import said
 
@@ -27,16 +31,21 @@ def test_on_its_own_test_split_a_method_has_its_own_bound(finished, folder):
     for row in rows.values():
         assert row["nats_per_token"] == row["own_nats_per_token"], "to the bit"
         assert row["nats_per_character"] == pytest.approx(row["nats_per_token"] / per_token)
-        assert f"{row['nats_per_token']:.3f} ± {row['nats_per_token_se']:.3f}" in done.out
+        assert measured(row["nats_per_token"], row["nats_per_token_se"]) in done.out
 
 
 def test_other_text_is_less_likely_and_rows_are_added(folder, tmp_path):
     path = tmp_path / "jumbled.txt"
     path.write_text("\n".join("zq xj kv qz jx vk" * 4 for _ in range(400)) + "\n", encoding="utf-8")
     done = said(bound.main, f"run={folder}", "data=text", f"data.path={path}", "only=bigram")
-    assert done.code == 0 and "Bound on jumbled" in done.out, done.err
+    assert done.code == 0 and "| jumbled " in done.out, done.err
     row = next(r for r in read_json(folder / "elsewhere.json").values() if r["data"] == "jumbled")
     assert row["nats_per_token"] > row["own_nats_per_token"] + 1.0
+    session = session_of(folder)
+    cells = make_cells(session)
+    assert row in rows_elsewhere(session, cells) and "jumbled" in elsewhere_section([row])
+    others = [cell for cell in cells if cell.method != "bigram"]
+    assert not rows_elsewhere(session, others), "of cells that are not there any more"
 
 
 @pytest.mark.parametrize(
