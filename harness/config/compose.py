@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.messages import nearest_key, one_line
 from harness.config.named import is_named, with_named
-from harness.config.registry import OWN_GROUPS, ROOT, Entry, find_entries, register, studies_folder
+from harness.config.registry import OWN_GROUPS, ROOT, Entry, Stored, find_entries, register, registered, studies_folder
 from harness.config.samplers import forced, sets_sampler
 from harness.config.text import quoted
 from harness.errors import UserError, nearest
@@ -162,10 +164,16 @@ def is_group(override: Any, entries: Entries) -> bool:
 
 def compose_lines(overrides: list[str]) -> DictConfig:
     """What Hydra makes of these arguments; raises `UserError`."""
+    return copy.deepcopy(_composed_once(tuple(overrides), registered()))
+
+
+@lru_cache(maxsize=32)
+def _composed_once(overrides: tuple[str, ...], files: Stored) -> DictConfig:
+    """Composing takes most of the time of a load, and the tasks of a suite, or trials, choose the same files."""
     GlobalHydra.instance().clear()
     try:
         with initialize(version_base="1.3", config_path=None):
-            return compose(config_name=ROOT, overrides=overrides)
+            return compose(config_name=ROOT, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # `study=null`
         raise UserError(one_line(error)) from error
     except RecursionError as error:

@@ -34,9 +34,9 @@ CLASS_GROUPS = ("data", "tokenizer", "judge", "method", "metric", "sampler")
 OWN_GROUPS = {"tune": "python -m harness.tune", "slurm": "python -m harness.submit", "wait": "python -m harness.submit"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """One YAML file: `group/name`, what its first comment says, and its content."""
+    """One YAML file as it was read: `group/name`, what its first comment says, and its content."""
 
     group: str
     name: str
@@ -158,8 +158,15 @@ def _merged(where: str | Path, content: dict[str, Any], schema: DictConfig) -> D
         raise UserError(f"{where}: {str(error).splitlines()[0]}{hint}") from error
 
 
+Stored = frozenset[tuple[tuple[str, str], Entry]]
+
 #: What Hydra's store holds: putting a file in takes longer than all else of a load.
 _STORED: dict[tuple[str, str], Entry] = {}
+
+
+def registered() -> Stored:
+    """What Hydra's store holds; equal while it is the same."""
+    return frozenset(_STORED.items())
 
 
 def register(entries: dict[str, dict[str, Entry]], root_defaults: list[Any]) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from harness import check, run, submit, tune
 from tests.kit.study_kit import Said, command, snapshot, write_corpus
-from tests.kit.tune_toys import keep_composed
 
 _STUDY = "# @package _global_\ndefaults:\n  - few_step\nstudy: {name: mine}\n"
 _METHOD = "samplers: {ancestral: {}}\n_target_: "
@@ -148,7 +147,6 @@ def here(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_begins(here, monkeypatch) -> None:
-    keep_composed(monkeypatch)
     monkeypatch.setattr("harness.study.runner.work_on", lambda *_: pytest.fail("the work was begun"))
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.chdir(here)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from harness.config import compose as composing
-from harness.config import registry
 from harness.errors import BudgetError, UserError
 from harness.interface import Draw
 from tests.kit.study_plugins import YAML, Independent, Positions, PositionsOptions
@@ -115,23 +110,6 @@ objectives:
 samples: 16
 """,
 }
-
-
-_COMPOSED: dict[tuple[Any, ...], DictConfig] = {}
-
-
-def keep_composed(monkeypatch) -> None:
-    """Have Hydra compose each choice of files once: that is most of loading, and not what the tests of searches are about."""
-    compose = composing.compose_lines
-
-    def kept(lines: list[str]) -> DictConfig:
-        key = (*lines, *sorted((*place, id(entry)) for place, entry in registry._STORED.items()))
-        if key not in _COMPOSED:
-            _COMPOSED[key] = compose(lines)
-        return copy.deepcopy(_COMPOSED[key])
-
-    monkeypatch.setattr("harness.config.compose.compose_lines", kept)
-    monkeypatch.setattr("harness.config.load.compose_lines", kept)
 
 
 def write_files(root: Path) -> Path:

@@ -15,7 +15,7 @@ from harness import tune
 from harness.search.load import load_tune
 from harness.search.storage import open_store
 from tests.kit.tune_server import free_port
-from tests.kit.tune_toys import keep_composed, write_files
+from tests.kit.tune_toys import write_files
 
 _TASK = ["study=exact", "only_tasks=[hmm]"]
 _SECRET = "geheim"
@@ -57,8 +57,7 @@ def _refused(arguments: list[str]) -> str:
     ],
     ids=lambda value: value[-1][:40].replace("/", "_") if isinstance(value, list) else "",
 )
-def test_what_is_refused_before_anything_is_opened(arguments, said, tmp_path, monkeypatch):
-    keep_composed(monkeypatch)
+def test_what_is_refused_before_anything_is_opened(arguments, said, tmp_path):
     line = _refused([*arguments, *([f"runs_dir={tmp_path}"] if "--" not in arguments[0] else [])])
     assert re.search(said, line), line
     assert not list(tmp_path.iterdir()), "nothing is written for what is refused"
@@ -71,7 +70,6 @@ _HEAT = ["study=tunable", "tune=heat", "tune.trials=1", "tune.workers=1", "tune.
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> list[str]:
     """Arguments of a search that takes a second."""
-    keep_composed(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return ["--config-dir", str(write_files(tmp_path)), *_HEAT, "runs_dir=runs", "cache_dir=cache"]
 

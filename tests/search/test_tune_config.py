@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.search.load import load_tune
 from harness.search.loaded import LoadedTune
 from tests.kit.study_kit import invoke
-from tests.kit.tune_toys import arguments, keep_composed, write_files
+from tests.kit.tune_toys import arguments, write_files
 
 TUNED = "methods.tunable.samplers.tuned"
 _STUDIES = {
@@ -33,11 +33,6 @@ def root(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("tune")
     write_files(made)
     return made
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch) -> None:
-    keep_composed(monkeypatch)
 
 
 def _load(root: Path, *more: str, tune: str = "toy", check: bool = True) -> LoadedTune:

@@ -12,7 +12,7 @@ import pytest
 from harness import tune
 from harness.study import made
 from tests.kit.study_kit import Said, use_threads
-from tests.kit.tune_toys import arguments, keep_composed, write_files
+from tests.kit.tune_toys import arguments, write_files
 
 _EDITED = "mine.part"
 
@@ -20,7 +20,6 @@ _EDITED = "mine.part"
 @pytest.fixture
 def search(monkeypatch, tmp_path):
     """Runs a search of trials that only sample; what it says, with more arguments."""
-    keep_composed(monkeypatch)
     use_threads(monkeypatch)
     configs = write_files(tmp_path)
     own = ["tune=heat", "tune.workers=1", "tune.confirm.top=0", "tune.sampler=random", "tracking.enabled=false"]

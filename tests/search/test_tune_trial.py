@@ -21,7 +21,7 @@ from harness.study.cells import make_cells
 from harness.study.session import Session
 from harness.training import loop
 from tests.kit.study_kit import invoke, use_threads
-from tests.kit.tune_toys import arguments, keep_composed, write_files
+from tests.kit.tune_toys import arguments, write_files
 
 TUNED = "methods.tunable.samplers.tuned"
 HEAT, SPREAD = f"{TUNED}.heat", "methods.tunable.spread"
@@ -34,8 +34,6 @@ def configs(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tmp_path) -> None:
-    keep_composed(monkeypatch)
-    # The study is composed once for all tests; where its files go differs.
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield
