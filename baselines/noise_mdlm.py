@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,26 +92,13 @@ def mixture_nats(log_p_MBL: Tensor, masked_BL: Tensor, window: int, nearest: boo
     return 0.5 * nats - 0.5 * log_p(run_MBR).sum() / shown
 
 
-class NoiseMDLM(Method):
-    """`p(x) = E_noise p(x | noise)`, each p(x | noise) a masked diffusion."""
+class NoiseModel(Method):
+    """A masked model whose network takes noise, standard normal; built with options `schedule` and `noise`."""
 
-    Options = NoiseMDLMOptions
-    title = "MDLM + noise"
-
-    def __init__(self, problem: Problem, options: NoiseMDLMOptions) -> None:
+    def __init__(self, problem: Problem, options: Any) -> None:
         super().__init__(problem, options)
         self.schedule = token_schedule(options.schedule)
         self.network = NoiseNetwork(problem, options.noise)
-        self.set_stage("tokens")
-
-    def stages(self) -> tuple[Stage, ...]:
-        share = self.options.noise_share
-        if not share:
-            return (Stage("tokens"),)
-        return Stage("nearest", 0.25 * share), Stage("noise", 0.75 * share), Stage("tokens", 1.0 - share)
-
-    def set_stage(self, name: str) -> None:
-        self._nearest, self._alone_share = name == "nearest", self.options.full_mask if name == "tokens" else 1.0
 
     def networks(self) -> Mapping[str, nn.Module]:
         """What the samplers call."""
@@ -122,6 +110,26 @@ class NoiseMDLM(Method):
 
     def _noisy(self, x_BL: Tensor, t_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+
+
+class NoiseMDLM(NoiseModel):
+    """`p(x) = E_noise p(x | noise)`, each p(x | noise) a masked diffusion."""
+
+    Options = NoiseMDLMOptions
+    title = "MDLM + noise"
+
+    def __init__(self, problem: Problem, options: NoiseMDLMOptions) -> None:
+        super().__init__(problem, options)
+        self.set_stage("tokens")
+
+    def stages(self) -> tuple[Stage, ...]:
+        share = self.options.noise_share
+        if not share:
+            return (Stage("tokens"),)
+        return Stage("nearest", 0.25 * share), Stage("noise", 0.75 * share), Stage("tokens", 1.0 - share)
+
+    def set_stage(self, name: str) -> None:
+        self._nearest, self._alone_share = name == "nearest", self.options.full_mask if name == "tokens" else 1.0
 
     def _alone(self, x_BL: Tensor, calls: int, generator: torch.Generator) -> Tensor:
         """log p(x_i | noise) of all tokens of all sequences under each of so many noises, (calls, B, L) nats."""

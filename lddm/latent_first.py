@@ -23,6 +23,10 @@ class LatentFirst(Sampler):
     method: Any
     options: Any
 
+    def __init__(self, method: Any, options: Any) -> None:
+        super().__init__(method, options)
+        _ = method.prior  # a method that has none says so here, before it is trained
+
     def networks(self) -> Mapping[str, nn.Module]:
         return {"latent": self.method.prior, "token": self.method.token_network()}
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from baselines.noise_mdlm import NoiseMDLM
+from baselines.noise_mdlm import NoiseMDLM, NoiseModel
 from harness.config.fields import chosen
 from harness.diffusion import ancestral, masked
 from harness.interface import Draw
@@ -26,10 +27,10 @@ class NoiseOptions:
 class Noise(ancestral.Filler):
     """K two-stage reverse steps; what is revealed in a step is tied together by its noise."""
 
-    Options = NoiseOptions
-    options: NoiseOptions
-    methods = NoiseMDLM
-    method: NoiseMDLM
+    Options: type = NoiseOptions
+    options: Any
+    methods: type = NoiseMDLM
+    method: NoiseModel
 
     @property
     def bounded(self) -> bool:  # type: ignore[override]

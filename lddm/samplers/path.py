@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,26 @@ TITLES = {"lead": "", "offset": ", offset", "latent_first": ", latent-first", "t
 
 
 @dataclass
-class AlongPathOptions:
+class PathOptions:
     path: str = chosen("lead", KINDS)  # see lddm.paths
     lead: float | None = ranged(None, 0, above=True)  # of path "lead": latent time is token time to it; none: the own
     offset: float = ranged(0.3, 0, 1, below=True)  # of path "offset": the token time from which on the latent is clean
     latent_share: float = ranged(0.5, 0, 1)  # of path "latent_first": the part of a budget that moves the latent
     corners: list[float] = ranged([], 0, 1)  # of path "through": token time and latent time of each in turn
+
+
+@dataclass
+class AlongPathOptions(PathOptions):
     eta: float = ranged(1.0, 0, 1)  # 0 DDIM, 1 ancestral latent steps
 
 
-class AlongPath(Sampler):
-    """K calls along the path: each moves the latent, reveals tokens, or both; the last tokens go all at once."""
+class OnPath(Sampler):
+    """K calls along a path: each moves the latent, reveals tokens, or both; the last tokens go all at once."""
 
-    Options = AlongPathOptions
-    options: AlongPathOptions
-    methods = FUJI
-    method: FUJI
+    method: Any
+    options: Any
 
-    def __init__(self, method: FUJI, options: AlongPathOptions) -> None:
+    def __init__(self, method: Any, options: Any) -> None:
         super().__init__(method, options)
         o = options
         lead = method.options.lead if o.lead is None else o.lead
@@ -62,26 +65,37 @@ class AlongPath(Sampler):
     def check_budget(self, nfe: int) -> None:
         if self.options.path != "latent_first":  # which says itself that two calls are the least
             super().check_budget(nfe)
-        self._steps(nfe)
+        self.steps(nfe)
 
-    def _steps(self, nfe: int) -> list[Step]:
+    def steps(self, nfe: int) -> list[Step]:
+        """One for each call."""
         return self.path.steps(nfe, self.title)
+
+    def flips(self, x_NL: Tensor, mask_id: int, t: float, s: float, generator: torch.Generator) -> Tensor:
+        """Which masks of one of the two are revealed between times t and s, (N, L) bool; none where it rests."""
+        if s == t:
+            return torch.zeros_like(x_NL, dtype=torch.bool)
+        alpha_t, alpha_s = self.method.schedule.alpha(torch.tensor([t, s], dtype=torch.float64)).tolist()
+        return masked.choose_flips(x_NL == mask_id, max(alpha_t, 0.0), alpha_s, generator)
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound:
         return self.method.bound(x_BL, generator, self.path)
+
+
+class AlongPath(OnPath):
+    """FUJI's own."""
+
+    Options = AlongPathOptions
+    methods = FUJI
 
     def draw(self, n: int, nfe: int, generator: torch.Generator, temperature: float = 1.0) -> Draw:
         self.check_budget(nfe)
         m, o, mask_id = self.method, self.method.options, self.method.problem.vocab_size
         z_NSD = gaussian_noise((n, o.slots, o.dims), generator)
         x_NL = torch.full((n, m.problem.length), mask_id, dtype=torch.int64, device=z_NSD.device)
-        dtype, zero_N, steps = "float64", torch.zeros(n, device=z_NSD.device), self._steps(nfe)
+        dtype, zero_N, steps = "float64", torch.zeros(n, device=z_NSD.device), self.steps(nfe)
         for step in steps:
-            flips_NL = torch.zeros_like(x_NL, dtype=torch.bool)
-            if step.moves_tokens:
-                ends = torch.tensor([step.t_x, step.s_x], dtype=torch.float64)
-                alpha_t, alpha_s = m.schedule.alpha(ends).tolist()
-                flips_NL = masked.choose_flips(x_NL == mask_id, max(alpha_t, 0.0), alpha_s, generator)
+            flips_NL = self.flips(x_NL, mask_id, step.t_x, step.s_x, generator)
             logits_MV, out_NSD = m.network(x_NL, z_NSD, zero_N + step.t_x, zero_N + step.t_z, flips_NL)
             if step.moves_tokens:
                 x_NL[flips_NL], dtype = masked.draw_tokens(logits_MV, generator, temperature)
