@@ -187,7 +187,7 @@ class VQCodes(LearnedCodes):
             noisy_BSK = z_BSK + self.encoder.noise * gaussian_noise(z_BSK.shape, generator)
             return noisy_BSK, z_BSK.new_zeros(()), {"quantisation_mse": z_BSK.new_zeros(())}
         if self.recent.filled and self.training:
-            self._cluster(self.recent.mean_MSD[: self.recent.filled].flatten(0, 1))
+            self._cluster(self.recent.rows.flatten(0, 1))
             self.recent.clear()
         c_BS = self.nearest(z_BSK)
         vector_BSK = self.feature_MK[c_BS]
@@ -235,7 +235,7 @@ class GumbelCodes(LearnedCodes):
         return self.logit(self.encoder.mean(x_BL, generator)).float().log_softmax(-1)
 
     def shares(self, x_BL: Tensor) -> Tensor:
-        total_M = sum(self.log_q(x_bL).exp().sum((0, 1)) for x_bL in x_BL.split(256))
+        total_M = torch.stack([self.log_q(x_bL).exp().sum((0, 1)) for x_bL in x_BL.split(256)]).sum(0)
         return total_M / total_M.sum()
 
     def learn(

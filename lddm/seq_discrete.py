@@ -82,7 +82,7 @@ def _mixture(o: SEQDiscreteOptions, problem: Problem, segment: int) -> ProductMi
 class SEQDiscrete(LatentModel):
     """p(c) by masked diffusion over S codes, p(x | c) by masked diffusion over L tokens beside them."""
 
-    Options = SEQDiscreteOptions
+    Options: type = SEQDiscreteOptions
     title = "SEQ, EM codes"
     encoder_title = "SEQ, encoder codes"
     mixture: Any  # a `Codebook`, here a `ProductMixture`
