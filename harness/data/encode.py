@@ -20,7 +20,7 @@ from harness.data.tokenizers import Tokenizer
 from harness.errors import UserError
 
 _DOCUMENTS_A_BATCH, _CHARACTERS_A_BATCH = 4096, 1 << 22
-#: Text of fewer characters is not worth other processes, each of which takes three CPU-seconds to start.
+#: Text of fewer characters is not worth other processes, which take seconds to start.
 _WORTH_PROCESSES = 1 << 27
 #: Batches of each process that are on their way: one that it works on, and the next.
 _WAITING = 2

@@ -38,9 +38,15 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def read_ahead(read: Callable[[int], Read], steps: range, device: str) -> Iterator[tuple[int, Read]]:
-    """Each step with `read(step)`; the next step's is read by another thread while the caller works on this one's."""
+    """Each step with `read(step)`; the next step's is read by another thread while a GPU works on this one's.
+
+    On a CPU it is read when it is wanted: the other thread cost a step of 130 CPU-ms seven more (docs/performance.md).
+    """
+    if not device.startswith("cuda"):
+        yield from ((step, read(step)) for step in steps)
+        return
     # Memory that is pinned belongs to the thread's GPU, which would be the first one in every process.
-    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if device.startswith("cuda") else None
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
     with ThreadPoolExecutor(1, "batches", begin) as thread:
         coming = [thread.submit(read, step) for step in steps[:1]]
         for step in steps:
