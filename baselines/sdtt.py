@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,10 +35,6 @@ class SDTT(MaskedRounds, MDLM):
     def __init__(self, problem: Problem, options: SDTTOptions) -> None:
         super().__init__(problem, options)
         self.prepare_rounds()
-        self.valid_NL = np.empty((0, problem.length), dtype=np.int64)  # what a round may be chosen on
-
-    def settle(self, valid_NL: np.ndarray) -> None:
-        self.valid_NL = valid_NL
 
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
         """That of MDLM, or nats between student and teacher for each masked token."""

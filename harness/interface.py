@@ -114,6 +114,8 @@ class Method(nn.Module, ABC):
     #: The largest time of the tokens, which training lets grow to 1 (`train.mask_growth`): for `loss` alone, and never read
     #: by `bound`, so that a bound is one at any step.
     largest_time: float = 1.0
+    #: The share of the stage's steps that are done, which the training loop sets: for `loss` alone, too.
+    progress: float = 0.0
     #: What others have printed of it, by a metric's column and NFE, and where: shown beside what is measured here.
     printed: Mapping[str, Mapping[int, float]] = MappingProxyType({})
     printed_in: str = ""
@@ -195,6 +197,8 @@ class Sampler(ABC):
     settled: bool = False
     #: Whether it can hold given tokens fixed and draw the others (`fill`).
     fills: bool = False
+    #: Whether it can where those are the beginning of a sequence.
+    fills_prefix: bool = False
 
     def __init__(self, method: Any, options: Any) -> None:
         if not isinstance(method, self.methods):
@@ -236,7 +240,7 @@ class Sampler(ABC):
     def fill(
         self, x_NL: Tensor, hidden_NL: Tensor, nfe: int, generator: torch.Generator, temperature: float = 1.0
     ) -> Draw:
-        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers with `fills`."""
+        """As `draw`, given the tokens of `x_NL` that are not hidden: they stay. Of samplers that fill."""
         raise UserError(f"{self.title} cannot hold given tokens fixed")
 
     def bound(self, x_BL: Tensor, generator: torch.Generator) -> Bound | None:

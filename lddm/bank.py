@@ -54,6 +54,11 @@ class _Ring(nn.Module):
     def _row_M(self) -> Tensor:
         return getattr(self, self._name)
 
+    @property
+    def rows(self) -> Tensor:
+        """Those that are filled."""
+        return self._row_M[: self.filled]
+
     @torch.no_grad()
     def clear(self) -> None:
         """Forget everything: the encoder has changed."""

@@ -1,10 +1,10 @@
-"""Networks over the codes of a `ProductMixture`: the prior over a sequence of codes, and the tokens given them.
+"""Networks over the codes of a `Codebook`: the prior over a sequence of codes, and the tokens given them.
 
-Both start where the mixture is: the prior at its weights, the decoder at its tables. What they learn is only what the mixture
-leaves open, and a code is known to them by its table, so that codes with like tokens are alike from the first step.
+Both start where the codebook is: the prior at its weights, the decoder at its laws of tokens. Of a mixture they learn only what
+it leaves open, and a code is known to them by its table, so that codes with like tokens are alike from the first step.
 
 Shapes: B batch, L tokens in S segments of C, V symbols (id V is the mask), M codes (id M is the mask), K features of a code,
-E width, R selected positions, N = M C laws of tokens.
+E width, R selected positions, N laws of tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, Trunk, TrunkShape
-from lddm.mixture import ProductMixture
+from lddm.codebook import Codebook
 from lddm.networks import slot_positions
 
 
@@ -31,7 +31,7 @@ class CodeNetwork(nn.Module):
         self.code_out = nn.Linear(features, shape.width, bias=False)
         nn.init.zeros_(self.code_out.weight)
 
-    def forward(self, c_BS: Tensor, mixture: ProductMixture, select_BS: Tensor) -> Logits:
+    def forward(self, c_BS: Tensor, mixture: Codebook, select_BS: Tensor) -> Logits:
         feature_MK = mixture.feature_MK
         h_RE = by_sequences(lambda c_BS, select_BS: self._hidden(c_BS, feature_MK, select_BS), c_BS, select_BS)
         out_ME = self.code_out(feature_MK).to(h_RE.dtype)
@@ -48,7 +48,8 @@ class CodeNetwork(nn.Module):
 class CodeDecoder(nn.Module):
     """A masked denoiser of tokens beside codes: logits (R, V) at the selected positions, in float32.
 
-    The code of a segment is added to the embeddings of its tokens, each place having a map of its own.
+    The code of a segment is added to the embeddings of its tokens, each place having a map of its own. A code is a number, or
+    the features that stand for one while the codes themselves are learnt (B, S, K).
     """
 
     def __init__(self, shape: TrunkShape, vocab_size: int, features: int, segment: int) -> None:
@@ -61,19 +62,17 @@ class CodeDecoder(nn.Module):
         nn.init.normal_(self.embed.weight)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, x_BL: Tensor, c_BS: Tensor, mixture: ProductMixture, select_BL: Tensor) -> Logits:
-        def hidden(x_BL: Tensor, c_BS: Tensor, select_BL: Tensor) -> Tensor:
+    def forward(self, x_BL: Tensor, code: Tensor, mixture: Codebook, select_BL: Tensor) -> Logits:
+        def hidden(x_BL: Tensor, code: Tensor, select_BL: Tensor) -> Tensor:
             h_BLE = self.embed(x_BL)
-            h_BLE = h_BLE + self.code_in(mixture.feature_MK[c_BS]).view(h_BLE.shape).to(h_BLE.dtype)
+            feature_BSK = code if code.is_floating_point() else mixture.feature_MK[code]
+            h_BLE = h_BLE + self.code_in(feature_BSK).view(h_BLE.shape).to(h_BLE.dtype)
             h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
             return rows_at(h_BLE, select_BL)
 
-        C, V = mixture.segment, mixture.vocab_size
-        place_L = torch.arange(x_BL.shape[1], device=x_BL.device) % C
         # The row of each token's law, which is read in slices beside the head: of all tokens at once it is (B, L, V).
-        row_R = rows_at(c_BS.repeat_interleave(C, dim=1) * C + place_L, select_BL)
-        law_NV = mixture.log_table_MF.view(-1, V)
+        law_NV, row_BL = mixture.laws(code)
         return Logits(
             lambda h_RE, row_R: head(self.head, h_RE) + law_NV[row_R],
-            V, by_sequences(hidden, x_BL, c_BS, select_BL), row_R,
+            mixture.vocab_size, by_sequences(hidden, x_BL, code, select_BL), rows_at(row_BL, select_BL),
         )  # fmt: skip

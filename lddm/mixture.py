@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from harness.diffusion.masked import draw_tokens
 from harness.nn.slices import Logits
+from lddm.codebook import Codebook
 
 #: Segments of a block, whose scores against all components then stay in a core's cache, and at most so many scores.
 _ROWS, _SCORES = 2048, 1 << 23
@@ -36,7 +37,7 @@ _POWER = 0.75
 _CENTRE = 0.6
 
 
-class ProductMixture(nn.Module):
+class ProductMixture(Codebook):
     """Tables of the mixture; a buffer each, because they are fitted in closed form and no gradient reaches them.
 
     `log_weight_M` are the log pi_k, `log_table_MF` the log P_k,j(v), with j the slower index of F. `feature_MK` is what
@@ -44,21 +45,23 @@ class ProductMixture(nn.Module):
     the tables in the mean (Charikar et al. 2002; Weinberger et al. 2009). Before `fit` all components are one uniform law.
     """
 
-    log_weight_M: Tensor
     log_table_MF: Tensor
-    feature_MK: Tensor
+    fills = True
 
     def __init__(self, components: int, segment: int, vocab_size: int) -> None:
-        super().__init__()
-        self.segment, self.vocab_size = segment, vocab_size
+        super().__init__(segment, vocab_size)
         uniform = torch.full((components, segment * vocab_size), 1.0 / vocab_size)
         self.register_buffer("log_weight_M", torch.full((components,), 1.0 / components).log())
         self.register_buffer("log_table_MF", uniform.log())
         self.register_buffer("feature_MK", torch.zeros(components, min(uniform.shape[1], _MOST_FEATURES)))
 
-    def entries(self, x_NC: Tensor) -> Tensor:
-        """Places (N, C) among F of the tokens of segments."""
-        return x_NC + self.vocab_size * torch.arange(self.segment, device=x_NC.device)
+    def laws(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """The tables of the components, and the row of each token of segments with codes (B, S)."""
+        row_BL = code.repeat_interleave(self.segment, dim=1) * self.segment + self.places(*code.shape)
+        return self.log_table_MF.view(-1, self.vocab_size), row_BL
+
+    def marginal_F(self) -> Tensor:
+        return torch.logsumexp(self.log_table_MF + self.log_weight_M[:, None], 0)
 
     @property
     def _small(self) -> bool:
@@ -139,7 +142,6 @@ class ProductMixture(nn.Module):
 
     # ---- learning ---------------------------------------------------------------------------------------------------
     def fitted_numbers(self) -> int:
-        """How many numbers `fit` learns."""
         return self.log_weight_M.numel() + self.log_table_MF.numel()
 
     def fit_sequences(self, x_NL: np.ndarray, most: int, steps: int, smoothing: float) -> None:

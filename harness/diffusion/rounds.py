@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +62,11 @@ class Rounds(Method):
             raise UserError(f"first={o.first} steps cannot be halved in {o.rounds} rounds; use {near}")
         self.kept = nn.ModuleList(frozen(getattr(self, self.student)) for _ in range(o.rounds))
         self._round = 0
+        self.valid_NL = np.empty((0, self.problem.length), dtype=np.int64)  # what a round may be chosen on
+
+    def settle(self, valid_NL: np.ndarray) -> None:
+        super().settle(valid_NL)
+        self.valid_NL = valid_NL
 
     def stages(self) -> tuple[Stage, ...]:
         """Those of the method itself, then the rounds."""

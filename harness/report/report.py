@@ -12,6 +12,7 @@ import pandas as pd
 from harness.metrics.base import Column
 from harness.report import figures
 from harness.report.aggregate import BOUND, columns_with_bound, labelled, tradeoff, with_labels
+from harness.report.elsewhere import elsewhere_section
 from harness.report.equal import equal_table, strict_rows
 from harness.report.latex import latex_table
 from harness.report.marks import blind, resolutions
@@ -54,7 +55,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
     temperature); `pictures` (blocks of `harness.report.pictures`); `curves` (by title of the figure: unit, and series as
     `harness.report.figures.curves` takes them); `equivalent_nfe` (budgets of a table at equal
     sampling FLOPs) beside `nfe` (those of the other tables); `profiles`
-    (by title: rows as `harness.report.table.profile_table` takes them).
+    (by title: rows as `harness.report.table.profile_table` takes them); `elsewhere` (rows of `harness.report.elsewhere`).
     """
     folder = Path(folder)
     parts, tables = [f"# {context.get('title', 'Results')}"], list[str]()
@@ -77,6 +78,7 @@ def write_report(folder: Path, frame: pd.DataFrame, columns: Sequence[Column], c
         parts.insert(scores_at, opening(folder, columns, context.get("samples") or []))
     compared = list(frame.loc[frame["role"] == "method", "label"])
     parts.append(_curves(folder, context.get("curves") or {}, compared))
+    parts.append(elsewhere_section(context.get("elsewhere") or []))
     parts.append(_pictures(folder, context.get("pictures") or []))
     parts.append(_samples(context.get("samples") or []))
     with_bound = columns_with_bound(columns) if _has(frame, BOUND.name) else list(columns)

@@ -18,14 +18,22 @@ from harness.study.session import Session
 from harness.training.seeds import step_generator
 
 
-@torch.no_grad()
 def measure_bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, Any]:
-    """Mean bound over test sequences, averaged over Monte Carlo draws first; standard error over sequences.
+    """That on the study's own test sequences; where the data's law is known, also how far from it the model is."""
+    test_NL = session.data.some("test", session.cfg.study.bound_sequences)
+    total_N, found = bound_of(session, cell, sampler, test_NL)
+    return found | against_truth(session, cell, sampler, test_NL, total_N, found.get("bound_exact", False))
 
-    Where the data's law is known, also how far from it the model is.
+
+@torch.no_grad()
+def bound_of(
+    session: Session, cell: Cell, sampler: Sampler, test_NL: np.ndarray
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """The bound of each sequence, nats (N,), averaged over Monte Carlo draws, and what a study's facts say of all.
+
+    Standard error over sequences; None where the sampler has no bound.
     """
     s, numerics = session.cfg.study, session.numerics
-    test_NL = session.data.some("test", s.bound_sequences)
     total_N, estimator, exact = np.zeros(len(test_NL)), None, False
     parts: dict[str, float] = {}
     for draw in range(s.bound_draws):
@@ -35,8 +43,7 @@ def measure_bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, A
             with numerics.autocast():
                 bound = sampler.bound(x_BL, generator)
             if bound is None:
-                none = {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
-                return none | against_truth(session, cell, sampler, test_NL, None, exact=False)
+                return None, {"nelbo_nats_per_token": None, "nelbo_se": None, "bound_estimator": None}
             estimator, exact = bound.estimator, bound.exact
             total_N[start : start + 256] += bound.total_B.double().cpu().numpy() / s.bound_draws
             for name, value in bound.parts_B.items():
@@ -44,12 +51,11 @@ def measure_bound(session: Session, cell: Cell, sampler: Sampler) -> dict[str, A
         if exact:
             total_N *= s.bound_draws
             break
-    tokens = session.data.length
-    return {
+    tokens = test_NL.shape[1]
+    return total_N, {
         "nelbo_nats_per_token": float(total_N.mean()) / tokens,
         "nelbo_se": float(total_N.std(ddof=1)) / math.sqrt(len(total_N)) / tokens if len(total_N) > 1 else None,
         "bound_exact": exact,
         "bound_estimator": f"{estimator}; {1 if exact else s.bound_draws} draw(s), {len(total_N)} test sequences",
         **{f"bound_{k}_nats": v for k, v in parts.items()},
-        **against_truth(session, cell, sampler, test_NL, total_N, exact),
     }

@@ -40,13 +40,10 @@ def _check_prompts(session: Session, cells: list[Cell]) -> None:
         if lost:
             raise UserError(f"metric {lost[0]} scores what was filled in; use study.prompt=half or prefix")
         return
-    unfit = {
-        f"{c.method}/{c.sampler}"
-        for c in cells
-        if not session.sampler(session.build(c.method), c.method, c.sampler).fills
-    }
+    samplers = {f"{c.method}/{c.sampler}": session.sampler(session.build(c.method), c.method, c.sampler) for c in cells}
+    unfit = {name for name, s in samplers.items() if not (s.fills or (prompt == "prefix" and s.fills_prefix))}
     if unfit:
-        fit = sorted({f"{c.method}/{c.sampler}" for c in cells} - unfit)
+        fit = sorted(samplers.keys() - unfit)
         raise UserError(
             f"study.prompt={prompt}: {', '.join(sorted(unfit))} cannot hold given tokens fixed; "
             f"use only=[{','.join(fit) or 'mdlm'}]"

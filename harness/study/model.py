@@ -59,22 +59,27 @@ def load(run: str | Path, method: str = "", seed: int | None = None) -> Drawn:
     folder = Path(run).expanduser().resolve()
     if (folder / WEIGHTS).is_file():
         return load_exported(folder, method)
+    return Model(*_found(session_of(run), run, method, seed))
+
+
+def session_of(run: str | Path) -> Session:
+    """The study in a folder, as it has run there; nothing is written. Raises `UserError` where there is none."""
+    folder = Path(run).expanduser().resolve()
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"run={run}: there is no config.yaml; give the folder of a study that has run, such as runs/few_step"
         )
-    return Model(*_found(folder, run, method, seed))
-
-
-def _found(folder: Path, run: str | Path, method: str, seed: int | None) -> tuple[Session, Cell]:
     tree: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    # Where the folder is now, wherever it was made; nothing is written there.
+    # Where the folder is now, wherever it was made.
     tree["runs_dir"], tree["study"]["name"] = str(folder.parent), folder.name
-    session = Session(tree)
+    return Session(tree)
+
+
+def _found(session: Session, run: str | Path, method: str, seed: int | None) -> tuple[Session, Cell]:
     cells = make_cells(session)
     names = list(dict.fromkeys(name for cell in cells for name in (cell.method, f"{cell.method}/{cell.sampler}")))
     if method not in names:
-        raise UserError(f"method={method}: is not in {folder}{nearest(method, names)}")
+        raise UserError(f"method={method}: is not in {session.folder}{nearest(method, names)}")
     own = [cell for cell in cells if method in (cell.method, f"{cell.method}/{cell.sampler}")]
     found = [cell for cell in own if seed is None or cell.seed == seed]
     if not found:

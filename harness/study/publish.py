@@ -27,6 +27,7 @@ from harness.report.terminal import markdown_table, terminal_table
 from harness.store import ResultsTable, read_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
 from harness.study.drawing import samples_file
+from harness.study.elsewhere import rows_elsewhere
 from harness.study.folder import claim
 from harness.study.outcome import Outcome
 from harness.study.rows import StudyRows, commits_of, first_samples, samples_of
@@ -196,6 +197,7 @@ class Publisher:
             "samples": [row for label, cell in named.items() for row in samples_of(s, cell, 1, label)],
             "pictures": self._pictures(named),
             "profiles": self._profiles(named),
+            "elsewhere": rows_elsewhere(s, self.cells),
             "curves": {"Bound on held-out text": {"unit": "nats per token", "series": curves}} if curves else {},
         }
 

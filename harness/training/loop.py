@@ -120,18 +120,19 @@ class _Run:
 
     def stage(self, stage: str, first: int, count: int) -> None:
         """The steps of a stage that are left; it began after `first` steps and has `count`."""
-        job = self.job
-        job.method.train()
-        job.method.set_stage(stage)
+        job, method = self.job, self.job.method
+        method.train()
+        method.set_stage(stage)
         if self.at == first and first > 0:
             self.ema.restart()
         with job.group.shared(job.method) as loss:
             steps = range(self.at, first + count)
             for step, tokens in read_ahead(partial(_read, job), steps, job.numerics.device):
-                rate = learning_rate(job.train, step - first, count)
+                done = step - first
+                rate = learning_rate(job.train, done, count)
                 self.optimizer.set_rate(rate)
-                job.method.largest_time = largest_time(job.train, step - first, count)
-                watch = partial(self._watch, step + 1, step + 1 == first + count)
+                method.progress, method.largest_time = done / count, largest_time(job.train, done, count)
+                watch = partial(self._watch, step + 1, done + 1 == count)
                 values = _step(job, loss, self.optimizer, step, tokens, watch)
                 self.ema.update()
                 self.at = step + 1

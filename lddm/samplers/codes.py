@@ -30,7 +30,10 @@ class Codes(LatentFirst):
     options: CodesOptions
     methods: type = SEQDiscrete
     method: SEQDiscrete
-    fills = True
+
+    def __init__(self, method: SEQDiscrete, options: CodesOptions) -> None:
+        super().__init__(method, options)
+        self.fills = method.mixture.fills
 
     def split(self, nfe: int) -> tuple[int, int]:
         """(K_z, K_x); more calls than codes would reveal none."""

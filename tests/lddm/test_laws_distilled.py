@@ -8,6 +8,7 @@ from harness.config.schema import TrainConfig
 from harness.errors import UserError
 from harness.study.budget import stage_flops
 from harness.training import loop
+from lddm.samplers.chosen_codes import ChosenCodes
 from lddm.samplers.distilled_codes import DistilledCodes
 from lddm.seq_distilled import SEQDistilled, SEQDistilledOptions
 from tests.kit.toys import generator_of, job_of, one_thread, sampler_of, scramble, tiny_problem  # noqa: F401
@@ -60,6 +61,30 @@ def test_a_student_of_one_round_is_the_mean_of_two_steps_of_its_teacher_beside_t
         optimizer.step()
     learnt_LV = method.decoder(blank_BL[:1], c_BS[:1], method.mixture, blank_BL[:1] == V).whole().softmax(-1)
     assert (learnt_LV - mean_LV).abs().max() < 0.02
+
+
+def test_the_chosen_round_is_the_one_whose_samples_are_like_text():
+    """By hand: one round writes the last symbol everywhere, the others the mixture; text decides which of them draws."""
+    method = made(rounds=2, first=4)
+    for number in (0, 2):
+        torch.nn.init.zeros_(method.network_of(number).head.weight)
+    decoder = method.network_of(1)
+    decoder.register_forward_hook(lambda module, inputs, out: out.then(lambda l_RV: l_RV + torch.tensor([0, 0, 30.0])))
+    chosen, rounds = sampler_of(method, ChosenCodes), [sampler_of(method, DistilledCodes, round=r) for r in range(3)]
+    assert chosen.fills and chosen.networks().keys() == {"latent", "round 0", "round 1", "round 2"}
+
+    def drawn(sampler):
+        return sampler.draw(100, 2, generator_of(0)).x_NL
+
+    assert torch.equal(drawn(chosen), drawn(rounds[2])), "before there is text to choose on the last student draws"
+    method.settle(np.full((200, L), 2))
+    assert (drawn(chosen) == 2).all() and chosen._round == 1
+    method.settle(np.random.default_rng(1).integers(V, size=(200, L)))
+    fresh = sampler_of(method, ChosenCodes)
+    assert torch.equal(drawn(fresh), drawn(rounds[fresh._round])) and fresh._round != 1
+    x_NL = torch.randint(V, (50, L), generator=generator_of(1))
+    filled = fresh.fill(x_NL, torch.tensor([[False, True, True, False]]).expand(50, -1), 2, generator_of(2)).x_NL
+    assert torch.equal(filled[:, [0, 3]], x_NL[:, [0, 3]])
 
 
 def test_the_teachers_calls_are_counted():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.autoregressive import Autoregressive
 from baselines.mdlm import MDLM, MDLMOptions
 from harness.contracts.metric import TinyJudge
 from harness.diffusion import ancestral
@@ -27,6 +28,7 @@ from tests.kit.toys import (
     one_thread,  # noqa: F401
     random_joint,
     sampler_of,
+    scramble,
     tiny_problem,
 )
 
@@ -135,8 +137,22 @@ def test_what_cannot_be_filled_in_or_scored_is_refused_before_any_work(prompt, w
         cfg=SimpleNamespace(study=SimpleNamespace(prompt=prompt)),
         metrics=[Infill(None)],
         build=lambda name: name,
-        sampler=lambda method, name, label: SimpleNamespace(fills=name == "mdlm"),
+        sampler=lambda method, name, label: SimpleNamespace(fills=name == "mdlm", fills_prefix=name == "ar"),
     )
     cells = [SimpleNamespace(method=name, sampler="own") for name in ("mdlm", "ar")]
     with pytest.raises(UserError, match=words):
         _check_prompts(session, cells)
+    session.cfg.study.prompt = "prefix"
+    _check_prompts(session, cells)  # which both can begin with
+
+
+def test_an_autoregressive_model_goes_on_with_a_beginning_by_its_own_law():
+    method = scramble(Autoregressive(tiny_problem(V, L), Autoregressive.Options()), std=0.5).eval()
+    sampler, hidden_NL = sampler_of(method), torch.tensor([[False, True, True]]).expand(20_000, -1)
+    x_XL = all_sequences(V, L)
+    with torch.no_grad():
+        law_X = (-method.bound(x_XL, generator_of(0)).total_B).exp() * (x_XL[:, 0] == 2)
+        drawn = sampler.fill(torch.full((20_000, L), 2), hidden_NL, L, generator_of(1)).x_NL
+    assert chi_square_p(counts_of(drawn, V), (law_X / law_X.sum()).numpy()) > 1e-3
+    with pytest.raises(UserError, match="the beginning of a text fixed and nothing else; use study.prompt=prefix"):
+        sampler.fill(torch.zeros((5, L), dtype=torch.int64), ~hidden_NL[:5], L, generator_of(1))
