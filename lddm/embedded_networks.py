@@ -8,15 +8,23 @@ Shapes: B batch, L tokens in S slots of C, V symbols (id V is the mask), D dims 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, head, rows_at
+from harness.nn import slices
+from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 from lddm.networks import slot_positions
 
 #: Features of the base: differences of probabilities, which are small, are brought to the size of a unit normal's.
 _BASE_SCALE = 5.0
+
+
+#: Log-probabilities (B, L, V) that the law gives the tokens of whole segments, from what is seen of them: tokens with masks
+#: (B, L), latents (B, L, D), and the latents' times (B,).
+Base = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _seen(z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor) -> Tensor:
@@ -43,8 +51,25 @@ class EmbeddingDenoiser(nn.Module):
         nn.init.zeros_(self.token_out.weight)
         nn.init.zeros_(self.token_out.bias)
 
-    def forward(self, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
-        """Logits (B, L, V) float32; `base_BLV` are log-probabilities, `centre_V` the mean probabilities."""
+    def forward(
+        self,
+        z_BLD: Tensor,
+        t_B: Tensor,
+        base: Callable[[Tensor, Tensor], Tensor],
+        centre_V: Tensor,
+        read: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """What `read` makes of logits (B, L, V) float32, of as many sequences at a time as there is room for.
+
+        `base` gives log-probabilities (B, L, V) of latents and times; `centre_V` are the mean probabilities.
+        """
+
+        def run(z_BLD: Tensor, t_B: Tensor) -> Tensor:
+            return read(self._logits(z_BLD, base(z_BLD, t_B), centre_V, t_B.float()))
+
+        return by_sequences(run, z_BLD, t_B, width=len(centre_V))
+
+    def _logits(self, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
         seen = _seen(z_BLD, base_BLV, centre_V)
         h = self.latent_in(seen.view(len(z_BLD), self.slots, -1).to(self.latent_in.weight.dtype)) + self.slot
         h, _ = self.trunk(
@@ -68,12 +93,49 @@ class EmbeddingDecoder(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, x_BL: Tensor, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor, select_BL: Tensor
+        self, x_BL: Tensor, z_BLD: Tensor, t_B: Tensor, base: Base, segment: int, centre_V: Tensor, select_BL: Tensor
     ) -> Logits:
-        """`base_BLV` are log-probabilities, `centre_V` the mean probabilities, `t_B` the times of the latents."""
+        """`base` is of segments of so many tokens, `centre_V` the mean probabilities, `t_B` the times of the latents.
+
+        Where there is no room for the log-probabilities of all tokens, those of the rows that are asked for are made again.
+        """
+        V = len(centre_V)
+        if torch.is_grad_enabled() or x_BL.numel() * V <= slices.HELD:
+            base_BLV = base(x_BL, z_BLD, t_B)
+            h_BLE = self._hidden(x_BL, z_BLD, base_BLV, centre_V, t_B.float())
+            of_R = rows_at(h_BLE, select_BL), rows_at(base_BLV, select_BL)
+            return Logits(lambda h_RE, base_RV: head(self.head, h_RE) + base_RV, V, *of_R)
+
+        def hidden(x_BL: Tensor, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+            return self._hidden(x_BL, z_BLD, base(x_BL, z_BLD, t_B), centre_V, t_B.float())
+
+        h_BLE = by_sequences(hidden, x_BL, z_BLD, t_B, width=V)
+        at_R = select_BL.flatten().nonzero()[:, 0]
+
+        def logits(h_RE: Tensor, at_R: Tensor) -> Tensor:
+            return head(self.head, h_RE) + _base_at(at_R, base, segment, V, x_BL, z_BLD, t_B)
+
+        return Logits(logits, V, h_BLE.flatten(0, 1)[at_R], at_R)
+
+    def _hidden(self, x_BL: Tensor, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
+        """Hidden states (B, L, E)."""
         seen = _seen(z_BLD, base_BLV, centre_V)
         h_BLE = self.embed(x_BL)
         h_BLE = h_BLE + self.latent_in(seen.to(h_BLE.dtype)) + self.time(t_B)[:, None]
         h_BLE, _ = self.trunk(self.stem(h_BLE), torch.arange(x_BL.shape[1], device=x_BL.device))
-        of_R = rows_at(h_BLE, select_BL), rows_at(base_BLV, select_BL)
-        return Logits(lambda h_RE, base_RV: head(self.head, h_RE) + base_RV, base_BLV.shape[2], *of_R)
+        return h_BLE
+
+
+def _base_at(at_R: Tensor, base: Base, segment: int, V: int, x_BL: Tensor, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+    """The base's log-probabilities (R, V) at places of the flat tokens, ascending: of their segments, a few at a time."""
+    x_SC, z_SCD = x_BL.reshape(-1, segment), z_BLD.reshape(-1, segment, z_BLD.shape[2])
+    t_S = t_B.repeat_interleave(x_BL.shape[1] // segment)
+    of_U, which_R = (at_R // segment).unique_consecutive(return_inverse=True)
+    few = max(1, slices.HELD // (segment * V))
+    found = [torch.empty((0, V), device=at_R.device)]
+    for first in range(0, len(of_U), few):
+        of_u = of_U[first : first + few]
+        rows_R = (which_R >= first) & (which_R < first + few)
+        base_uCV = base(x_SC[of_u], z_SCD[of_u], t_S[of_u])
+        found.append(base_uCV[which_R[rows_R] - first, at_R[rows_R] % segment])
+    return torch.cat(found)

@@ -12,7 +12,7 @@ Shapes: B batch, L tokens in segments of C, V symbols, D dims of an embedding, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,11 +153,22 @@ class SEQEmbedded(LatentModel):
         log_p_NCV, log_N = self.law.posterior(evidence_BLV.reshape(-1, self.law.segment, V))
         return log_p_NCV.reshape(B, L, V), log_N.view(B, -1).sum(1)
 
+    def _read(self, z_BLD: Tensor, t_B: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `read` makes of the prior's log p(x_i | z_t), (B, L, V) float32, which need not be held for all sequences."""
+
+        def base(z_BLD: Tensor, t_B: Tensor) -> Tensor:
+            return self._base(self.embedding.evidence(z_BLD, t_B))[0]
+
+        centre_V = self.embedding.log_prior_V.exp()
+        return self.prior(z_BLD, t_B, base, centre_V, lambda logits_BLV: read(logits_BLV.float().log_softmax(-1)))
+
     def log_p(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
         """The prior's log p(x_i | z_t), (B, L, V) float32."""
-        base_BLV, _ = self._base(self.embedding.evidence(z_BLD, t_B))
-        logits_BLV = self.prior(z_BLD, base_BLV, self.embedding.log_prior_V.exp(), t_B.float())
-        return logits_BLV.float().log_softmax(-1)
+        return self._read(z_BLD, t_B, lambda log_p_BLV: log_p_BLV)
+
+    def mean(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+        """The prior's E[e_x | z_t], (B, L, D) float32."""
+        return self._read(z_BLD, t_B, self.embedding.mean)
 
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
         """z_start of `n` sequences under the law, (n, L, D): its tokens, diffused. No network is called."""
@@ -173,9 +184,13 @@ class SEQEmbedded(LatentModel):
     def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Logits:
         """Logits (R, V) of tokens given the latent and the tokens that are known."""
         V = self.problem.vocab_size
-        evidence_BLV = self.embedding.evidence(z_BLD, t_z_B)
-        base_BLV, _ = self._base(torch.where((x_BL < V)[..., None], certain(x_BL, V), evidence_BLV))
-        return self.decoder(x_BL, z_BLD, base_BLV, self.embedding.log_prior_V.exp(), t_z_B.float(), select_BL)
+
+        def base(x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor) -> Tensor:
+            evidence_BLV = self.embedding.evidence(z_BLD, t_z_B)
+            return self._base(torch.where((x_BL < V)[..., None], certain(x_BL, V), evidence_BLV))[0]
+
+        centre_V = self.embedding.log_prior_V.exp()
+        return self.decoder(x_BL, z_BLD, t_z_B, base, self.law.segment, centre_V, select_BL)
 
     def _token_terms(self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
         """Cross-entropies of masked tokens at times t, given latents at times t_z."""
@@ -214,14 +229,13 @@ class SEQEmbedded(LatentModel):
             return own_B - self._base(evidence_BLV)[1].double()
 
         z_BLD = self.embedding.diffuse(x_BL, start_B, generator)
-        parts = {"latent_start": by_sequences(start_nats, x_BL, z_BLD, start_B)}
+        parts = {"latent_start": by_sequences(start_nats, x_BL, z_BLD, start_B, width=self.problem.vocab_size)}
         if self.has_chain:
             low, high = self.embedding.log_rho(torch.tensor([o.end, o.start], device=x_BL.device)).tolist()
             log_rho_B = low + (high - low) * stratified_times(B, generator)
             t_B = self.embedding.time_of(log_rho_B)
             z_BLD = self.embedding.diffuse(x_BL, t_B, generator)
-            mean_BLD = by_sequences(lambda z_BLD, t_B: self.embedding.mean(self.log_p(z_BLD, t_B)), z_BLD, t_B)
-            error_BLD = self.embedding.embedding_VD[x_BL] - mean_BLD
+            error_BLD = self.embedding.embedding_VD[x_BL] - self.mean(z_BLD, t_B)
             square_B = error_BLD.double().square().flatten(1).sum(1)
             parts["latent"] = (high - low) * (-2.0 * self.embedding.log_rho(t_B)).exp() * square_B
         tokens = self._token_terms(x_BL, end_B, token_times(B, 0.0, generator), generator)

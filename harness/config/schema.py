@@ -94,6 +94,7 @@ class ComputeConfig:
     workers: int = ranged(0, 0)  # cells at a time; 0: one for each core (CPU) or each GPU
     threads: int = ranged(1, 1)  # CPU threads of a worker; results are the same to the bit only at the same number
     processes: int = ranged(1, 1)  # that train one model together, on a GPU each or on CPUs; divides train.accumulate
+    shard: bool = False  # each of `processes` holds a share of what is trained: for models that outgrow a GPU
     compile: str = chosen("auto", ("auto", "true", "false"))  # auto: on a GPU, and where it pays
     activation_checkpointing: bool = False  # less memory in training for a third more work; the same numbers
     sample_batch: int = ranged(250, 1)  # sequences that are drawn at a time
@@ -174,6 +175,7 @@ def check(cfg: RunConfig) -> None:
     check_line("runs_dir", cfg.runs_dir)  # where jobs have their logs
     _check_scale(cfg.scale)
     _check_parts(cfg.scale.batch, cfg.train.accumulate, cfg.compute.processes)
+    _check_shard(cfg.compute)
 
 
 def _check_folder(key: str, value: str) -> None:
@@ -195,6 +197,16 @@ def _check_scale(c: ScaleConfig) -> None:
     )
     need(c.mlp_ratio * c.width >= 1, "scale.mlp_ratio", c.mlp_ratio, "leaves no hidden unit in the MLP; 4.0 is usual")
     need(c.stem == 0 or c.stem % 2 == 1, "scale.stem", c.stem, f"must be 0 or odd; the nearest is {c.stem + 1}")
+
+
+def _check_shard(c: ComputeConfig) -> None:
+    """Shares need processes to hold them; what gathers them while a model runs is not compiled."""
+    way_out = "shares are those of several processes; use compute.processes=2 or compute.shard=false"
+    need(not c.shard or c.processes > 1, "compute.shard", "true", way_out)
+    way_out = (
+        "shares are gathered block by block, which is not compiled; use compute.compile=auto or compute.shard=false"
+    )
+    need(not c.shard or c.compile.lower() != "true", "compute.compile", c.compile, way_out)
 
 
 def _check_parts(batch: int, parts: int, processes: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness import store
+import harness.store as store
 from harness.errors import UserError
 
 

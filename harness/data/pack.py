@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from harness.data.base import SPLITS, Corpus, TokenData
+from harness.data.encode import Encoder
 from harness.data.files import digest, write_atomically
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
 from harness.errors import UserError
@@ -25,7 +26,6 @@ from harness.errors import UserError
 log = logging.getLogger(__name__)
 
 PACK_VERSION = 1
-_DOCUMENTS_A_BATCH, _CHARACTERS_A_BATCH = 4096, 1 << 22
 _BLOCK = 1 << 20
 _BLOCKS_HASHED = 512
 _LOST_NOTED = 0.02
@@ -148,10 +148,7 @@ def _stored(cache: Path, key: str) -> dict[str, Any] | None:
 
 
 def _encode(corpus: Corpus, tokenizer: Tokenizer, cache: Path, key: str) -> dict[str, Any]:
-    """Encode every split, write the streams, and last of all the record that vouches for them.
-
-    Besides the documents, memory holds the ids of one batch of them: of 4096, or of 4M characters and a document.
-    """
+    """Encode every split, write the streams, and last of all the record that vouches for them."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     record: dict[str, Any] = {}
     for split in SPLITS:
@@ -169,36 +166,19 @@ def _write_ids(
     documents: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype, facts: dict[str, Any], file: IO[bytes]
 ) -> None:
     """The stream of ids as `numpy.save` would write it, batch by batch; how many there are, and of what, into `facts`."""
-    separator = np.asarray(tokenizer.separator, dtype=dtype)
+    encoder = Encoder(tokenizer, dtype)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     written, tokens, text_bytes, lost = 0, 0, 0, np.zeros(2)
     np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})  # with room for any number in its place
-    for batch in _batches(documents):
-        encoded = tokenizer.encode_batch(batch)
-        lost += tokenizer.lost(batch, encoded)
-        text_bytes += tokenizer.text_bytes(batch, encoded)
-        for ids in filter(len, encoded):
-            for part in (separator, ids) if written else (ids,):
-                file.write(part.astype(dtype).tobytes())
-                tokens += len(part)
-            written += 1
+    for stretch in encoder.stretches(documents):
+        ids_T = stretch.ids_T if written else stretch.ids_T[len(encoder.separator) :]  # none in front of the first
+        file.write(ids_T.tobytes())
+        tokens, written = tokens + len(ids_T), written + stretch.documents
+        text_bytes, lost = text_bytes + stretch.text_bytes, lost + stretch.lost
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, header | {"shape": (tokens,)})
     text_bytes += (written - 1) * tokenizer.separator_bytes
     facts |= {"tokens": tokens, "bytes": text_bytes, "lost": round(float(lost[0] / max(lost[1], 1)), 4)}
-
-
-def _batches(documents: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    waiting = 0
-    for document in documents:
-        batch.append(document)
-        waiting += len(document)
-        if len(batch) == _DOCUMENTS_A_BATCH or waiting >= _CHARACTERS_A_BATCH:
-            yield batch
-            batch, waiting = [], 0
-    if batch:
-        yield batch
 
 
 def _sequences(cache: Path, key: str, split: str, length: int, name: str) -> np.ndarray:

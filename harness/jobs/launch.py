@@ -1,4 +1,6 @@
-"""Starts the processes that train one model on this machine, by torch's elastic launcher, and passes on what they report.
+"""Starts processes that train one model, or draw from it, on this machine, and passes on what they report.
+
+They are started by torch's elastic launcher.
 
 They meet on a free port of the loopback address. One that dies ends the others, and all are started again once, from the
 last checkpoint; whoever called `launch` and is killed takes them all along.
@@ -44,7 +46,7 @@ def launch(
     if code:
         reason = _reason(log.read_text(encoding="utf-8", errors="replace").splitlines())
         why = f"also after a restart{why_killed(before)}"
-        raise RanksEnded(f"{reason}one of {processes} processes that trained together ended, {why}; log: {log}")
+        raise RanksEnded(f"{reason}one of {processes} processes that work together ended, {why}; log: {log}")
     log.unlink(missing_ok=True)
 
 

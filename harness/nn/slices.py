@@ -20,6 +20,10 @@ from torch.nn import functional as F
 _TOKENS = ContextVar("tokens read at a time", default=1 << 15)
 
 
+#: Numbers for each token and symbol that are held at a time, where they are wanted for a while: 256 MiB in float32.
+HELD = 1 << 26
+
+
 @contextmanager
 def at_most(tokens: int) -> Iterator[None]:
     """Inside, networks without gradient and judges read at most so many tokens at a time, and one sequence at least."""
@@ -35,12 +39,13 @@ def tokens_at_a_time() -> int:
     return _TOKENS.get()
 
 
-def by_sequences(run: Callable[..., Any], x_BL: Tensor, *others: Tensor | None) -> Any:
+def by_sequences(run: Callable[..., Any], x_BL: Tensor, *others: Tensor | None, width: int = 1) -> Any:
     """`run(x_BL, *others)`, a tensor or a tuple of them, on slices of sequences that are put together.
 
-    `x_BL` says how many tokens a sequence has. In one piece where a gradient is wanted, or where all may be read at a time.
+    `x_BL` says how many tokens a sequence has; `run` makes `width` numbers for each. In one piece where a gradient is
+    wanted, or where all may be read at a time.
     """
-    rows = max(1, tokens_at_a_time() // max(1, x_BL.shape[1]))
+    rows = max(1, min(tokens_at_a_time(), HELD // width) // max(1, x_BL.shape[1]))
     if torch.is_grad_enabled() or len(x_BL) <= rows:
         return run(x_BL, *others)
     count = -(-len(x_BL) // rows)

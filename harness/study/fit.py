@@ -11,6 +11,7 @@ from harness.study.cells import Weights
 from harness.study.session import Session
 from harness.training import checkpoint, compiled, loop
 from harness.training.distributed import Group
+from harness.training.shards import gathered
 
 
 def fit(
@@ -27,9 +28,10 @@ def fit(
     )  # fmt: skip
     weights.folder.mkdir(parents=True, exist_ok=True)
     done = compiled.train(job, session.cache) if session.numerics.compile_training else loop.train(job)
+    state = gathered(method.state_dict(), group.leads)
     if not group.leads:
         return
     meta = session.described(weights.method, weights.seed) | {"key": weights.key, "made": plan.made}
     done["train_seconds"] += plan.fit_seconds
-    checkpoint.save_tensors(weights.model, dict(method.state_dict()), meta | done)
+    checkpoint.save_tensors(weights.model, state, meta | done)
     weights.checkpoint.unlink(missing_ok=True)

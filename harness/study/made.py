@@ -36,7 +36,15 @@ _SILENT = (
 _OWN = {"train": ("harness.study.fit",), "sample": ("harness.study.sampling", "harness.study.bound")}
 _BEYOND = {
     "train": (*_SILENT, "harness.judges", "harness.metrics"),
-    "sample": (*_SILENT, "harness.judges", "harness.metrics", "harness.training.loop", "harness.training.checkpoint"),
+    "sample": (
+        *_SILENT,
+        "harness.judges",
+        "harness.metrics",
+        *(
+            f"harness.training.{name}"
+            for name in ("loop", "checkpoint", "batches", "distributed", "shards", "statistics")
+        ),
+    ),
     "score": (*_SILENT, "harness.training"),
 }
 

@@ -27,7 +27,7 @@ from harness.study.budget import count_flops, reference_step_flops, stage_flops
 from harness.study.cells import Weights
 from harness.study.made import made_by
 from harness.study.session import Session
-from harness.training import loop
+from harness.training import batches
 from harness.training.distributed import Group
 
 #: The LM head runs at the masked positions, so one draw is noisy. The keys do not depend on the training seed: all methods
@@ -69,7 +69,7 @@ def begin(
         if fits(method):
             progress("fit", 0, 0)
             train_NL = session.data.splits["train"]
-            rows = loop.budget_rows(len(train_NL), session.cfg.scale, weights.seed)
+            rows = batches.budget_rows(len(train_NL), session.cfg.scale, weights.seed)
             fit_flops = count_flops(lambda: method.fit(np.asarray(train_NL[rows])))
         fit_seconds = time.monotonic() - began
         plan = settle(session, weights.method, method, fit_flops)

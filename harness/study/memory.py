@@ -1,7 +1,8 @@
 """Whether a study's batches can fit in memory, found out before any work: what cannot is refused, and never what can.
 
 What one more sequence takes is measured on a few: what a step of training keeps for its gradient, and the largest tensor of a
-bound and of a draw. That is less than what is needed in the end; other workers and what else is in memory are not counted.
+bound and of a draw. That is less than what is needed in the end; other workers and what else is in memory are not counted,
+nor what `compute.activation_checkpointing` and `compute.shard` leave out.
 
 Shapes: N sequences, L tokens.
 """
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from harness.errors import UserError
 from harness.interface import Method
 from harness.jobs.memory import memory_limit
+from harness.nn.transformer import recompute_blocks
 from harness.study.cells import Cell
 from harness.study.session import Session
 from harness.training.seeds import step_generator
@@ -65,15 +67,16 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
     """(key and value, sequences at a time, what tells the bytes that each takes and all share) of what is still to be done."""
     scale, train, c, s = session.cfg.scale, session.cfg.train, session.cfg.compute, session.cfg.study
 
-    def of_one(measure: Callable[[Method, Tensor, torch.Generator], list[int]], copies: int = 1) -> tuple[float, int]:
+    def of_one(measure: Callable[[Method, Tensor, torch.Generator], list[int]], copies: float = 1) -> tuple[float, int]:
         found, device = [], session.numerics.device
         for count in (_FEW, _MORE):
             method = session.build(cell.method).to(device)
             method.set_stage(method.stages()[-1].name)
+            recompute_blocks(method, session.numerics.recompute)
             x_NL = torch.from_numpy(session.data.some("train", count)).to(device)
             with session.numerics.autocast():
                 found.append(measure(method, x_NL, step_generator(device, 0)))
-        fixed = copies * sum(p.nbytes for p in method.parameters())
+        fixed = int(copies * sum(p.nbytes for p in method.parameters()))
         slopes = [(more - few) / (_MORE - _FEW) for few, more in zip(*found, strict=True)]
         return max(1.0, *slopes), fixed
 
@@ -81,12 +84,13 @@ def _sizes(session: Session, cell: Cell) -> Iterator[tuple[str, int, Callable[[]
         sampler = session.sampler(method.eval(), cell.method, cell.sampler)
         return _largest(lambda: sampler.draw(len(x_NL), nfe, generator))
 
+    share = 1 / c.processes if c.shard else 1.0  # of the weights that each process holds while it trains
     if not cell.weights.model.exists():
-        yield f"scale.batch={scale.batch}", scale.batch // train.accumulate, lambda: of_one(_kept, _COPIES)
+        yield f"scale.batch={scale.batch}", scale.batch // train.accumulate, lambda: of_one(_kept, share * _COPIES)
         yield (
             f"train.valid_sequences={train.valid_sequences}",
             min(train.valid_sequences, len(session.data.splits["valid"])),
-            lambda: of_one(lambda method, x_NL, generator: _largest(lambda: method.eval().bound(x_NL, generator))),
+            lambda: of_one(lambda method, x_NL, generator: _largest(lambda: method.eval().bound(x_NL, generator)), share),
         )  # fmt: skip
     nfe = min(part.nfe for part in cell.parts)
     if nfe < scale.length // 2 and not cell.facts(session).exists():  # token by token it takes long, and little

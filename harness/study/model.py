@@ -12,9 +12,9 @@ import yaml
 from harness.errors import UserError, nearest
 from harness.judges.base import TextScores
 from harness.study.cells import Cell, make_cells
+from harness.study.drawing import load_sampler
 from harness.study.exported import WEIGHTS, Drawn, export, load_exported, push
 from harness.study.session import Session
-from harness.study.steps import load_sampler
 
 
 class Model(Drawn):

@@ -26,12 +26,12 @@ from harness.report.report import write_report
 from harness.report.terminal import markdown_table, terminal_table
 from harness.store import ResultsTable, read_json, write_parquet, write_text
 from harness.study.cells import Cell, left_out
+from harness.study.drawing import samples_file
 from harness.study.folder import claim
 from harness.study.outcome import Outcome
 from harness.study.rows import StudyRows, commits_of, first_samples, samples_of
 from harness.study.runs import StudyRuns
 from harness.study.session import Session
-from harness.study.steps import samples_file
 from harness.study.tasks import JUDGE
 from harness.tracking.base import Status
 

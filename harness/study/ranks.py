@@ -1,4 +1,4 @@
-"""One cell's model trained by several processes: how a worker starts them, and what each of them does.
+"""One cell's model trained, or its samples drawn, by several processes: how a worker starts them, and what each does.
 
 `torchrun --nproc-per-node=2 -m harness.study.ranks study=few_step compute.processes=2 train.accumulate=2 ...` trains all
 models of a study in torchrun's processes, on as many machines as it is told; the same arguments to `harness.run` then find
@@ -22,11 +22,13 @@ from harness.interface import Method
 from harness.jobs.launch import attend, launch, say
 from harness.progress import counted
 from harness.store import read_json, write_json
-from harness.study.cells import Weights, make_cells
+from harness.study.cells import Cell, Part, Weights, make_cells
+from harness.study.drawing import draw_parts
 from harness.study.fit import fit
 from harness.study.session import Session
 from harness.training import checkpoint, distributed
 from harness.training.loop import Diverged
+from harness.training.shards import gathered
 
 
 def train_in_ranks(
@@ -42,26 +44,45 @@ def train_in_ranks(
     on; what it raises ends them all. Raises `Diverged` and `UserError` as training in this process would, and `RanksEnded`
     where one of them ended twice.
     """
-    c = session.cfg.compute
-    path = weights.folder / "ranks.json"
-    spec = {"tree": session.tree, "weights": dataclasses.asdict(weights), "validations": on_validation is not None}
-    write_json(path, spec)
+
+    def validated(step: int, values: dict[str, float]) -> None:
+        tensors, _ = checkpoint.load_tensors(_validation_at(weights, step))
+        _validation_at(weights, step).unlink()
+        checkpoint.load_model(method, tensors, _validation_at(weights, step))
+        assert on_validation is not None
+        on_validation(step, values)
+
+    spec = {"weights": dataclasses.asdict(weights), "validations": on_validation is not None}
+    _launch(session, spec, weights.folder, session.cfg.compute.processes, progress, validated)
+
+
+def draw_in_ranks(session: Session, cell: Cell, processes: int, progress: Callable[[str, int, int], None]) -> None:
+    """Draw the parts of the cell that are not there yet in `processes` processes, which write its files.
+
+    Raises `UserError` as drawing in this process would, and `RanksEnded` where one of them ended twice.
+    """
+    _launch(session, {"cell": dataclasses.asdict(cell)}, cell.folder, processes, progress)
+
+
+def _launch(
+    session: Session, spec: dict[str, Any], folder: Path, processes: int, progress: Callable[[str, int, int], None],
+    validated: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:  # fmt: skip
+    """Run this module in `processes` ranks that read `spec`, and pass on what they say."""
+    path = folder / "ranks.json"
+    write_json(path, spec | {"tree": session.tree})
 
     def report(message: dict[str, Any]) -> None:
         if "progress" in message:
             progress(*message["progress"])
-        elif "validation" in message and on_validation is not None:
-            step, values = message["validation"]
-            tensors, _ = checkpoint.load_tensors(_validation_at(weights, step))
-            _validation_at(weights, step).unlink()
-            checkpoint.load_model(method, tensors, _validation_at(weights, step))
-            on_validation(step, values)
+        elif "validation" in message and validated is not None:
+            validated(*message["validation"])
         elif "diverged" in message:
             raise Diverged(message["diverged"])
         else:
             raise UserError(message["refused"])
 
-    launch("harness.study.ranks", str(path), c.processes, report, weights.folder / "ranks.log", c.threads)
+    launch("harness.study.ranks", str(path), processes, report, folder / "ranks.log", session.cfg.compute.threads)
     path.unlink(missing_ok=True)
 
 
@@ -71,7 +92,7 @@ def _validation_at(weights: Weights, step: int) -> Path:
 
 # ---- a process of the group -------------------------------------------------------------------------------------------
 def main(arguments: list[str] | None = None) -> int:
-    """A rank of `train_in_ranks` (one argument, its file), or of torchrun (the overrides of a study)."""
+    """A rank of a worker's (one argument, its file), or of torchrun (the overrides of a study)."""
     attend()
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) == 1 and arguments[0].endswith(".json"):
@@ -93,19 +114,40 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _one_cell(spec: dict[str, Any]) -> None:
     session = Session(spec["tree"])
-    weights = Weights(**spec["weights"] | {"folder": Path(spec["weights"]["folder"])})
     group = _join(session)
-    method = session.build(weights.method, weights.seed)
 
     def progress(text: str, done: int, total: int) -> None:
-        say({"progress": [text, done, total]})
+        if group.leads:
+            say({"progress": [text, done, total]})
+
+    if "cell" in spec:
+        draw_parts(session, _cell(spec["cell"]), progress, group)
+    else:
+        _train(session, _weights(spec["weights"]), group, progress, spec["validations"])
+    distributed.leave()
+
+
+def _weights(spec: dict[str, Any]) -> Weights:
+    return Weights(**spec | {"folder": Path(spec["folder"])})
+
+
+def _cell(spec: dict[str, Any]) -> Cell:
+    parts = tuple(Part(**part) for part in spec["parts"])
+    return Cell(**spec | {"folder": Path(spec["folder"]), "parts": parts, "weights": _weights(spec["weights"])})
+
+
+def _train(
+    session: Session, weights: Weights, group: distributed.Group, progress: Callable[[str, int, int], None], told: bool
+) -> None:
+    method = session.build(weights.method, weights.seed)
 
     def validated(step: int, values: dict[str, float]) -> None:
-        checkpoint.save_tensors(_validation_at(weights, step), dict(method.state_dict()), {"step": step})
-        say({"validation": [step, values]})
+        tensors = gathered(method.state_dict(), group.leads)
+        if group.leads:
+            checkpoint.save_tensors(_validation_at(weights, step), tensors, {"step": step})
+            say({"validation": [step, values]})
 
-    fit(session, weights, method, progress, group, validated if spec["validations"] else None)
-    distributed.leave()
+    fit(session, weights, method, progress, group, validated if told else None)
 
 
 def _all_cells(arguments: list[str]) -> None:
@@ -133,7 +175,7 @@ def _all_cells(arguments: list[str]) -> None:
 
 def _join(session: Session) -> distributed.Group:
     torch.set_num_threads(session.cfg.compute.threads)
-    return distributed.join(session.numerics.device)
+    return distributed.join(session.numerics.device, session.cfg.compute.shard)
 
 
 if __name__ == "__main__":

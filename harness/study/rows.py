@@ -13,8 +13,8 @@ from harness.metrics.base import PRINTED, PRINTED_IN
 from harness.store import read_json
 from harness.study.budget import full_call_flops
 from harness.study.cells import DATA_ROW, Cell, Part
+from harness.study.drawing import samples_file
 from harness.study.session import Session
-from harness.study.steps import samples_file
 
 if TYPE_CHECKING:
     import pandas as pd  # start-up time of workers

@@ -18,6 +18,7 @@ from harness.metrics.base import Prompts
 from harness.study.budget import count_flops, counted_calls
 from harness.study.cells import Part
 from harness.training.compiled import compile_trunks
+from harness.training.distributed import Group
 from harness.training.precision import Numerics
 from harness.training.seeds import step_generator
 
@@ -91,12 +92,16 @@ def draw_samples(
     numerics: Numerics,
     progress: Callable[[int, int], None],
     prompts: Prompts | None = None,
+    group: Group | None = None,
 ) -> Drawn:
     """`n` sequences in chunks, each from a generator of its own; `seeds` are the sampling seed and the training seed.
 
     The last chunk is drawn whole and cut, so that every call has the same shape. Time is that of the sampler alone. With
-    `prompts` sequence i fills in what is hidden of the i-th of them.
+    `prompts` sequence i fills in what is hidden of the i-th of them. Process r of a `group` of P draws the chunks r, r + P,
+    ..., at least one, and all return the same samples as one process; their time is added up, so that seconds and FLOPs are
+    those of a sequence on one device.
     """
+    group = group or Group()
     sampler.method.eval().to(numerics.device)
     chunk = min(chunk, n)
     temperature = round(part.temperature * 1_000_000)
@@ -115,26 +120,33 @@ def draw_samples(
         with torch.inference_mode(), numerics.autocast():
             return checked_draw(sampler, count, part, generator(index), given(index))
 
-    parts, calls, seconds = [], list[torch.Tensor](), 0.0
-    for index in range(-(-n // chunk)):
+    chunks = -(-n // chunk)
+    x_CNL, calls_CN, seconds = _kept(sampler, chunks, chunk, numerics.device)
+    for index in group.parts(chunks):
         began = _clock(numerics.device)
         drawn = run(chunk, index)
         seconds += _clock(numerics.device) - began
-        parts.append(drawn.x_NL.cpu())
-        calls += [] if drawn.calls_N is None else [drawn.calls_N.cpu().double()]
-        progress(min((index + 1) * chunk, n), n)
+        x_CNL[index] = drawn.x_NL
+        if drawn.calls_N is not None:
+            calls_CN[index] = drawn.calls_N
+        progress(min((index + group.size) * chunk, n), n)
+    for value in (x_CNL, calls_CN, seconds):
+        group.add(value)  # zeros where another process has the value
     few = min(_FLOP_SEQUENCES, n)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         flops = count_flops(lambda: _drawn(sampler, few, part, generator(0), given(0))) / few
-    x_NL = torch.cat(parts)[:n].numpy()
-    spread = {}
-    if calls:  # of the sequences that are cut off too: a draw meets its budget as a whole
-        took = torch.cat(calls)
-        spread = {"nfe_mean": float(took.mean()), "nfe_max": float(took.max())}
-    if drawn.stated is not None:
-        spread["nfe"] = drawn.stated
-    seconds /= len(parts) * chunk
-    return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, seconds, flops, spread)
+    spread: dict[str, float] = {} if drawn.stated is None else {"nfe": drawn.stated}
+    if drawn.calls_N is not None:  # of the sequences that are cut off too: a draw meets its budget as a whole
+        spread = {"nfe_mean": float(calls_CN.mean()), "nfe_max": float(calls_CN.max())}
+    x_NL, each = x_CNL.flatten(0, 1)[:n].cpu().numpy(), float(seconds) / (chunks * chunk)
+    return Drawn(x_NL, drawn.nfe_latent, drawn.nfe_token, drawn.draw_dtype, each, flops, spread)
+
+
+def _kept(sampler: Sampler, chunks: int, chunk: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Zeros for what all chunks give: tokens (C, N, L) int64, calls (C, N) of sequences and seconds (1,), both float64."""
+    x_CNL = torch.zeros((chunks, chunk, sampler.method.problem.length), dtype=torch.int64, device=device)
+    calls_CN, seconds = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((chunks, chunk), (1,)))
+    return x_CNL, calls_CN, seconds
 
 
 def _clock(device: str) -> float:

@@ -19,13 +19,14 @@ from harness.config.registry import build_options, locate
 from harness.config.rows import rows_of
 from harness.config.schema import RunConfig
 from harness.config.trees import typed
+from harness.data import encode
 from harness.data.base import DataSource, TokenData
 from harness.errors import UserError
 from harness.interface import Method, Problem, Sampler
 from harness.judges.base import Judge
 from harness.metrics.base import Column, Metric, Prompts, Samples, ScoreContext, columns_of
 from harness.nn.transformer import TrunkShape
-from harness.provenance import short_hash
+from harness.provenance import cpu_count, short_hash
 from harness.training.distributed import check_processes
 from harness.training.precision import Numerics, resolve
 
@@ -87,14 +88,21 @@ class Session:
         sampling = call * study.samples * sum(study.nfe) * len(study.temperatures)
         numerics = resolve(c.device, c.precision, c.compile, 3 * call * s.steps * s.batch, sampling)
         check_processes(c.processes, numerics.device)
-        return dataclasses.replace(numerics, eval_tokens=c.eval_tokens, recompute=c.activation_checkpointing)
+        return dataclasses.replace(
+            numerics,
+            eval_tokens=c.eval_tokens,
+            recompute=c.activation_checkpointing,
+            compile_training=numerics.compile_training and not c.shard,
+        )
 
     @cached_property
     def data(self) -> TokenData:
+        """Read, and turned into ids by as many processes as there are workers, where the cache does not have them."""
         source_cls, source_options = build_options(self.tree["data"], "data")
         tokenizer_cls, tokenizer_options = build_options(self.tree["tokenizer"], "tokenizer")
         source: DataSource = source_cls(source_options)
-        return source.load(self.cfg.scale.length, self.cache, tokenizer_cls(tokenizer_options))
+        with encode.at_most(self.cfg.compute.workers or cpu_count()):
+            return source.load(self.cfg.scale.length, self.cache, tokenizer_cls(tokenizer_options))
 
     @cached_property
     def problem(self) -> Problem:

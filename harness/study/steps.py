@@ -6,34 +6,29 @@ Each returns at once where its file exists, so that a command that was killed go
 from __future__ import annotations
 
 import functools
-import json
+import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from harness.errors import UserError
 from harness.interface import Method, Sampler
 from harness.jobs.locks import waiting_for
 from harness.metrics.base import Samples
 from harness.nn.slices import at_most
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
-from harness.study import match, ranks
+from harness.study import drawing, match, ranks
 from harness.study.bound import measure_bound
 from harness.study.budget import stage_flops
-from harness.study.cells import DATA_ROW, Cell, Part, Weights
+from harness.study.cells import DATA_ROW, Cell, Weights
+from harness.study.drawing import as_jsonl, load_method, load_sampler, samples_file
 from harness.study.fit import fit
 from harness.study.made import made_by
-from harness.study.sampling import draw_samples, warm_up
 from harness.study.session import Session
-from harness.training import checkpoint, loop
-from harness.training.compiled import say_uncompiled
-
-_CHOSEN_ON = 1000  # validation sequences: seconds, and more than tell two orders apart
+from harness.training import batches, checkpoint, loop
+from harness.training.distributed import Group
 
 Progress = Callable[[str, int, int], None]
 OnTrained = Callable[[Method, int, dict[str, float]], None]
@@ -88,33 +83,6 @@ def train_weights(
     return True
 
 
-def load_method(session: Session, weights: Weights) -> Method:
-    """A trained method in evaluation mode; a counted one is counted once in a session, whatever the seed."""
-    if weights.method in session.counted:
-        return session.counted[weights.method]
-    method = session.build(weights.method, weights.seed)
-    if method.stages():
-        tensors, meta = checkpoint.load_tensors(weights.model)
-        checkpoint.load_model(method, tensors, weights.model)
-        if meta.get("key") != weights.key:  # names and shapes may agree all the same
-            raise UserError(
-                f"checkpoint {weights.model} is of another model ({meta.get('method')}, {meta.get('key')}); delete this "
-                "file and run the same command again to rebuild it"
-            )
-        for stage in method.stages():
-            method.set_stage(stage.name)
-    else:
-        method.fit(session.data.splits["train"])
-        session.counted[weights.method] = method
-    method.settle(session.data.some("valid", _CHOSEN_ON))
-    return method.eval().to(session.numerics.device)
-
-
-def load_sampler(session: Session, cell: Cell) -> Sampler:
-    """The cell's sampler on its trained method."""
-    return session.sampler(load_method(session, cell.weights), cell.method, cell.sampler)
-
-
 def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
     """Parameters, tokens and FLOPs of training: its fit, and one step of each stage counted, times its number of steps."""
     scale = session.cfg.scale
@@ -135,7 +103,7 @@ def _cost(session: Session, weights: Weights, method: Method) -> dict[str, Any]:
     counted = plan.stage_flops or stage_flops(method, session.cfg.train, match.first_part(session), [(weights.seed, 4)])
     steps = [count for _, count in loop.stage_steps(method, plan.steps)]
     # A fit may have read more sequences than the steps that its cost has left.
-    fitted = len(loop.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
+    fitted = len(batches.budget_rows(len(train_NL), scale, weights.seed)) if match.fits(method) else 0
     return {
         "params": params,
         "train_tokens": max(plan.steps * scale.batch, fitted) * scale.length,
@@ -153,14 +121,15 @@ def sample_cell(session: Session, cell: Cell, progress: Progress) -> None:
 
 
 def draw_cell(session: Session, cell: Cell, progress: Progress) -> Sampler | None:
-    """Draw every part that is not there yet; ids are kept, and text goes to `samples/*.jsonl`. Returns what has drawn."""
-    todo = [part for part in cell.parts if not cell.samples(session, part).exists()]
-    for part in cell.parts:
-        # Put aside with the results of another configuration, while the ids stayed with the cell.
-        if part not in todo and not samples_file(session, cell, part).exists():
-            tensors, _ = checkpoint.load_tensors(cell.samples(session, part))
-            write_text(samples_file(session, cell, part), _as_jsonl(session, tensors["x_NL"].numpy()))
-    return _draw(session, cell, todo, progress) if todo else None
+    """Draw every part that is not there yet; returns what has drawn, if this process did.
+
+    Where `compute.processes` train a model, as many draw from it, none without a chunk of its own.
+    """
+    s, c = session.cfg.study, session.cfg.compute
+    several = min(c.processes, math.ceil(s.samples / c.sample_batch)) if cell.weights.trained else 1
+    if several > 1 and drawing.undrawn(session, cell):
+        ranks.draw_in_ranks(session, cell, several, progress)
+    return drawing.draw_parts(session, cell, progress, Group())
 
 
 def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Sampler | None = None) -> None:
@@ -172,59 +141,13 @@ def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Samp
         write_json(facts, measure_bound(session, cell, sampler or load_sampler(session, cell)) | {"made": made})
 
 
-def _draw(session: Session, cell: Cell, todo: list[Part], progress: Progress) -> Sampler:
-    s, c = session.cfg.study, session.cfg.compute
-    sampler = _ready_sampler(session, cell, min(todo, key=lambda part: part.nfe))
-    made = made_by(session, "sample", cell, checkpoint.hash_in(cell.weights.model))
-    for part in todo:
-        drawn = draw_samples(
-            sampler, part, s.samples, c.sample_batch, (s.sampling_seed, cell.seed), session.numerics,
-            functools.partial(progress, f"sample NFE {part.nfe}"), session.prompts,
-        )  # fmt: skip
-        meta = {
-            "nfe_latent": drawn.nfe_latent,
-            "nfe_token": drawn.nfe_token,
-            "draw_dtype": drawn.draw_dtype,
-            "seconds_per_seq": drawn.seconds_per_seq,
-            "flops_per_seq": drawn.flops_per_seq,
-            "calls": drawn.calls,
-            "made": made,
-        }
-        write_text(samples_file(session, cell, part), _as_jsonl(session, drawn.x_NL))
-        checkpoint.save_tensors(cell.samples(session, part), {"x_NL": torch.from_numpy(drawn.x_NL)}, meta)
-    return sampler
-
-
-def _ready_sampler(session: Session, cell: Cell, part: Part) -> Sampler:
-    """The cell's sampler, compiled where that is wanted and the toolchain can."""
-    sampler = load_sampler(session, cell)
-    if session.numerics.compile_sampling and cell.role == "method" and not sampler.adaptive:
-        chunk = min(session.cfg.compute.sample_batch, session.cfg.study.samples)
-        try:
-            warm_up(sampler, part, chunk, session.numerics, session.cache)
-        except Exception as error:  # a toolchain can fail in many ways, and none of them should cost the study
-            say_uncompiled(cell.name, "sampling", error)
-            sampler = load_sampler(session, cell)
-    return sampler
-
-
-def samples_file(session: Session, cell: Cell, part: Part) -> Path:
-    """`samples/<method>-<sampler>-seed<k>-nfe<K>-T<t>.jsonl` in the study's folder."""
-    return session.folder / "samples" / f"{cell.name.replace('/', '-')}-{part.label}.jsonl"
-
-
-def _as_jsonl(session: Session, x_NL: np.ndarray) -> str:
-    rows = x_NL.tolist()
-    return "".join(json.dumps({"text": session.data.decode(r), "ids": r}, ensure_ascii=False) + "\n" for r in rows)
-
-
 def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Score every part that has no scores under this protocol yet."""
     protocol = prepare_judge(session, progress)
     for i, part in enumerate(cell.parts):
         path = cell.scores(session, part, protocol)
         if cell.method == DATA_ROW and not samples_file(session, cell, part).exists():
-            write_text(samples_file(session, cell, part), _as_jsonl(session, session.held_out.x_NL))
+            write_text(samples_file(session, cell, part), as_jsonl(session, session.held_out.x_NL))
         if path.exists():
             continue
         progress("score", i, len(cell.parts))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from harness.store import Damaged, sealed, unsealed, write_atomically
 from harness.training.optimizer import Optimizer
+from harness.training.shards import like, whole
 
 #: In the file's facts: names of tensors that are another one's too, by name.
 _TWINS = "twins"
@@ -105,13 +106,15 @@ def restore_training_state(
     model_part = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
     load_model(model, model_part, path)
     for name, value in shadow.items():
-        value.copy_(tensors[f"ema/{name}"])
+        value.copy_(like(tensors[f"ema/{name}"], value))
     parameters = dict(model.named_parameters())
     state: dict[nn.Parameter, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             name, moment = key.removeprefix("optimizer/").rsplit("/", 1)
             parameter = parameters[name]
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter).copy_(like(value, parameter))
             state.setdefault(parameter, {})[moment] = value.to(parameter.device)
     for parameter, moments in state.items():
         optimizer.state[parameter] = moments
@@ -128,9 +131,9 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None
             f"checkpoint {path} is of another model (first difference: {wrong[0]}); delete this file and run the same "
             "command again to rebuild it"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: like(tensor, own[name]) for name, tensor in tensors.items()})
 
 
 def not_finite(model: nn.Module) -> str | None:
     """The name of a parameter that holds a value which is not finite; None if all are finite."""
-    return next((name for name, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    return next((name for name, p in model.named_parameters() if not torch.isfinite(whole(p)).all()), None)

@@ -3,7 +3,8 @@
 The parts (`train.accumulate` of them) have noise that depends on the seed, the step and the part's number alone, and process
 r of P takes the parts r, r + P, ... So P processes compute what one process computes with the same number of parts: the
 same weights at the same step, up to the order in which gradients are added (to the bit with two parts and two processes).
-Gradients are exchanged by torch's DistributedDataParallel.
+Gradients are exchanged by torch's DistributedDataParallel; or, where each process holds a share of the weights, by its FSDP2
+(`harness.training.shards`).
 
 Running statistics are updated from all parts (`harness.training.statistics`). Other buffers that training itself changes
 (a bank of latents) are those of the first process at the start of each step: they see its parts only. A method whose loss
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
 from harness.interface import Loss, Method
+from harness.training.shards import divide
 from harness.training.statistics import RunningStatistics
 
 #: How long the others wait while the first validates; a process that ends is noticed at once by other means.
@@ -34,10 +36,14 @@ _PATIENCE = timedelta(hours=6)
 
 @dataclass(frozen=True)
 class Group:
-    """`size` processes, of which this one is number `rank`; `Group()` is one process by itself, which exchanges nothing."""
+    """`size` processes, of which this one is number `rank`; `Group()` is one process by itself, which exchanges nothing.
+
+    With `shard` each holds a share of the weights that it trains, of their average and of the optimizer's moments.
+    """
 
     rank: int = 0
     size: int = 1
+    shard: bool = False
 
     @property
     def leads(self) -> bool:
@@ -45,7 +51,7 @@ class Group:
         return self.rank == 0
 
     def parts(self, count: int) -> range:
-        """Numbers of the parts of a batch of `count` parts that are this process's; `size` divides `count`."""
+        """Which of `count` parts of a batch, or chunks of what is drawn, are this process's."""
         return range(self.rank, count, self.size)
 
     def add(self, value: Tensor) -> None:
@@ -53,10 +59,23 @@ class Group:
         if self.size > 1:
             distributed.all_reduce(value)
 
+    def agrees(self, wish: bool, device: str) -> bool:
+        """What the first process wishes, where all have to do it together; each process's own wish where not."""
+        if not self.shard:
+            return wish
+        said = torch.tensor([float(wish and self.leads)], device=device)
+        self.add(said)
+        return bool(said)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+    def divide(self, method: Method) -> None:
+        """Leave a share of the weights in each process, if that is wanted."""
+        if self.shard:
+            divide(method)
 
     @contextmanager
     def shared(self, method: Method) -> Iterator[SharedLoss]:
@@ -75,10 +94,11 @@ class SharedLoss:
         self._plain, self._group = method.loss, group
         self._shared: DistributedDataParallel | None = None
         if group.size > 1:
-            # A loss uses all parameters that its stage leaves free, but for those that the method names.
-            self._shared = DistributedDataParallel(
-                _LossModule(method), find_unused_parameters=bool(method.idle), broadcast_buffers=False
-            )
+            if not group.shard:
+                # A loss uses all parameters that its stage leaves free, but for those that the method names.
+                self._shared = DistributedDataParallel(
+                    _LossModule(method), find_unused_parameters=bool(method.idle), broadcast_buffers=False
+                )
             self._statistics = RunningStatistics(method)
             self._buffers = list(method.buffers())
             self._versions = [-1] * len(self._buffers)
@@ -92,14 +112,15 @@ class SharedLoss:
     @contextmanager
     def part(self, last: bool) -> Iterator[None]:
         """Around the forward and backward pass of a part; what is exchanged travels with the last one of a step."""
-        if self._shared is None:
+        if self._group.size == 1:
             yield
             return
         if self._begins:
             self._send_buffers()
         self._begins = last
         self._statistics.begin()
-        with nullcontext() if last else self._shared.no_sync():
+        # Shares of gradients are added up part by part: all of a gradient is what there is no room for.
+        with nullcontext() if last or self._shared is None else self._shared.no_sync():
             yield
         if last:
             self._statistics.end(self._group.rank, self._group.size)
@@ -113,7 +134,7 @@ class SharedLoss:
 
     def close(self) -> None:
         """Take the hooks off the method: the next stage has other gradients to exchange."""
-        if self._shared is not None:
+        if self._group.size > 1:
             self._statistics.close()
             self._shared = None
             gc.collect()  # the wrapper refers to itself, and its hooks stay for as long as it does
@@ -131,7 +152,7 @@ class _LossModule(nn.Module):
         return loss.total, loss.parts
 
 
-def join(device: str) -> Group:
+def join(device: str, shard: bool = False) -> Group:
     """The group that a launcher (`harness.jobs.launch`, torchrun) started this process for, from its environment.
 
     On GPUs each process of a machine takes the one of its number there. Raises `UserError` outside of a launcher.
@@ -145,7 +166,7 @@ def join(device: str) -> Group:
     store = distributed.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-    return Group(rank, size)
+    return Group(rank, size, shard)
 
 
 def leave() -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from harness.training.shards import local
+
 
 class EMA:
     """Average that looks back `share` of the updates so far: decay s k / (1 + s k) in update k, whatever the run's length."""
@@ -23,7 +25,9 @@ class EMA:
         """Move the average towards the live parameters; call after each optimizer step."""
         self.updates += 1
         weight = 1.0 / (1.0 + self.share * self.updates)
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self._live.values()], weight)
+        torch._foreach_lerp_(
+            list(map(local, self.shadow.values())), [local(p.detach()) for p in self._live.values()], weight
+        )
 
     @torch.no_grad()
     def restart(self) -> None:

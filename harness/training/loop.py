@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,14 @@ from harness.errors import JobError
 from harness.interface import Loss, Method
 from harness.nn.transformer import recompute_blocks
 from harness.training import checkpoint
+from harness.training.batches import batch_rows, read_ahead
 from harness.training.distributed import Group, SharedLoss
 from harness.training.ema import EMA
 from harness.training.log import TrainingLog
 from harness.training.optimizer import Optimizer, learning_rate, method_optimizer
 from harness.training.precision import Numerics
 from harness.training.seeds import step_generator
+from harness.training.shards import gathered, whole
 
 
 class Diverged(JobError):
@@ -54,25 +56,6 @@ class Job:
     on_validation: Callable[[int, dict[str, float]], None] | None = None
     #: The processes that train this model together; by itself, one.
     group: Group = field(default_factory=Group)
-
-
-def batch_rows(rows: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Row numbers (B,) of a step's batch: a fresh permutation of all rows in each epoch, cut into batches."""
-    index = np.arange(step * batch, (step + 1) * batch)
-    epochs = np.unique(index // rows)
-    picks = [_permutation(rows, seed, int(e))[index[index // rows == e] % rows] for e in epochs]
-    return np.concatenate(picks)
-
-
-def budget_rows(rows: int, scale: ScaleConfig, seed: int) -> np.ndarray:
-    """Row numbers (N,), ascending, of the sequences that the first `scale.steps` steps see, each once."""
-    return np.sort(batch_rows(rows, min(scale.steps * scale.batch, rows), 0, seed))
-
-
-@lru_cache(maxsize=2)
-def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Kept for the epoch: drawing it anew cost a twentieth of each step."""
-    return np.random.default_rng((seed, epoch)).permutation(rows)
 
 
 def stage_steps(method: Method, steps: int) -> list[tuple[str, int]]:
@@ -112,6 +95,7 @@ class _Run:
         self.job = job
         job.method.to(job.numerics.device)
         recompute_blocks(job.method, job.numerics.recompute)
+        job.group.divide(job.method)
         self.optimizer = method_optimizer(job.method, job.scale, job.train)
         self.ema = EMA(job.method, job.train.ema)
         self.path = job.folder / "train.safetensors"
@@ -142,20 +126,22 @@ class _Run:
         if self.at == first and first > 0:
             self.ema.restart()
         with job.group.shared(job.method) as loss:
-            for step in range(self.at, first + count):
+            steps = range(self.at, first + count)
+            for step, tokens in read_ahead(partial(_read, job), steps, job.numerics.device):
                 rate = learning_rate(job.train, step - first, count)
                 self.optimizer.set_rate(rate)
                 job.method.largest_time = largest_time(job.train, step - first, count)
                 watch = partial(self._watch, step + 1, step + 1 == first + count)
-                values = _step(job, loss, self.optimizer, step, watch)
+                values = _step(job, loss, self.optimizer, step, tokens, watch)
                 self.ema.update()
                 self.at = step + 1
                 if job.group.leads:
                     self.log.add(values, rate * job.scale.lr)
+                if job.group.leads or job.group.shard:  # weights that are cut are read by all
                     self._report(stage)
                     self._keep(first + count)
-                    if self.at % 10 == 0 or self.at == job.scale.steps:
-                        job.progress(f"train {stage}{self.log.words(self.at)}", self.at, job.scale.steps)
+                if job.group.leads and (self.at % 10 == 0 or self.at == job.scale.steps):
+                    job.progress(f"train {stage}{self.log.words(self.at)}", self.at, job.scale.steps)
         # What later stages freeze or start from are the averaged weights.
         self.ema.copy_to_model()
         _calibrate(job)
@@ -183,20 +169,27 @@ class _Run:
             instruments = self.at in (self.validations[(len(self.validations) - 1) // 2], job.scale.steps)
             # Another batch and no gradient would be compiled anew.
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.ema.applied():
-                values = self.log.write(self.at, lambda: _held_out(job, instruments))
+                held_out = _held_out(job, instruments) if job.group.shard else None
+                values = dict[str, float]()
+                if job.group.leads:
+                    values = self.log.write(self.at, lambda: held_out or _held_out(job, instruments))
                 if job.on_validation is not None:
                     job.on_validation(self.at, values)
             job.method.train()
             job.method.set_stage(stage)
-        elif self.at % job.train.log_every == 0:
+        elif self.at % job.train.log_every == 0 and job.group.leads:
             self.log.write(self.at)
 
     def _keep(self, end: int) -> None:
         """Write the checkpoint if it is time to; none at the end of a stage, where weights are about to change."""
         now, recipe = time.monotonic(), self.job.train
         wait = max(recipe.checkpoint_seconds, self._cost / recipe.checkpoint_share - self._cost)
-        if self._read and now - self._saved > wait and self.at < end:
+        due, group = now - self._saved > wait, self.job.group
+        if self._read and self.at < end and group.agrees(due, self.job.numerics.device):
             tensors = checkpoint.training_state(self.job.method, self.ema.shadow, self.optimizer)
+            tensors = gathered(tensors, group.leads)
+            if not group.leads:
+                return
             meta = {"step": self.at, "ema_updates": self.ema.updates, "seconds": self.seconds()}
             checkpoint.save_tensors(self.path, tensors | self.log.state(), meta)
             self._saved = time.monotonic()
@@ -224,40 +217,45 @@ def validation_steps(steps: int, count: int) -> list[int]:
 
 
 def _step(
-    job: Job, loss: SharedLoss, optimizer: Optimizer, step: int, watch: Callable[[Tensor], None]
+    job: Job,
+    loss: SharedLoss,
+    optimizer: Optimizer,
+    step: int,
+    tokens: dict[int, Tensor],
+    watch: Callable[[Tensor], None],
 ) -> dict[str, Tensor]:
-    """One optimizer step on the mean of the parts' losses; each part has noise of its own, whoever computes it.
+    """One optimizer step on the mean of the losses of the parts `tokens`; each has noise of its own, whoever computes it.
 
     Returns the step's loss, its named parts and the norm of the gradient before it is clipped, still on the device; `watch`
     is told the loss before the weights move.
 
     A loss that is itself a mean over something that is drawn (masked positions) is averaged part by part all the same.
     """
-    train_NL = job.data.splits["train"]
-    parts = np.sort(batch_rows(len(train_NL), job.scale.batch, step, job.seed)).reshape(job.train.accumulate, -1)
     job.method.zero_grad(set_to_none=True)
-    mine = job.group.parts(len(parts))
     made: dict[int, Loss] = {}
-    for part in mine:
+    for part, read_BL in tokens.items():
         generator = step_generator(job.numerics.device, job.seed, 1, step, *([part] if part else []))
-        x_BL = _on_device(job, train_NL[parts[part]])
-        with loss.part(last=part == mine[-1]):
+        x_BL = read_BL.to(job.numerics.device, non_blocking=True)
+        with loss.part(last=len(made) + 1 == len(tokens)):
             with job.numerics.autocast():
                 made[part] = loss(x_BL, generator)
             # Over the processes, the mean is taken where gradients are exchanged.
-            (made[part].total / len(mine)).backward()
-    values = _together(job, made, len(parts))
+            (made[part].total / len(tokens)).backward()
+    values = _together(job, made, job.train.accumulate)
     watch(values["loss"])
-    values["gradient_norm"] = torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip)
+    values["gradient_norm"] = whole(torch.nn.utils.clip_grad_norm_(job.method.parameters(), job.train.clip))
     optimizer.step()
     return values
 
 
-def _on_device(job: Job, rows_BL: np.ndarray) -> Tensor:
-    """Tokens (B, L) int64 on the device; what a GPU is still busy with does not hold the copy up."""
-    x_BL = torch.from_numpy(np.asarray(rows_BL, dtype=np.int64))
-    pinned = x_BL.pin_memory() if job.numerics.device.startswith("cuda") else x_BL
-    return pinned.to(job.numerics.device, non_blocking=True)
+def _read(job: Job, step: int) -> dict[int, Tensor]:
+    """Tokens (B, L) int64 of each part of a step that is this process's; what a GPU is busy with does not hold up its copy."""
+    train_NL = job.data.splits["train"]
+    rows_PB = np.sort(batch_rows(len(train_NL), job.scale.batch, step, job.seed)).reshape(job.train.accumulate, -1)
+    parts = job.group.parts(len(rows_PB))
+    read = {part: torch.from_numpy(np.asarray(train_NL[rows_PB[part]], dtype=np.int64)) for part in parts}
+    on_gpu = job.numerics.device.startswith("cuda")
+    return {part: x_BL.pin_memory() if on_gpu else x_BL for part, x_BL in read.items()}
 
 
 def _together(job: Job, made: dict[int, Loss], count: int) -> dict[str, Tensor]:

@@ -69,6 +69,5 @@ class Embedded(LatentFirst):
         time = torch.linspace(self.start, end, calls + 1, dtype=torch.float64).tolist()
         for t, s in zip(time[:-1], time[1:], strict=True):
             t_N = torch.full((n,), t, dtype=torch.float64, device=z_NLD.device)
-            mean_NLD = m.embedding.mean(m.log_p(z_NLD, t_N))
-            z_NLD = m.embedding.step(z_NLD, mean_NLD, t, s, self.options.eta, generator)
+            z_NLD = m.embedding.step(z_NLD, m.mean(z_NLD, t_N), t, s, self.options.eta, generator)
         return z_NLD

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
+from harness.data import encode
 from harness.data import pack as module
 from harness.data.base import SPLITS, Corpus
+from harness.data.bpe import ByteBPE, ByteBPEOptions
+from harness.data.chars import Characters, CharactersOptions
 from harness.data.files import documents_digest, held_out
 from harness.data.pack import file_digest, pack
 from harness.data.tokenizers import Tokenizer, TokenizerSpec
@@ -28,6 +32,13 @@ class Letters(Tokenizer):
 
     def decode(self, ids):
         return "".join(chr(97 + int(i)) for i in ids)
+
+
+class Deadly(Letters):
+    """The kernel ends the process that it is used in."""
+
+    def encode_batch(self, documents):
+        os._exit(9)
 
 
 class Spec(TokenizerSpec):
@@ -97,7 +108,7 @@ def test_a_stream_is_what_numpy_saves_and_no_batch_shows_in_it(tmp_path, monkeyp
             return super().encode_batch(documents)
 
     for place, characters in (("whole", 1 << 22), ("pieces", 50)):
-        monkeypatch.setattr(module, "_CHARACTERS_A_BATCH", characters)
+        monkeypatch.setattr(encode, "_CHARACTERS_A_BATCH", characters)
         pack(corpus(train=documents), Spec(Watched()), 3, tmp_path / place)
         files = sorted((tmp_path / place).glob("tokens-*"))
         records.append([file.read_bytes() for file in files])
@@ -207,3 +218,26 @@ def test_held_out_shares():
     assert split.count("valid") / 20_000 == pytest.approx(0.2, abs=0.012)
     assert split.count("test") / 20_000 == pytest.approx(0.1, abs=0.009)
     assert set(split) == set(SPLITS)
+
+
+@pytest.mark.parametrize("spec", [Characters(CharactersOptions()), ByteBPE(ByteBPEOptions(vocab_size=300))])
+def test_several_processes_write_the_bytes_of_one(tmp_path, monkeypatch, spec):
+    """In batches of three documents, one of them without an id in the alphabet, so that there are more than are in flight."""
+    monkeypatch.setattr(encode, "_DOCUMENTS_A_BATCH", 3)
+    monkeypatch.setattr(encode, "_WORTH_PROCESSES", 2000)  # which two splits have not
+    train = ["\u4e00" if i == 0 else f"document {i} of many, " * (1 + i % 7) for i in range(40)]
+    alone = pack(corpus(train=train), spec, 3, tmp_path / "one")
+    with encode.at_most(2):
+        several = pack(corpus(train=train), spec, 3, tmp_path / "two")
+    assert several.fingerprint == alone.fingerprint and several.facts == alone.facts
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1] and len(files[0]) >= 4
+
+
+def test_a_process_that_ends_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_WORTH_PROCESSES", 0)
+    with (
+        encode.at_most(2),
+        pytest.raises(UserError, match="one of 2 processes that turn text into ids ended; use compute.w"),
+    ):
+        pack(corpus(), Spec(Deadly()), 3, tmp_path)

@@ -10,8 +10,8 @@ import numpy as np
 from harness.config.load import load
 from harness.store import append_jsonl, write_json, write_text
 from harness.study.cells import Cell, data_cell, make_cells
+from harness.study.drawing import samples_file
 from harness.study.session import Session
-from harness.study.steps import samples_file
 from tests.kit.study_kit import command, write_corpus
 
 PROTOCOL = "madeup"

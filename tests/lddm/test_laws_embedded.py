@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.diffusion import masked
 from harness.errors import UserError
+from harness.nn import slices
+from harness.study.memory import _Largest
 from lddm.mixture import ProductMixture
 from lddm.samplers.embedded import Embedded, EmbeddedOptions
 from lddm.seq_embedded import SEQEmbedded, SEQEmbeddedOptions
@@ -146,21 +149,44 @@ def test_bound_of_other_networks_is_above_the_best_law():
 
 
 @pytest.mark.parametrize(
-    ("start", "nfe", "options"),
+    ("start", "nfe", "options", "held"),
     [
-        (1.0, 33, EmbeddedOptions(latent_share=32 / 33)),
-        (1.0, 33, EmbeddedOptions(latent_share=32 / 33, eta=1.0)),
-        (0.7, 33, EmbeddedOptions(latent_share=32 / 33)),
-        (1.0, 1, EmbeddedOptions(latent_share=0.0)),
+        (1.0, 33, EmbeddedOptions(latent_share=32 / 33), 1 << 26),
+        (1.0, 33, EmbeddedOptions(latent_share=32 / 33, eta=1.0), 1 << 26),
+        (0.7, 33, EmbeddedOptions(latent_share=32 / 33), 3000),
+        (1.0, 1, EmbeddedOptions(latent_share=0.0), 3000),
     ],
 )
-def test_fresh_networks_sample_the_mixture(start, nfe, options):
-    """With exact denoisers, many steps and an end that hides next to nothing the law is the mixture's, from any start."""
+def test_fresh_networks_sample_the_mixture(monkeypatch, start, nfe, options, held):
+    """With exact denoisers, many steps and an end that hides next to nothing the law is the mixture's, from any start.
+
+    Whether or not the numbers of all sequences and symbols are held at a time.
+    """
+    monkeypatch.setattr(slices, "HELD", held)
     method = fitted(start=start, end=0.02)
     drawn = Embedded(method, options).draw(3000, nfe, generator_of(8))
     assert drawn.nfe == nfe
     law = mixture_law(method.law, all_sequences(V, C)).numpy()
     assert chi_square_p(counts_of(drawn.x_NL.reshape(-1, C), V), law) > 1e-3
+
+
+def test_no_tensor_of_a_draw_has_a_number_for_each_sequence_token_and_symbol(monkeypatch):
+    """Two hundred symbols; a bound and samples are those of one piece."""
+    torch.manual_seed(0)
+    method = SEQEmbedded(tiny_problem(200, 8), SEQEmbeddedOptions(segment=4, patch=4, codes=5, em_steps=2, dims=2))
+    method.fit(np.random.default_rng(0).integers(200, size=(500, 8)))
+    scramble(method.eval(), std=0.1)
+    sampler, found = Embedded(method, EmbeddedOptions()), []
+    with torch.no_grad():
+        for held in (1 << 26, 4 * 8 * 200):
+            monkeypatch.setattr(slices, "HELD", held)
+            monkeypatch.setattr(masked, "_AT_ONCE", 4 * 8 * 200)
+            with _Largest() as seen:
+                drawn = sampler.draw(64, 4, generator_of(1)).x_NL
+            bound_B = method.bound(drawn, generator_of(2)).total_B
+            found.append((drawn, bound_B, seen.bytes / (64 * 8 * 200 * 4)))
+    assert found[0][2] >= 1 and found[1][2] < 0.2
+    assert found[0][0].equal(found[1][0]) and torch.allclose(found[0][1], found[1][1], rtol=1e-5)
 
 
 def test_another_start_is_no_law_of_the_bound():

@@ -116,7 +116,7 @@ def test_a_trial_that_is_run_again_finds_what_it_did(configs, monkeypatch):
     assert bound == [10, 20, 30] and curve_points(runner.loaded, {SPREAD: 5.0}) == [], "of its own weights, if any"
     for name in ("_step", "_held_out"):
         monkeypatch.setattr(loop, name, _no_training)
-    monkeypatch.setattr("harness.study.steps.draw_samples", _no_training)
+    monkeypatch.setattr("harness.study.drawing.draw_samples", _no_training)
     again = _runner(configs, tune="toy").run(params, None, _quiet)
     assert not again.trained and (again.values, again.constraints, again.scores) == (
         first.values, first.constraints, first.scores

@@ -47,3 +47,25 @@ def test_ordinary_sizes_are_not_measured(root, monkeypatch):
     monkeypatch.setattr(memory, "_kept", None)
     monkeypatch.setattr(memory, "_largest", None)
     _check(root, monkeypatch, 4.0)
+
+
+def _takes(root, monkeypatch, *more: str) -> float:
+    """GiB that a batch is said to take."""
+    with pytest.raises(UserError) as said:
+        _check(root, monkeypatch, 0.005, *more)
+    return float(re.search(r"at once take ([\d.e-]+) GiB", str(said.value)).group(1))
+
+
+def test_blocks_that_are_computed_again_are_not_counted(root, monkeypatch):
+    size = ("scale.batch=8192", "scale.depth=6")
+    kept = _takes(root, monkeypatch, *size)
+    assert _takes(root, monkeypatch, *size, "compute.activation_checkpointing=true") < 0.35 * kept
+    _check(root, monkeypatch, 0.5 * kept, *size, "compute.activation_checkpointing=true")
+
+
+def test_a_share_of_the_weights_is_counted_where_each_process_holds_one(root, monkeypatch):
+    size = ("scale.batch=512", "scale.width=256", "train.accumulate=2", "compute.processes=2")
+    session = Session(load(command(root / "corpus.txt", root / "runs", root / "cache", "only=[mdlm]", *size)).tree)
+    weights = sum(p.nbytes for p in session.build("mdlm").parameters()) / 2**30
+    saved = _takes(root, monkeypatch, *size) - _takes(root, monkeypatch, *size, "compute.shard=true")
+    assert saved == pytest.approx(2 * weights, rel=0.1)

@@ -130,8 +130,8 @@ def test_two_seeds_are_two_trainings_and_one_count(toy, tmp_path):
 def test_another_judge_reads_the_samples_that_are_there(finished, tmp_path, monkeypatch, threads):
     folder = tmp_path / "runs" / "smoke"
     shutil.copytree(finished.folder, folder)
-    for name in ("draw_samples", "fit"):
-        monkeypatch.setattr(f"harness.study.steps.{name}", lambda *_: pytest.fail("sampled or trained again"))
+    for name in ("drawing.draw_samples", "steps.fit"):
+        monkeypatch.setattr(f"harness.study.{name}", lambda *_: pytest.fail("sampled or trained again"))
     same = command(finished.corpus, tmp_path / "runs", finished.cache, "only=[mdlm,bigram]")
     first, other = _frame(finished.folder), "judge.seed=1"
     assert (said := invoke([*same, other])).code == 0, said.err

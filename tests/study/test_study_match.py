@@ -20,7 +20,7 @@ from harness.study import steps as work
 from harness.study.cells import Cell, make_cells
 from harness.study.session import Session
 from harness.training import checkpoint
-from harness.training.loop import batch_rows
+from harness.training.batches import batch_rows
 from tests.kit.match_kit import BATCH, EVENTS, FITTED, LENGTH, STEPS, write_files
 from tests.kit.toys import one_thread  # noqa: F401
 from tests.training.test_training_resume import Killed, killed_at

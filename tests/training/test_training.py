@@ -12,9 +12,9 @@ from baselines.mdlm import MDLM, MDLMOptions
 from harness.config.schema import TrainConfig
 from harness.interface import Bound, Loss, Method, Stage
 from harness.store import read_jsonl
-from harness.training import loop
+from harness.training import batches, loop
 from harness.training.ema import EMA
-from harness.training.loop import Diverged, batch_rows, stage_steps, train
+from harness.training.loop import Diverged, stage_steps, train
 from harness.training.optimizer import learning_rate
 from harness.training.seeds import step_generator
 from lddm.fuji import FUJI, FUJIOptions
@@ -88,7 +88,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, tmp_path
     method = MeanOfTokens()
     job = job_of(method, tmp_path, steps=1, batch=8, accumulate=accumulate, clip=1e9, validations=1)
     train(job)
-    rows = np.sort(batch_rows(60, 8, 0, job.seed))
+    rows = np.sort(batches.batch_rows(60, 8, 0, job.seed))
     first = job.data.splits["train"][rows][:, 0].astype(np.int64)
     expected = np.bincount(first, minlength=PROBLEM.vocab_size) / 8
     assert method.calls == accumulate
@@ -275,13 +275,13 @@ def test_stage_steps_are_whole_and_sum_to_the_budget(steps):
 @pytest.mark.parametrize(("rows", "batch"), [(12, 4), (10, 4), (3, 8), (7, 7)])
 def test_every_row_comes_once_in_each_epoch(rows, batch):
     steps = 5 * rows
-    stream = np.concatenate([batch_rows(rows, batch, step, seed=3) for step in range(steps)])
+    stream = np.concatenate([batches.batch_rows(rows, batch, step, seed=3) for step in range(steps)])
     assert len(stream) == steps * batch
     epochs = stream[: len(stream) // rows * rows].reshape(-1, rows)
     assert (np.sort(epochs, axis=1) == np.arange(rows)).all()
     assert len(np.unique(epochs[:5], axis=0)) > 1, "each epoch has an order of its own"
     assert not np.array_equal(
-        stream[:rows], np.concatenate([batch_rows(rows, batch, s, 4) for s in range(rows)])[:rows]
+        stream[:rows], np.concatenate([batches.batch_rows(rows, batch, s, 4) for s in range(rows)])[:rows]
     )
 
 

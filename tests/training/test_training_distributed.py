@@ -216,9 +216,7 @@ def test_processes_die_with_the_worker_that_started_them(tmp_path):
 
 def test_a_process_that_ends_twice_is_reported_with_the_end_of_its_log(tmp_path):
     began = time.monotonic()
-    with pytest.raises(
-        RanksEnded, match="no_such_module_here.*\n(.*\n)*one of 2 processes that trained together ended"
-    ):
+    with pytest.raises(RanksEnded, match="no_such_module_here.*\n(.*\n)*one of 2 processes that work together ended"):
         launch("no_such_module_here", "x", 2, lambda message: None, tmp_path / "log")
     assert (tmp_path / "log").exists() and time.monotonic() - began < 60
 
@@ -266,6 +264,6 @@ def test_torchrun_by_hand_must_start_as_many_as_were_asked_for(arguments, monkey
     monkeypatch.delenv("RANK", raising=False)
     assert ranks.main(arguments) == 2
     assert capsys.readouterr().err == "error: there is no group of processes to join: start this with torchrun\n"
-    monkeypatch.setattr(distributed, "join", lambda device: distributed.Group(0, 2))
+    monkeypatch.setattr(distributed, "join", lambda *_: distributed.Group(0, 2))
     assert ranks.main(arguments) == 2
     assert capsys.readouterr().err == "error: compute.processes=1: torchrun started 2; use compute.processes=2\n"
