@@ -5,7 +5,7 @@ in each call. What is trained is the bound of that joint law, `E_q[-log p(x0 | x
 q sees the whole text and which of its tokens are masked: z has to say what they are, and nothing of the others.
 
 - The KL collapses: a denoiser that has learnt to do without z leaves q nothing to say. So in the first steps all is masked
-  and the KL weighs little (`warm_share`, `warm_weight`). `latent_kl_nats_t1` near 0 says that it has collapsed.
+  and the KL is free (`warm_share`, `warm_weight`). `latent_kl_nats_t1` near 0 says that it has collapsed.
 - With the weights of MDLM's bound this sum is no bound on -log p(x): it takes the masked tokens to be drawn together at each
   time, and of L equal tokens of entropy H it would read H / L. Two honest ones are reported. `bound` is that of many calls,
   in each of which a token or none is drawn: z is then a mixture for one token, averaged over `draws` of its prior (Burda
@@ -47,8 +47,8 @@ class VADDOptions:
     depth: int = ranged(1, 1, 96)  # blocks of the recognition network
     full_mask: float = ranged(0.25, 0, 1)  # share of a batch with every token masked: there z has most to say
     kl_weight: float = ranged(1.0, 0, 1e6)  # below 1 z says more, and its prior fits less what it says
-    warm_share: float = ranged(0.3, 0, 0.99)  # of the steps, before all others, with all masked
-    warm_weight: float = ranged(0.1, 0, 1e6)  # the KL's weight in them
+    warm_share: float = ranged(0.5, 0, 0.99)  # of the steps, before all others, with all masked
+    warm_weight: float = ranged(0.0, 0, 1e6)  # the KL's weight in them
     free_nats: float = ranged(0.0, 0, 1e6)  # of KL a masked token that cost nothing (Kingma et al. 2016)
     draws: int = ranged(8, 1, 4096)  # of z, that the bound of a token averages over
 
@@ -65,8 +65,11 @@ class Recognition(nn.Module):
         self.place = nn.Parameter(torch.randn(problem.length, width))
         self.trunk = Trunk(replace(problem.shape, depth=options.depth))
         self.out = nn.Linear(width, 2 * options.noise)
-        nn.init.normal_(self.out.weight, std=0.01)  # begins near the prior
-        nn.init.zeros_(self.out.bias)
+        # z says something of the text from the first step: where neither it nor its use does, both have no gradient.
+        nn.init.normal_(self.out.weight[: options.noise], std=2.0 * width**-0.5)
+        nn.init.zeros_(self.out.weight[options.noise :])
+        nn.init.zeros_(self.out.bias[: options.noise])
+        nn.init.constant_(self.out.bias[options.noise :], -2.0)
 
     def forward(self, x_BL: Tensor, masked_BL: Tensor) -> tuple[Tensor, Tensor]:
         mean_BD, log_s_BD = by_sequences(self._law, x_BL, masked_BL).chunk(2, dim=1)

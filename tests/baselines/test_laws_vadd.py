@@ -161,7 +161,7 @@ def test_one_call_goes_below_the_best_product():
     product_NL = torch.stack([x_N.roll(7 * i) for i, x_N in enumerate(data_NL.T)], dim=1)
     entropy = task.exact.entropy
     floor = -float(task.log_prob(product_NL).mean()) - entropy
-    method = VADD(tiny_problem(4, 16, width=32), VADDOptions())
+    method = VADD(tiny_problem(4, 16, width=32), VADDOptions(warm_weight=0.1))
     optimizer = torch.optim.Adam(method.parameters())
     for step in range(200):
         method.set_stage("latent" if step < 60 else "tokens")
