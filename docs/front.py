@@ -1,6 +1,6 @@
 """The numbers and samples of README, from studies' results: `python docs/front.py` writes them in.
 
-Nothing there is typed by hand: a test compares README with what this makes of `docs/results/few_step` and `docs/results/rivals`.
+Nothing there is typed by hand: a test compares README with what this makes of `few_step` and `rivals` in `docs/results`.
 """
 
 from __future__ import annotations
