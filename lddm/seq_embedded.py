@@ -170,6 +170,21 @@ class SEQEmbedded(LatentModel):
         """The prior's E[e_x | z_t], (B, L, D) float32."""
         return self._read(z_BLD, t_B, self.embedding.mean)
 
+    # ---- tokens together, where the law is a chain ------------------------------------------------------------------
+    def latent_potentials(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+        """What z_t says of each token and what the prior adds to the chain, (B, L, V): logits of `MarkovChain.draw_given`."""
+        evidence_BLV = self.embedding.evidence(z_BLD, t_B)
+        return evidence_BLV + self.log_p(z_BLD, t_B) - self._base(evidence_BLV)[0]
+
+    def token_potentials(self, x_BL: Tensor, z_BLD: Tensor) -> Tensor:
+        """The same of the decoder at masked positions; what is shown is certain."""
+        t_z_B, hidden_BL = self._times(len(x_BL), self.options.end, z_BLD), x_BL == self.problem.vocab_size
+        evidence_BLV = self.evidence(x_BL, z_BLD, t_z_B)
+        everywhere_BL = torch.ones_like(hidden_BL)
+        logits_BLV = self._token_logits(x_BL, z_BLD, t_z_B, everywhere_BL).whole().view(evidence_BLV.shape)
+        added_BLV = logits_BLV - self._base(evidence_BLV)[0]
+        return torch.where(hidden_BL[..., None], evidence_BLV + added_BLV, evidence_BLV)
+
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
         """z_start of `n` sequences under the law, (n, L, D): its tokens, diffused. No network is called."""
         segments = self.law.draw(n * (self.problem.length // self.law.segment), generator)
@@ -181,13 +196,16 @@ class SEQEmbedded(LatentModel):
         return torch.full((n,), t, dtype=torch.float64, device=like.device)
 
     # ---- tokens given the latent ----------------------------------------------------------------------------------
+    def evidence(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor) -> Tensor:
+        """What is seen of each token, (B, L, V): the latent where it is masked, itself where it is not."""
+        V = self.problem.vocab_size
+        return torch.where((x_BL < V)[..., None], certain(x_BL, V), self.embedding.evidence(z_BLD, t_z_B))
+
     def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Logits:
         """Logits (R, V) of tokens given the latent and the tokens that are known."""
-        V = self.problem.vocab_size
 
         def base(x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor) -> Tensor:
-            evidence_BLV = self.embedding.evidence(z_BLD, t_z_B)
-            return self._base(torch.where((x_BL < V)[..., None], certain(x_BL, V), evidence_BLV))[0]
+            return self._base(self.evidence(x_BL, z_BLD, t_z_B))[0]
 
         centre_V = self.embedding.log_prior_V.exp()
         return self.decoder(x_BL, z_BLD, t_z_B, base, self.law.segment, centre_V, select_BL)

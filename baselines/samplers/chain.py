@@ -14,6 +14,7 @@ from baselines.mdlm_chain import MDLMChain, at
 from baselines.samplers.ancestral import Ancestral
 from harness.config.fields import NoOptions
 from harness.diffusion import masked
+from harness.diffusion.ancestral import sample_together
 from harness.interface import Draw
 from harness.nn.markov_chain import certain
 
@@ -32,10 +33,12 @@ class Chain(Ancestral):
         self.check_budget(nfe)
         m, mask_id = self.method, self.method.problem.vocab_size
         chain = m.chain.tempered(temperature)
-        x_NL = x_NL.masked_fill(hidden_NL, mask_id)
-        for alpha_t, alpha_s in pairwise(self.alphas(nfe)):
-            flips_NL = masked.choose_flips(x_NL == mask_id, alpha_t, alpha_s, generator)
-            x_NL = torch.where(flips_NL, chain.draw_given(m.evidence(x_NL) / temperature, generator), x_NL)
+
+        def together(x_NL: Tensor) -> Tensor:
+            return chain.draw_given(m.evidence(x_NL) / temperature, generator)
+
+        start_NL = x_NL.masked_fill(hidden_NL, mask_id)
+        x_NL = sample_together(together, start_NL, mask_id, self.alphas(nfe), generator)
         return Draw(x_NL, nfe_latent=0, nfe_token=nfe)
 
     def path_nll(self, x_BL: Tensor, nfe: int, generator: torch.Generator) -> Tensor:

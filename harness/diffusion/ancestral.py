@@ -63,6 +63,17 @@ def sample(
     return x_NL, dtype
 
 
+def sample_together(
+    draw: Callable[[Tensor], Tensor], start_NL: Tensor, mask_id: int, alphas: list[float], generator: torch.Generator
+) -> Tensor:
+    """The same steps where a call draws all tokens (N, L) from one law of them; which are revealed is drawn blindly."""
+    x_NL = start_NL
+    for alpha_t, alpha_s in pairwise(alphas):
+        flips_NL = masked.choose_flips(x_NL == mask_id, alpha_t, alpha_s, generator)
+        x_NL = torch.where(flips_NL, draw(x_NL), x_NL)
+    return x_NL
+
+
 def path_nll(denoiser: Denoiser, x_NL: Tensor, mask_id: int, alphas: list[float], generator: torch.Generator) -> Tensor:
     """`-sum_k sum_{i in step k} log p(x_i | shown before k)` along one random path for each sequence, (N,) float64 nats.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Embedded(LatentFirst):
     The mixture's draw at `start` calls no network. With `latent_share` 0 it is made at `end`, and K = K_x.
     """
 
-    Options = EmbeddedOptions
+    Options: type = EmbeddedOptions
     options: EmbeddedOptions
     methods = SEQEmbedded
     method: SEQEmbedded
@@ -62,12 +63,16 @@ class Embedded(LatentFirst):
             raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: tokens take a call at least; use 1")
         return 0, nfe
 
+    def times(self, calls: int) -> list[tuple[float, float]]:
+        """(t, s) of each step down."""
+        time = torch.linspace(self.start, self.method.options.end, calls + 1, dtype=torch.float64)
+        return list(pairwise(time.tolist()))
+
     def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:
         """z_end (N, L, D)."""
-        m, end = self.method, self.method.options.end
+        m = self.method
         z_NLD = m.draw_start(n, self.start, generator)
-        time = torch.linspace(self.start, end, calls + 1, dtype=torch.float64).tolist()
-        for t, s in zip(time[:-1], time[1:], strict=True):
+        for t, s in self.times(calls):
             t_N = torch.full((n,), t, dtype=torch.float64, device=z_NLD.device)
             z_NLD = m.embedding.step(z_NLD, m.mean(z_NLD, t_N), t, s, self.options.eta, generator)
         return z_NLD

@@ -8,6 +8,7 @@ from baselines.ngram import NGram, NGramOptions
 from harness.errors import UserError
 from harness.nn.markov_chain import MarkovChain
 from lddm.samplers.embedded import Embedded, EmbeddedOptions
+from lddm.samplers.embedded_chain import EmbeddedChain, EmbeddedChainOptions
 from tests.kit.toys import (
     bound_by_x,
     chi_square_p,
@@ -120,6 +121,38 @@ def test_fresh_networks_sample_the_chain(start, share, nfe):
     method = fitted(law="chain", order=2, start=start, end=0.02)
     drawn = Embedded(method, EmbeddedOptions(latent_share=share)).draw(6000, nfe, generator_of(8))
     assert same_law(drawn.x_NL, law_of(method.law))
+
+
+@pytest.mark.parametrize(("start", "share", "nfe"), [(0.9, 0.5, 2), (0.9, 0.5, 6), (1.0, 0.5, 4), (0.9, 0.0, 1)])
+def test_drawn_together_fresh_networks_sample_the_chain_in_any_number_of_calls(start, share, nfe):
+    method = fitted(law="chain", order=2, start=start, end=0.6)
+    sampler = EmbeddedChain(method, EmbeddedChainOptions(latent_share=share))
+    assert same_law(sampler.draw(20_000, nfe, generator_of(8)).x_NL, law_of(method.law))
+    if nfe == 2:
+        apart = Embedded(method, EmbeddedOptions(latent_share=share))
+        assert not same_law(apart.draw(20_000, nfe, generator_of(8)).x_NL, law_of(method.law))
+
+
+def test_what_a_network_adds_is_beside_the_chain():
+    """Given a latent one call draws from chain(x) N(z | x) exp(what the decoder adds), by enumeration."""
+    method = fitted(law="chain", order=2, start=0.9, end=0.6)
+    torch.nn.init.normal_(method.decoder.head.weight, generator=generator_of(1))
+    sampler = EmbeddedChain(method, EmbeddedChainOptions(latent_share=0.0))
+    z_1LD = method.draw_start(1, 0.6, generator_of(2))
+    sampler.latents = lambda n, *_: z_1LD.expand(n, -1, -1)
+    blank_1L, t_1 = torch.full((1, L), V), torch.tensor([0.6], dtype=torch.float64)
+    with torch.no_grad():
+        drawn = sampler.draw(20_000, 1, generator_of(3))
+        seen_LV = method.embedding.evidence(z_1LD, t_1)[0]
+        added_LV = method.denoiser(z_1LD)(blank_1L, blank_1L == V, t_1).whole() - method._base(seen_LV[None])[0][0]
+    assert float(added_LV.std(1).min()) > 0.1
+    weight_X = sum((seen_LV + added_LV)[i].double()[X[:, i]] for i in range(L))
+    assert same_law(drawn.x_NL, (law_of(method.law).log() + weight_X).softmax(0))
+
+
+def test_without_a_chain_nothing_is_drawn_together():
+    with pytest.raises(UserError, match="law=mixture has none; use law=chain or sampler embedded"):
+        EmbeddedChain(fitted(), EmbeddedChainOptions())
 
 
 def test_a_table_that_is_too_large_is_refused_in_one_line():

@@ -14,7 +14,7 @@ from tests.kit.toys import one_thread  # noqa: F401
 ENTRIES = find_entries([studies_folder()])
 METHODS, SAMPLERS = ENTRIES["method"], ENTRIES["sampler"]
 #: What a method needs so that a sampler can draw from it.
-READY = {"one_call": {"one_call_share": 0.3}}
+READY = {"one_call": {"one_call_share": 0.3}, "embedded_chain": {"law": "chain", "order": 2}}
 
 
 def pairs() -> list[tuple[str, str]]:
