@@ -63,16 +63,16 @@ class Embedded(LatentFirst):
             raise BudgetError(f"nfe={nfe} cannot be met by {self.title}: tokens take a call at least; use 1")
         return 0, nfe
 
-    def times(self, calls: int) -> list[tuple[float, float]]:
-        """(t, s) of each step down."""
-        time = torch.linspace(self.start, self.method.options.end, calls + 1, dtype=torch.float64)
-        return list(pairwise(time.tolist()))
-
     def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:
         """z_end (N, L, D)."""
-        m = self.method
-        z_NLD = m.draw_start(n, self.start, generator)
-        for t, s in self.times(calls):
+        z_NLD = self.method.draw_start(n, self.start, generator)
+        time = torch.linspace(self.start, self.method.options.end, calls + 1, dtype=torch.float64).tolist()
+        for t, s in pairwise(time):
             t_N = torch.full((n,), t, dtype=torch.float64, device=z_NLD.device)
-            z_NLD = m.embedding.step(z_NLD, m.mean(z_NLD, t_N), t, s, self.options.eta, generator)
+            z_NLD = self._step(z_NLD, t_N, t, s, generator)
         return z_NLD
+
+    def _step(self, z_NLD: Tensor, t_N: Tensor, t: float, s: float, generator: torch.Generator) -> Tensor:
+        """One call of the latent's network: z_t to z_s."""
+        m = self.method
+        return m.embedding.step(z_NLD, m.mean(z_NLD, t_N), t, s, self.options.eta, generator)

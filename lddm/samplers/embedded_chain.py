@@ -64,15 +64,10 @@ class EmbeddedChain(Embedded):
         )
         return Draw(x_NL, nfe_latent=latent_calls, nfe_token=token_calls)
 
-    def latents(self, n: int, calls: int, generator: torch.Generator, temperature: float) -> Tensor:
-        """z_end (N, L, D)."""
-        m, draw = self.method, self._drawer(generator, 1.0)
-        z_NLD = m.draw_start(n, self.start, generator)
-        for t, s in self.times(calls):
-            t_N = torch.full((n,), t, dtype=torch.float64, device=z_NLD.device)
-            x_NL = draw(m.latent_potentials(z_NLD, t_N))
-            z_NLD = m.embedding.step(z_NLD, m.embedding.embedding_VD[x_NL], t, s, 1.0, generator)
-        return z_NLD
+    def _step(self, z_NLD: Tensor, t_N: Tensor, t: float, s: float, generator: torch.Generator) -> Tensor:
+        m = self.method
+        x_NL = self._drawer(generator, 1.0)(m.latent_potentials(z_NLD, t_N))
+        return m.embedding.step(z_NLD, m.embedding.embedding_VD[x_NL], t, s, 1.0, generator)
 
     def _drawer(self, generator: torch.Generator, temperature: float) -> Callable[[Tensor], Tensor]:
         """Sequences (N, L) from potentials (N, L, V)."""
