@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from baselines.masked_model import MaskedModel
 from harness.config.fields import chosen, ranged
@@ -67,21 +66,10 @@ class MDLMChain(MaskedModel):
 
     # ---- likelihood -----------------------------------------------------------------------------------------------
     def loss(self, x_BL: Tensor, generator: torch.Generator) -> Loss:
-        """Minus the joint log-likelihood of a sequence's masked tokens, over the number of masked tokens.
-
-        The gradient by a position's logits is the law of its token under the chain less the token that was there.
-        """
+        """Minus the joint log-likelihood of a sequence's masked tokens, over the number of masked tokens."""
         _, xt_BL, masked_BL = self.noisy(x_BL, generator, self.largest_time)
-        evidence_BLV = self.evidence(xt_BL)
-        with torch.no_grad():
-            log_p_BLV, log_B = self.chain.posterior(evidence_BLV)
-            seen_B = at(evidence_BLV, x_BL).sum(1)
-            nll = (log_B - seen_B - self.chain.log_p(x_BL)).sum()
-            error_BLV = (log_p_BLV.exp() - F.one_hot(x_BL, self.problem.vocab_size)) * masked_BL[..., None]
-        count = masked_BL.sum().clamp(min=1)
-        # Where a token is shown the evidence is minus infinity for all others, and times 0 not a number.
-        slope = (error_BLV[masked_BL] * evidence_BLV[masked_BL]).sum()
-        total = ((slope - slope.detach() + nll) / count).float()
+        nll = self.chain.joint_nll(self.evidence(xt_BL), x_BL, masked_BL)
+        total = nll / masked_BL.sum().clamp(min=1)
         return Loss(total, {"joint_nats_per_token": total.detach()})
 
 

@@ -1,6 +1,6 @@
-"""The numbers and samples of README's first screen, from a study's results: `python docs/front.py` writes them in.
+"""The numbers and samples of README, from studies' results: `python docs/front.py` writes them in.
 
-Nothing there is typed by hand: a test compares README with what this makes of `docs/results/few_step`.
+Nothing there is typed by hand: a test compares README with what this makes of `few_step` and `rivals` in `docs/results`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from harness.report.aggregate import aggregate, labelled
-from harness.report.table import markdown, measured
+import pandas as pd
+
+from harness.report.aggregate import EQUIVALENT, aggregate, labelled
+from harness.report.table import markdown, measured, number
 from harness.store import ResultsTable
 from harness.study.rows import first_samples
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results" / "few_step"
+RESULTS, OF_RIVALS = (ROOT / "docs" / "results" / name for name in ("few_step", "rivals"))
 BEGIN, END = "<!-- made by docs/front.py -->", "<!-- end -->"
+BEGIN_RIVALS, END_RIVALS = "<!-- rivals, made by docs/front.py -->", "<!-- end of rivals -->"
 #: Method and sampler of the rows that are shown, and what the table calls them; those that a study has.
 ROWS = {
     ("data", ""): "Held-out text",
@@ -27,6 +30,21 @@ ROWS = {
     ("fuji", "path"): "FUJI (LDDM)",
 }
 BUDGETS, EXCERPT, AT = (2, 4, 8), 60, 4
+RIVALS = {
+    ("data", ""): "Held-out text",
+    ("ngram", "counts"): "Best n-gram: counts, no network",
+    ("ar", "left_to_right"): "Autoregressive, 64 calls",
+    ("mdlm", "ancestral"): "MDLM",
+    ("sdtt", "chosen_round"): "MDLM + SDTT",
+    ("duo", "uniform"): "Duo",
+    ("dcd", "uniform"): "Duo + DCD",
+    ("noise_mdlm", "noise"): "MDLM + noise",
+    ("mdlm_chain", "chain"): "MDLM + n-grams in its head",
+    ("seq_embedded", "embedded"): "SEQ, noisy embeddings (LDDM)",
+    ("seq_discrete", "codes"): "SEQ, EM codes (LDDM)",
+    ("seq_distilled", "codes"): "SEQ, EM codes + SDTT (LDDM)",
+}
+STRICT, EQUAL = (1, 2, 4, 8, 16), (2, 4, 8)
 
 
 def table(results: Path) -> str:
@@ -49,6 +67,36 @@ def table(results: Path) -> str:
     return markdown(header, rows)
 
 
+def _by_row(results: Path, names: list[str]) -> dict[tuple[str, str], pd.DataFrame]:
+    """The aggregated rows of each method and sampler, by budget."""
+    frame = labelled(ResultsTable.read(results / "results.parquet"))
+    keys = frame["method"] + "/" + frame["sampler"].fillna("")
+    shown = aggregate(frame.assign(label=keys), names)
+    return {tuple(str(label).split("/")): own.set_index("nfe") for label, own in shown.groupby("label")}  # type: ignore[misc]
+
+
+def rivals(results: Path = OF_RIVALS) -> str:
+    """Perplexity at strict budgets and at those of equal sampling FLOPs, MAUVE at strict ones; errors are in the report."""
+    found = _by_row(results, ["gen_ppl", "mauve", EQUIVALENT.name])
+    rows = []
+    for key, name in RIVALS.items():
+        if key not in found:
+            continue
+        own = found[key]
+        single = len(own) == 1
+        cells = [name]
+        for column, budgets in (("gen_ppl", STRICT), ("mauve", BUDGETS)):
+            shown = own[column] if not single else pd.Series({budgets[0]: own[column].iloc[0]})
+            cells += [number(shown[nfe]) if nfe in shown.index else "" for nfe in budgets]
+        within = [own[own[EQUIVALENT.name] <= limit * 1.005] for limit in EQUAL] if not single else []
+        equal = [number(w["gen_ppl"].iloc[-1]) if len(w) else "" for w in within] or [""] * len(EQUAL)
+        rows.append([*cells[: 1 + len(STRICT)], *equal, *cells[1 + len(STRICT) :]])
+    header = ["", *(f"PPL at NFE {n}" if n == STRICT[0] else str(n) for n in STRICT)]
+    header += [f"at the cost of {n} calls of MDLM" if n == EQUAL[0] else str(n) for n in EQUAL]
+    header += [f"MAUVE at {n}" if n == BUDGETS[0] else str(n) for n in BUDGETS]
+    return f"{BEGIN_RIVALS}\n{markdown(header, rows)}\n{END_RIVALS}"
+
+
 def samples(results: Path) -> str:
     """The first two samples of the rows at 4 calls, not chosen."""
     lines = []
@@ -65,12 +113,16 @@ def front(results: Path = RESULTS) -> str:
     return f"{BEGIN}\n{samples(results)}\n\n{table(results)}\n{END}"
 
 
+def put(text: str, made: str) -> str:
+    """`text` with what `made` begins and ends with, and all between, in the place of what it had there."""
+    begin, *_, end = made.splitlines()
+    return text[: text.index(begin)] + made + text[text.index(end, text.index(begin)) + len(end) :]
+
+
 def main() -> int:
-    """Put it into README.md."""
+    """Put both into README.md."""
     path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
-    path.write_text(before + front() + after, encoding="utf-8")
+    path.write_text(put(put(path.read_text(encoding="utf-8"), front()), rivals()), encoding="utf-8")
     return 0
 
 

@@ -57,25 +57,27 @@ class EmbeddingDenoiser(nn.Module):
         t_B: Tensor,
         base: Callable[[Tensor, Tensor], Tensor],
         centre_V: Tensor,
-        read: Callable[[Tensor], Tensor],
+        read: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """What `read` makes of logits (B, L, V) float32, of as many sequences at a time as there is room for.
+        """What `read` makes of what the network adds to the base and of the base, both (B, L, V) float32, and of the latents
+        and times that both are of: as many sequences at a time as there is room for.
 
         `base` gives log-probabilities (B, L, V) of latents and times; `centre_V` are the mean probabilities.
         """
 
         def run(z_BLD: Tensor, t_B: Tensor) -> Tensor:
-            return read(self._logits(z_BLD, base(z_BLD, t_B), centre_V, t_B.float()))
+            base_BLV = base(z_BLD, t_B)
+            return read(self._added(z_BLD, base_BLV, centre_V, t_B.float()), base_BLV, z_BLD, t_B)
 
         return by_sequences(run, z_BLD, t_B, width=len(centre_V))
 
-    def _logits(self, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
+    def _added(self, z_BLD: Tensor, base_BLV: Tensor, centre_V: Tensor, t_B: Tensor) -> Tensor:
         seen = _seen(z_BLD, base_BLV, centre_V)
         h = self.latent_in(seen.view(len(z_BLD), self.slots, -1).to(self.latent_in.weight.dtype)) + self.slot
         h, _ = self.trunk(
             self.stem(h), slot_positions(self.slots, z_BLD.shape[1], z_BLD.device), self.time(t_B)[:, None]
         )
-        return self.token_out(h).view(base_BLV.shape).float() + base_BLV
+        return self.token_out(h).view(base_BLV.shape).float()
 
 
 class EmbeddingDecoder(nn.Module):
@@ -93,16 +95,27 @@ class EmbeddingDecoder(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, x_BL: Tensor, z_BLD: Tensor, t_B: Tensor, base: Base, segment: int, centre_V: Tensor, select_BL: Tensor
+        self,
+        x_BL: Tensor,
+        z_BLD: Tensor,
+        t_B: Tensor,
+        base: Base,
+        segment: int,
+        centre_V: Tensor,
+        select_BL: Tensor,
+        alone: bool = False,
     ) -> Logits:
         """`base` is of segments of so many tokens, `centre_V` the mean probabilities, `t_B` the times of the latents.
 
-        Where there is no room for the log-probabilities of all tokens, those of the rows that are asked for are made again.
+        `alone`: what the network adds to the base, without it. Where there is no room for the log-probabilities of all
+        tokens, those of the rows that are asked for are made again.
         """
         V = len(centre_V)
-        if torch.is_grad_enabled() or x_BL.numel() * V <= slices.HELD:
+        if alone or torch.is_grad_enabled() or x_BL.numel() * V <= slices.HELD:
             base_BLV = base(x_BL, z_BLD, t_B)
             h_BLE = self._hidden(x_BL, z_BLD, base_BLV, centre_V, t_B.float())
+            if alone:
+                return Logits(lambda h_RE: head(self.head, h_RE), V, rows_at(h_BLE, select_BL))
             of_R = rows_at(h_BLE, select_BL), rows_at(base_BLV, select_BL)
             return Logits(lambda h_RE, base_RV: head(self.head, h_RE) + base_RV, V, *of_R)
 

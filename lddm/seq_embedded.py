@@ -13,67 +13,28 @@ Shapes: B batch, L tokens in segments of C, V symbols, D dims of an embedding, N
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.config.fields import chosen, ranged
 from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
-from harness.diffusion.schedules import TOKEN_SCHEDULES, stratified_times
-from harness.errors import UserError
+from harness.diffusion.schedules import stratified_times
 from harness.interface import Bound, Loss, Problem, Stage
 from harness.nn.markov_chain import MarkovChain, certain
 from harness.nn.slices import Logits, by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
 from lddm.embedded_networks import EmbeddingDecoder, EmbeddingDenoiser
+from lddm.embedded_options import SEQEmbeddedOptions, check
 from lddm.latent import token_times
 from lddm.latent_model import LatentModel
 from lddm.mixture import ProductMixture
 from lddm.networks import small_shape
 from lddm.token_embedding import TokenEmbedding
-
-
-@dataclass
-class SEQEmbeddedOptions:
-    schedule: str = chosen("linear", TOKEN_SCHEDULES)  # of the tokens
-    loss: str = chosen("masked_mean", masked.LOSSES)  # of the tokens; see harness.diffusion.masked.MaskedTerms
-    dims: int = ranged(8, 1, 4096)  # of a token's embedding
-    start: float = ranged(0.65, 0, 1)  # time of the latent that the law draws; 1: pure noise, the networks do all
-    end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
-    patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
-    law: str = chosen(
-        "mixture", ("mixture", "chain")
-    )  # in closed form: of segments apart, or n-grams of whole sequences
-    order: int = ranged(3, 2, 64)  # n of the chain's n-grams
-    segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
-    codes: int = ranged(4096, 1, 1 << 20)  # components of the mixture; 1: the places' own laws, and no dependence
-    em_steps: int = ranged(4, 1, 1000)
-    em_segments: int = ranged(262144, 1, 1 << 30)  # at most so many, chosen at random in the training budget
-    smoothing: float = ranged(0.16, 1e-6, 1e6)  # segments of the marginal law that each component is given
-    full_mask: float = ranged(0.3, 0, 1)  # share of a batch with every token masked, where few calls start
-    latent_jitter: float = ranged(0.4, 0, 1)  # half of the decoder's latents are later than `end`, by up to this much
-    prior_share: float = ranged(0.4, 0, 0.99)  # of the steps, after the tokens
-    prior_depth: int = ranged(4, 1, 96)
-    prior_width: int = ranged(0, 0, 65536)  # 0: the backbone's
-    latent_batch: int = ranged(64, 2, 1 << 20)  # sequences in a step of the prior, from a bank
-    bank: int = ranged(65536, 2, 1 << 24)
-
-
-def _check(o: SEQEmbeddedOptions, problem: Problem) -> None:
-    """Raise `UserError` for options that do not go together or with the problem."""
-    divisors = [d for d in range(1, problem.length + 1) if problem.length % d == 0]
-    for key in ("patch", "segment"):
-        value = getattr(o, key)
-        if value not in divisors:
-            near = min(divisors, key=lambda d: abs(d - value))
-            raise UserError(f"{key}={value} does not divide sequences of {problem.length} tokens; choose {near}")
-    if o.start < o.end:
-        raise UserError(f"start={o.start} is below end={o.end}, and the chain runs down; choose start={o.end} or above")
 
 
 class SEQEmbedded(LatentModel):
@@ -85,7 +46,7 @@ class SEQEmbedded(LatentModel):
 
     def __init__(self, problem: Problem, options: SEQEmbeddedOptions) -> None:
         super().__init__(problem, options)
-        _check(options, problem)
+        check(options, problem)
         o, V, shape = options, problem.vocab_size, problem.shape
         self.embedding = TokenEmbedding(V, o.dims)
         chain = o.law == "chain"
@@ -137,14 +98,32 @@ class SEQEmbedded(LatentModel):
             late_B = torch.rand(B, generator=generator, dtype=torch.float64, device=x_BL.device) * 2.0 - 1.0
             t_z_B = o.end + late_B.clamp(min=0.0) * min(o.latent_jitter, 1.0 - o.end)
             t_B = token_times(B, o.full_mask, generator, self.largest_time)
+            if o.joint:
+                return self._joint_loss("token", *self._token_joint(x_BL, t_z_B, t_B, generator))
             terms = self._token_terms(x_BL, t_z_B, t_B, generator)
             mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
             return Loss(terms.loss(o.loss, x_BL.shape[1]), {"token_nats_per_token": mean.detach()})
         x_BL = self.bank.draw(o.latent_batch, generator)
         t_B = o.end + (o.start - o.end) * stratified_times(len(x_BL), generator)
-        log_p_BLV = self.log_p(self.embedding.diffuse(x_BL, t_B, generator), t_B)
-        nll = F.nll_loss(log_p_BLV.flatten(0, 1), x_BL.flatten())
+        z_BLD = self.embedding.diffuse(x_BL, t_B, generator)
+        if o.joint:
+            return self._joint_loss("latent", self.latent_potentials(z_BLD, t_B), x_BL, torch.ones_like(x_BL).bool())
+        nll = F.nll_loss(self.log_p(z_BLD, t_B).flatten(0, 1), x_BL.flatten())
         return Loss(nll, {"latent_nats_per_token": nll.detach()})
+
+    def _joint_loss(self, name: str, potentials_BLV: Tensor, x_BL: Tensor, open_BL: Tensor) -> Loss:
+        """Nats for an open token of how likely all of them are together."""
+        assert isinstance(self.law, MarkovChain)
+        mean = self.law.joint_nll(potentials_BLV, x_BL, open_BL) / open_BL.sum().clamp(min=1)
+        return Loss(mean, {f"{name}_joint_nats_per_token": mean.detach()})
+
+    def _token_joint(
+        self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Potentials of the decoder at token times t beside latents of times t_z, the tokens, and where they are masked."""
+        z_BLD = self.embedding.diffuse(x_BL, t_z_B, generator)
+        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+        return self.token_potentials(xt_BL, z_BLD, t_z_B), x_BL, masked_BL
 
     # ---- the latent -----------------------------------------------------------------------------------------------
     def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,11 +135,20 @@ class SEQEmbedded(LatentModel):
     def _read(self, z_BLD: Tensor, t_B: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
         """What `read` makes of the prior's log p(x_i | z_t), (B, L, V) float32, which need not be held for all sequences."""
 
+        def law(added_BLV: Tensor, base_BLV: Tensor, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+            if self.options.joint:
+                return read(self._base(self.embedding.evidence(z_BLD, t_B) + added_BLV)[0])
+            return read((added_BLV + base_BLV).log_softmax(-1))
+
+        return self._prior(z_BLD, t_B, law)
+
+    def _prior(self, z_BLD: Tensor, t_B: Tensor, read: Callable[..., Tensor]) -> Tensor:
+        """One call of the latent's network; see `EmbeddingDenoiser.forward`."""
+
         def base(z_BLD: Tensor, t_B: Tensor) -> Tensor:
             return self._base(self.embedding.evidence(z_BLD, t_B))[0]
 
-        centre_V = self.embedding.log_prior_V.exp()
-        return self.prior(z_BLD, t_B, base, centre_V, lambda logits_BLV: read(logits_BLV.float().log_softmax(-1)))
+        return self.prior(z_BLD, t_B, base, self.embedding.log_prior_V.exp(), read)
 
     def log_p(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
         """The prior's log p(x_i | z_t), (B, L, V) float32."""
@@ -173,16 +161,18 @@ class SEQEmbedded(LatentModel):
     # ---- tokens together, where the law is a chain ------------------------------------------------------------------
     def latent_potentials(self, z_BLD: Tensor, t_B: Tensor) -> Tensor:
         """What z_t says of each token and what the prior adds to the chain, (B, L, V): logits of `MarkovChain.draw_given`."""
-        evidence_BLV = self.embedding.evidence(z_BLD, t_B)
-        return evidence_BLV + self.log_p(z_BLD, t_B) - self._base(evidence_BLV)[0]
 
-    def token_potentials(self, x_BL: Tensor, z_BLD: Tensor) -> Tensor:
-        """The same of the decoder at masked positions; what is shown is certain."""
-        t_z_B, hidden_BL = self._times(len(x_BL), self.options.end, z_BLD), x_BL == self.problem.vocab_size
-        evidence_BLV = self.evidence(x_BL, z_BLD, t_z_B)
-        everywhere_BL = torch.ones_like(hidden_BL)
-        logits_BLV = self._token_logits(x_BL, z_BLD, t_z_B, everywhere_BL).whole().view(evidence_BLV.shape)
-        added_BLV = logits_BLV - self._base(evidence_BLV)[0]
+        def read(added_BLV: Tensor, base_BLV: Tensor, z_BLD: Tensor, t_B: Tensor) -> Tensor:
+            return self.embedding.evidence(z_BLD, t_B) + added_BLV
+
+        return self._prior(z_BLD, t_B, read)
+
+    def token_potentials(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor | None = None) -> Tensor:
+        """The same of the decoder at masked positions, beside latents of time `end` unless said; what is shown is certain."""
+        t_z_B = self._times(len(x_BL), self.options.end, z_BLD) if t_z_B is None else t_z_B
+        hidden_BL, evidence_BLV = x_BL == self.problem.vocab_size, self.evidence(x_BL, z_BLD, t_z_B)
+        added = self._decoder(x_BL, z_BLD, t_z_B, torch.ones_like(hidden_BL), alone=True)
+        added_BLV = added.whole().view(evidence_BLV.shape)
         return torch.where(hidden_BL[..., None], evidence_BLV + added_BLV, evidence_BLV)
 
     def draw_start(self, n: int, start: float, generator: torch.Generator) -> Tensor:
@@ -203,12 +193,18 @@ class SEQEmbedded(LatentModel):
 
     def _token_logits(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor) -> Logits:
         """Logits (R, V) of tokens given the latent and the tokens that are known."""
+        if self.options.joint:
+            return Logits.of(self._base(self.token_potentials(x_BL, z_BLD, t_z_B))[0][select_BL])
+        return self._decoder(x_BL, z_BLD, t_z_B, select_BL)
+
+    def _decoder(self, x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, select_BL: Tensor, alone: bool = False) -> Logits:
+        """One call of the tokens' network; see `EmbeddingDecoder.forward`."""
 
         def base(x_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor) -> Tensor:
             return self._base(self.evidence(x_BL, z_BLD, t_z_B))[0]
 
         centre_V = self.embedding.log_prior_V.exp()
-        return self.decoder(x_BL, z_BLD, t_z_B, base, self.law.segment, centre_V, select_BL)
+        return self.decoder(x_BL, z_BLD, t_z_B, base, self.law.segment, centre_V, select_BL, alone)
 
     def _token_terms(self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
         """Cross-entropies of masked tokens at times t, given latents at times t_z."""

@@ -64,6 +64,20 @@ class MarkovChain(nn.Module):
         """The evidence's log probability alone, (N,) float32, in half of the work."""
         return self._in_blocks(lambda seen_LNV, top_N: (self._forward(seen_LNV)[1] + top_N,), evidence_NLV)[0]
 
+    def joint_nll(self, potentials_NLV: Tensor, x_NL: Tensor, open_NL: Tensor) -> Tensor:
+        """`-log p(x | potentials)` of whole sequences, summed; potentials are `evidence` of any kind. A scalar, float32.
+
+        The gradient by the potentials of an open token is its law under all of them less the token that is there; where
+        a token is not open (it is certain: minus infinity for all others) there is none.
+        """
+        with torch.no_grad():
+            log_p_NLV, log_N = self.posterior(potentials_NLV)
+            own_N = potentials_NLV.gather(2, x_NL[..., None])[..., 0].sum(1)
+            nll = (log_N - own_N - self.log_p(x_NL)).sum()
+            error_MV = log_p_NLV[open_NL].exp() - F.one_hot(x_NL[open_NL], self.vocab_size)
+        slope = (error_MV * potentials_NLV[open_NL]).sum()
+        return (slope - slope.detach() + nll).float()
+
     @torch.no_grad()
     def draw_given(self, evidence_NLV: Tensor, generator: torch.Generator) -> Tensor:
         """One sequence for each row of evidence from p(x | all evidence), (N, L) int64, in float64: forward, then drawn

@@ -12,11 +12,19 @@ from harness.nn.slices import Logits, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
 
 
+def _all_alike(x_BL: Tensor, t_B: Tensor | None) -> bool:
+    """Whether all sequences of a call without gradient are the same, at the same time: a sampler's first, of masks alone."""
+    if torch.is_grad_enabled() or len(x_BL) < 2:
+        return False
+    return bool((x_BL == x_BL[:1]).all()) and (t_B is None or bool((t_B == t_B[:1]).all()))
+
+
 class TokenNetwork(nn.Module):
     """Tokens (B, L) to `Logits` (M, V) at the selected positions (all of them where None), in float32.
 
     The LM head runs only where `select_BL` is true (row-major order): in the last steps of a sampler or at small noise
-    that is a small part of the sequence. `time` adds adaLN conditioning. Instead of tokens it takes laws of them (B, L, V).
+    that is a small part of the sequence. Without gradient, sequences that are all the same (masks, where a sampler begins)
+    go through the trunk as one. `time` adds adaLN conditioning. Instead of tokens it takes laws of them (B, L, V).
     """
 
     def __init__(self, shape: TrunkShape, vocab_size: int, causal: bool = False, time: bool = False) -> None:
@@ -36,12 +44,19 @@ class TokenNetwork(nn.Module):
         return head(self.head, h_RE)
 
     def _hidden(self, x_BL: Tensor, select_BL: Tensor | None, t_B: Tensor | None) -> Tensor:
+        if _all_alike(x_BL, t_B if self.time is not None else None):
+            # One sequence alone is no size that is worth compiling for.
+            with torch.compiler.set_stance("force_eager"):
+                h_1LE = self._through(x_BL[:1], None if t_B is None else t_B[:1])
+            return rows_at(h_1LE.expand(len(x_BL), -1, -1), select_BL)
+        return rows_at(self._through(x_BL, t_B), select_BL)
+
+    def _through(self, x_BL: Tensor, t_B: Tensor | None) -> Tensor:
         positions_L = torch.arange(x_BL.shape[1], device=x_BL.device)
         cond = self.time(t_B)[:, None] if self.time is not None else None
         # A law over tokens is embedded as their mean.
         e_BLE = x_BL @ self.embed.weight[:-1] if x_BL.is_floating_point() else self.embed(x_BL)
-        h_BLE, _ = self.trunk(self.stem(e_BLE), positions_L, cond)
-        return rows_at(h_BLE, select_BL)
+        return self.trunk(self.stem(e_BLE), positions_L, cond)[0]
 
     def decode_next(self, x_B: Tensor, position: int, caches: list | None) -> tuple[Tensor, list]:
         """One causal decoding step: logits (B, V) of the symbol after `x_B` at `position`, and the grown caches."""

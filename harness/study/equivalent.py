@@ -14,6 +14,7 @@ import torch
 
 from harness.errors import BudgetError, UserError
 from harness.interface import Sampler
+from harness.nn.slices import at_most
 from harness.store import read_json, write_json
 from harness.study.budget import count_flops, full_call_flops
 from harness.training.seeds import step_generator
@@ -89,7 +90,7 @@ def _read(file: Path) -> dict[str, int]:
 
 
 def _flops(sampler: Sampler, nfe: int) -> int:
-    """FLOPs for one sequence at a budget; networks need no training for that."""
-    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+    """FLOPs for one sequence at a budget, drawn by itself; networks need no training for that."""
+    with torch.compiler.set_stance("force_eager"), torch.no_grad(), at_most(1):
         draw = functools.partial(sampler.draw, _SEQUENCES, nfe, step_generator("cpu", 0))
         return count_flops(draw) // _SEQUENCES

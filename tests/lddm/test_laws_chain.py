@@ -9,6 +9,7 @@ from harness.errors import UserError
 from harness.nn.markov_chain import MarkovChain
 from lddm.samplers.embedded import Embedded, EmbeddedOptions
 from lddm.samplers.embedded_chain import EmbeddedChain, EmbeddedChainOptions
+from lddm.seq_embedded import SEQEmbedded
 from tests.kit.toys import (
     bound_by_x,
     chi_square_p,
@@ -108,8 +109,9 @@ def test_draws_have_the_law(order):
     assert same_law(chain.draw(40_000, generator_of(3)), law_of(chain))
 
 
-def test_bound_of_the_seq_is_tight_where_the_networks_add_nothing():
-    method = fitted(law="chain", order=3, start=0.6)
+@pytest.mark.parametrize("joint", [False, True])
+def test_bound_of_the_seq_is_tight_where_the_networks_add_nothing(joint):
+    method = fitted(law="chain", order=3, start=0.6, joint=joint)
     mean_X, error_X = bound_by_x(method, X, copies=32, repeats=60)
     z_X = (mean_X + law_of(method.law).log().numpy()) / error_X
     assert np.abs(z_X).max() < 4.5, z_X
@@ -148,6 +150,61 @@ def test_what_a_network_adds_is_beside_the_chain():
     assert float(added_LV.std(1).min()) > 0.1
     weight_X = sum((seen_LV + added_LV)[i].double()[X[:, i]] for i in range(L))
     assert same_law(drawn.x_NL, (law_of(method.law).log() + weight_X).softmax(0))
+
+
+def opinionated(**options) -> SEQEmbedded:
+    """Networks that add something to the chain, and have learnt nothing."""
+    method = fitted(law="chain", order=2, start=0.9, end=0.6, joint=True, **options)
+    for weight in (method.decoder.head.weight, method.prior.token_out.weight):
+        torch.nn.init.normal_(weight, generator=generator_of(1))
+    return method
+
+
+def log_joint(method: SEQEmbedded, potentials_LV: torch.Tensor) -> torch.Tensor:
+    """log p(x | potentials), (X,) float64, by its definition."""
+    own_X = sum(potentials_LV[i].double()[X[:, i]] for i in range(L))
+    return (method.law.log_p(X) + own_X).log_softmax(0)
+
+
+@pytest.mark.parametrize("stage", ["tokens", "prior"])
+def test_the_loss_of_networks_that_learn_together_is_the_joint_likelihood(stage, monkeypatch):
+    """And its gradient, by enumeration, of the potentials that the loss itself has made."""
+    method = opinionated(latent_batch=5)
+    method.set_stage(stage)
+    name, learnt = ("token", method.decoder.head) if stage == "tokens" else ("latent", method.prior.token_out)
+    made, plain = [], getattr(method, f"{name}_potentials")
+    monkeypatch.setattr(method, f"{name}_potentials", lambda *given: made.append(plain(*given)) or made[0])
+    loss = method.loss(X[[3, 3, 5, 9, 20]], generator_of(4))
+    loss.total.backward(retain_graph=True)
+    found = learnt.weight.grad.clone()
+    x_BL = X[[3, 3, 5, 9, 20]] if stage == "tokens" else method.bank.draw(5, generator_of(4))
+    open_BL = made[0].detach().exp().gt(0).sum(-1) > 1  # a token that is shown is certain
+    index_B = [int((x_L == X).all(1).nonzero()[0, 0]) for x_L in x_BL]
+    nll = -sum(log_joint(method, made[0][b])[index_B[b]] for b in range(5)) / open_BL.sum()
+    method.zero_grad()
+    nll.backward()
+    assert float(loss.total.detach()) == pytest.approx(float(nll.detach()), abs=1e-4)
+    assert torch.allclose(found, learnt.weight.grad, atol=1e-5) and found.abs().max() > 0.01
+
+
+def test_each_token_by_itself_is_the_joint_law_summed():
+    method = opinionated()
+    z_1LD, t_1 = method.draw_start(1, 0.6, generator_of(2)), torch.tensor([0.6], dtype=torch.float64)
+    shown_1L = torch.full((1, L), V)
+    shown_1L[0, 1] = 2
+    with torch.no_grad():
+        for potentials_1LV, log_p_LV in (
+            (method.latent_potentials(z_1LD, t_1), method.log_p(z_1LD, t_1)[0]),
+            (method.token_potentials(shown_1L, z_1LD), method.denoiser(z_1LD)(shown_1L, shown_1L >= 0, t_1).whole()),
+        ):
+            p_X = log_joint(method, potentials_1LV[0]).exp()
+            expected_LV = torch.stack([torch.stack([p_X[X[:, i] == v].sum() for v in range(V)]) for i in range(L)])
+            assert torch.allclose(log_p_LV.double().exp(), expected_LV, atol=1e-5)
+
+
+def test_to_learn_together_takes_a_chain():
+    with pytest.raises(UserError, match="joint=true needs n-grams .* law=mixture has none; use law=chain"):
+        fitted(joint=True)
 
 
 def test_without_a_chain_nothing_is_drawn_together():
