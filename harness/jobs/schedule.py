@@ -53,8 +53,10 @@ class Task:
         self.state, self.text = "failed", reason
 
 
-def critical_path(tasks: Mapping[TaskKey, Task]) -> dict[TaskKey, float]:
-    """Weight of the longest chain of tasks that starts at each: what waits longest must start first."""
+def critical_path(tasks: Mapping[TaskKey, Task], workers: int = 1 << 30) -> dict[TaskKey, float]:
+    """Weight of the longest chain of tasks that starts at each, or of all that waits for it directly, shared out among the
+    workers, where that is more: what holds up most must start first.
+    """
     dependents: dict[TaskKey, list[TaskKey]] = {key: [] for key in tasks}
     for task in tasks.values():
         for need in task.needs:
@@ -63,7 +65,9 @@ def critical_path(tasks: Mapping[TaskKey, Task]) -> dict[TaskKey, float]:
 
     def measure(key: TaskKey) -> float:
         if key not in length:
-            length[key] = tasks[key].weight + max((measure(d) for d in dependents[key]), default=0.0)
+            chain = max((measure(d) for d in dependents[key]), default=0.0)
+            shared = sum(tasks[d].weight for d in dependents[key]) / workers
+            length[key] = tasks[key].weight + max(chain, shared)
         return length[key]
 
     for key in tasks:
@@ -71,11 +75,11 @@ def critical_path(tasks: Mapping[TaskKey, Task]) -> dict[TaskKey, float]:
     return length
 
 
-def ready(tasks: Mapping[TaskKey, Task]) -> list[Task]:
-    """Waiting tasks whose needs are met, the longest chain first."""
+def ready(tasks: Mapping[TaskKey, Task], workers: int = 1 << 30) -> list[Task]:
+    """Waiting tasks whose needs are met, those that hold up most first."""
     done = {k for k, t in tasks.items() if t.state == "done"}
     able = [t for t in tasks.values() if t.state == "waiting" and set(t.needs) <= done]
-    length = critical_path(tasks)
+    length = critical_path(tasks, workers)
     return sorted(able, key=lambda t: (-length[t.key], t.key))
 
 

@@ -8,15 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.nn.slices import Logits, by_sequences, head, rows_at
+from harness.nn.slices import Logits, all_alike, by_sequences, head, rows_at
 from harness.nn.transformer import Stem, TimeEmbedding, Trunk, TrunkShape
-
-
-def _all_alike(x_BL: Tensor, t_B: Tensor | None) -> bool:
-    """Whether all sequences of a call without gradient are the same, at the same time: a sampler's first, of masks alone."""
-    if torch.is_grad_enabled() or len(x_BL) < 2:
-        return False
-    return bool((x_BL == x_BL[:1]).all()) and (t_B is None or bool((t_B == t_B[:1]).all()))
 
 
 class TokenNetwork(nn.Module):
@@ -44,7 +37,7 @@ class TokenNetwork(nn.Module):
         return head(self.head, h_RE)
 
     def _hidden(self, x_BL: Tensor, select_BL: Tensor | None, t_B: Tensor | None) -> Tensor:
-        if _all_alike(x_BL, t_B if self.time is not None else None):
+        if all_alike(x_BL, t_B if self.time is not None else None):
             # One sequence alone is no size that is worth compiling for.
             with torch.compiler.set_stance("force_eager"):
                 h_1LE = self._through(x_BL[:1], None if t_B is None else t_B[:1])

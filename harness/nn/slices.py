@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _TOKENS = ContextVar("tokens read at a time", default=1 << 15)
-
+_SHARING = ContextVar("sequences that are the same are read once", default=True)
 
 #: Numbers for each token and symbol that are held at a time, where they are wanted for a while: 256 MiB in float32.
 HELD = 1 << 26
@@ -32,6 +32,23 @@ def at_most(tokens: int) -> Iterator[None]:
         yield
     finally:
         _TOKENS.reset(before)
+
+
+@contextmanager
+def unshared() -> Iterator[None]:
+    """Inside, each sequence of a call is read for itself: for counting what one of them costs."""
+    before = _SHARING.set(False)
+    try:
+        yield
+    finally:
+        _SHARING.reset(before)
+
+
+def all_alike(x_BL: Tensor, t_B: Tensor | None = None) -> bool:
+    """Whether all sequences of a call without gradient are the same, at the same time: a sampler's first, of masks alone."""
+    if torch.is_grad_enabled() or len(x_BL) < 2 or not _SHARING.get():
+        return False
+    return bool((x_BL == x_BL[:1]).all()) and (t_B is None or bool((t_B == t_B[:1]).all()))
 
 
 def tokens_at_a_time() -> int:

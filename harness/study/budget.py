@@ -25,6 +25,9 @@ from harness.nn.networks import TokenNetwork
 from harness.training.optimizer import rehearse_step
 from harness.training.seeds import step_generator
 
+#: Sequences of a draw whose FLOPs are counted: products of weights alone, such as tables of codes, are shared by all of it.
+COUNTED_SEQUENCES = 16
+
 
 @contextmanager
 def counted_calls(sampler: Sampler) -> Iterator[Counter[str]]:

@@ -146,7 +146,7 @@ def make_cells(session: Session) -> list[Cell]:
         # A method without logits has no temperature; a reference is a row of the scale and is not swept either.
         temperatures = study.temperatures if role == "method" else [1.0]
         if role == "method":
-            kept = session.cache / "budgets" / f"{session.cell_key(name, label, 0)}.json"
+            kept = session.cache / "sampling_flops" / f"{session.cell_key(name, label, 0)}.json"
             budgets = tuple(sorted({*budgets, *equal_budgets(sampler, study.equivalent_nfe, kept)}))
         parts = tuple(Part(nfe, float(temperature)) for nfe in budgets for temperature in temperatures)
         # Counting has no randomness, so one seed is all that there is to see.

@@ -14,13 +14,11 @@ import torch
 
 from harness.errors import BudgetError, UserError
 from harness.interface import Sampler
-from harness.nn.slices import at_most
+from harness.nn.slices import unshared
 from harness.store import read_json, write_json
-from harness.study.budget import count_flops, full_call_flops
+from harness.study.budget import COUNTED_SEQUENCES, count_flops, full_call_flops
 from harness.training.seeds import step_generator
 
-#: Sequences of a draw that is counted; each position is drawn once, so that their number changes nothing.
-_SEQUENCES = 2
 #: Calls that one call of the baseline can buy at most; a sampler whose networks cost less than that ends there.
 _MOST = 16
 
@@ -90,7 +88,14 @@ def _read(file: Path) -> dict[str, int]:
 
 
 def _flops(sampler: Sampler, nfe: int) -> int:
-    """FLOPs for one sequence at a budget, drawn by itself; networks need no training for that."""
-    with torch.compiler.set_stance("force_eager"), torch.no_grad(), at_most(1):
-        draw = functools.partial(sampler.draw, _SEQUENCES, nfe, step_generator("cpu", 0))
-        return count_flops(draw) // _SEQUENCES
+    """FLOPs for one of `COUNTED_SEQUENCES` at a budget; networks need no training for that.
+
+    From draws of one and of two: what the second adds, and a share of what does not grow with their number.
+    """
+
+    def drawn(n: int) -> int:
+        return count_flops(functools.partial(sampler.draw, n, nfe, step_generator("cpu", 0)))
+
+    with torch.compiler.set_stance("force_eager"), torch.no_grad(), unshared():
+        one, two = drawn(1), drawn(2)
+    return two - one + round((2 * one - two) / COUNTED_SEQUENCES)

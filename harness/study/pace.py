@@ -12,6 +12,7 @@ import torch
 
 from harness.jobs.schedule import Task, TaskKey
 from harness.nn.networks import TokenNetwork
+from harness.nn.slices import unshared
 from harness.study.session import Session
 
 _SEQUENCES, _ENOUGH = 32, 1.0
@@ -40,7 +41,7 @@ def _timing(session: Session) -> tuple[float, float]:
     x_BL = torch.zeros((_SEQUENCES, problem.length), dtype=torch.int64, device=numerics.device)
     torch.set_num_threads(session.cfg.compute.threads)  # as in a worker
     on_cpu, calls = numerics.device == "cpu", 0
-    with torch.inference_mode(), numerics.autocast():
+    with torch.inference_mode(), numerics.autocast(), unshared():
         network(x_BL).whole()
         began, worked = time.perf_counter(), time.process_time()
         while time.perf_counter() - began < _ENOUGH:

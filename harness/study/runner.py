@@ -87,7 +87,7 @@ class StudyWork(Work):
         self.session, self.tasks, self.by_name = session, tasks, by_name
 
     def ready(self, free: int) -> list[Task]:
-        return ready(self.tasks)
+        return ready(self.tasks, worker_count(self.session))
 
     def unfinished(self) -> bool:
         return unfinished(self.tasks)

@@ -15,15 +15,13 @@ import torch
 
 from harness.interface import Draw, Sampler
 from harness.metrics.base import Prompts
-from harness.nn.slices import at_most
-from harness.study.budget import count_flops, counted_calls
+from harness.nn.slices import unshared
+from harness.study.budget import COUNTED_SEQUENCES, count_flops, counted_calls
 from harness.study.cells import Part
 from harness.training.compiled import compile_trunks
 from harness.training.distributed import Group
 from harness.training.precision import Numerics
 from harness.training.seeds import step_generator
-
-_FLOP_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
@@ -133,9 +131,8 @@ def draw_samples(
         progress(min((index + group.size) * chunk, n), n)
     for value in (x_CNL, calls_CN, seconds):
         group.add(value)  # zeros where another process has the value
-    few = min(_FLOP_SEQUENCES, n)
-    # Each sequence by itself: what sequences of a draw share is not what one of them costs.
-    with torch.compiler.set_stance("force_eager"), torch.no_grad(), at_most(1):
+    few = min(COUNTED_SEQUENCES, n)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad(), unshared():
         flops = count_flops(lambda: _drawn(sampler, few, part, generator(0), given(0))) / few
     spread: dict[str, float] = {} if drawn.stated is None else {"nfe": drawn.stated}
     if drawn.calls_N is not None:  # of the sequences that are cut off too: a draw meets its budget as a whole

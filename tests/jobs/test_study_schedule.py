@@ -39,6 +39,14 @@ def test_longest_chain_starts_first():
     assert [t.key for t in ready(tasks)] == [B]
 
 
+def test_what_all_scores_wait_for_starts_before_a_longer_chain():
+    """The judge is the need of every score: begun last, it would leave all workers but one without work."""
+    scores = [(("score", str(i)), (C,), 2.0) for i in range(6)]
+    tasks = _tasks((A, (), 5.0), (D, (A,), 1.0), (C, (), 1.0), *scores)
+    assert [t.key for t in ready(tasks)] == [A, C], "with workers without end the longest chain is all"
+    assert [t.key for t in ready(tasks, 2)] == [C, A] and critical_path(tasks, 2)[C] == 7.0
+
+
 def test_a_task_with_two_needs_waits_for_both():
     tasks = _tasks((A, (), 1.0), (B, (), 1.0), (D, (A, B), 1.0))
     tasks[A].state = "done"

@@ -20,7 +20,6 @@ from harness.nn.transformer import (
     squared_relu,
     time_features,
 )
-from harness.study.budget import count_flops
 from lddm.networks import JointNetwork, LatentNetwork, SlotEncoder, slot_positions
 from tests.kit.toys import generator_of, one_thread, scramble  # noqa: F401
 
@@ -278,25 +277,3 @@ def test_blocks_that_are_computed_again_keep_less_and_have_the_same_gradients():
     (much, plain), (little, again) = (kept_and_gradients(network, wanted) for wanted in (False, True))
     assert all(map(torch.equal, plain, again))
     assert little < much / 4
-
-
-@pytest.mark.parametrize("time", [False, True])
-def test_sequences_that_are_all_the_same_go_through_the_trunk_as_one(time):
-    """And say what they say one by one; the head reads each. Nothing is shared where a token or a time differs."""
-    network = scramble(TokenNetwork(SHAPE, V, time=time))
-    blank_BL, t_B = torch.full((6, L), V), torch.full((6,), 0.7)
-    select_BL = torch.rand(6, L, generator=generator_of(1)) < 0.5
-
-    def flops(x_BL: torch.Tensor, t_B: torch.Tensor) -> int:
-        with torch.no_grad():
-            return count_flops(lambda: network(x_BL, select_BL[: len(x_BL)], t_B))
-
-    with torch.no_grad():
-        shared = network(blank_BL, select_BL, t_B).whole()
-        each = [network(blank_BL[i : i + 1], select_BL[i : i + 1], t_B[i : i + 1]).whole() for i in range(6)]
-    assert torch.allclose(shared, torch.cat(each), atol=1e-6)
-    assert flops(blank_BL, t_B) == flops(blank_BL[:1], t_B[:1])
-    other_BL, other_B = blank_BL.clone(), t_B.clone()
-    other_BL[3, 2], other_B[3] = 0, 0.2
-    assert flops(other_BL, t_B) == 6 * flops(blank_BL[:1], t_B[:1])
-    assert flops(blank_BL, other_B) == (6 if time else 1) * flops(blank_BL[:1], t_B[:1])

@@ -14,7 +14,9 @@ from baselines.samplers.top_p import TopP, TopPOptions
 from harness.config.registry import build_options
 from harness.contracts.world import PROBLEM, L, V, X, build_method
 from harness.diffusion import masked
-from harness.nn.slices import Logits, at_most, by_sequences, head
+from harness.nn.networks import TokenNetwork
+from harness.nn.slices import Logits, at_most, by_sequences, head, unshared
+from harness.study.budget import count_flops
 from tests.kit.toys import (
     all_sequences,
     chi_square_p,
@@ -139,3 +141,27 @@ def test_a_head_reads_few_numbers_of_rows_and_says_what_it_says_of_each():
     assert len(seen) == 17 and max(seen) == 1024
     head(linear, h_RE[:513]).sum().backward()
     assert h_RE.grad[:513].any(1).all() and not h_RE.grad[513:].any()
+
+
+@pytest.mark.parametrize("time", [False, True])
+def test_sequences_that_are_all_the_same_go_through_the_trunk_as_one(time):
+    """And say what they say one by one; the head reads each. Nothing is shared where a token or a time differs."""
+    network = scramble(TokenNetwork(PROBLEM.shape, V, time=time))
+    blank_BL, t_B = torch.full((6, L), V), torch.full((6,), 0.7)
+    select_BL = torch.rand(6, L, generator=generator_of(1)) < 0.5
+
+    def flops(x_BL: torch.Tensor, t_B: torch.Tensor) -> int:
+        with torch.no_grad():
+            return count_flops(lambda: network(x_BL, select_BL[: len(x_BL)], t_B))
+
+    with torch.no_grad():
+        shared = network(blank_BL, select_BL, t_B).whole()
+        each = [network(blank_BL[i : i + 1], select_BL[i : i + 1], t_B[i : i + 1]).whole() for i in range(6)]
+    assert torch.allclose(shared, torch.cat(each), atol=1e-6)
+    assert flops(blank_BL, t_B) == flops(blank_BL[:1], t_B[:1])
+    with unshared():
+        assert flops(blank_BL, t_B) == 6 * flops(blank_BL[:1], t_B[:1])
+    other_BL, other_B = blank_BL.clone(), t_B.clone()
+    other_BL[3, 2], other_B[3] = 0, 0.2
+    assert flops(other_BL, t_B) == 6 * flops(blank_BL[:1], t_B[:1])
+    assert flops(blank_BL, other_B) == (6 if time else 1) * flops(blank_BL[:1], t_B[:1])

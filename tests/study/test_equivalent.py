@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from harness.config.load import load
+from harness.nn.slices import unshared
 from harness.report.equal import equal_rows, equal_table, strict_rows
-from harness.study.budget import count_flops, full_call_flops
+from harness.study.budget import COUNTED_SEQUENCES, count_flops, full_call_flops
 from harness.study.cells import make_cells
 from harness.study.equivalent import most_calls
 from harness.study.session import Session
@@ -44,20 +45,24 @@ def _session(tmp_path, *more):
     )
 
 
+def counted(sampler, nfe: int) -> float:
+    """FLOPs for a sequence, as they are counted when a study draws its samples."""
+    with unshared():
+        return count_flops(lambda: sampler.draw(COUNTED_SEQUENCES, nfe, step_generator("cpu", 3))) / COUNTED_SEQUENCES
+
+
 def test_each_sampler_has_as_many_calls_as_its_networks_cost(tmp_path):
     session = _session(tmp_path)
     cells = {f"{c.method}/{c.sampler}": c for c in make_cells(session)}
     strict, unit = set(session.cfg.study.nfe), full_call_flops(session.problem)
     assert {p.nfe for p in cells["mdlm/ancestral"].parts} == strict | {2, 5}, "a call of the baseline costs one"
-    found = {p.nfe for p in cells["seq/diffusion"].parts}
-    assert max(found) > 5, "its latent's network is cheap"
-    sampler = session.sampler(session.build("seq"), "seq", "diffusion")
-
-    def cost(k):
-        return count_flops(lambda: sampler.draw(2, k, step_generator("cpu", 3))) / 2 / unit
-
-    assert cost(max(found)) <= 5 < cost(max(found) + 1)
-    kept = list((session.cache / "budgets").glob("*.json"))
+    assert max(p.nfe for p in cells["seq/diffusion"].parts) > 5, "its latent's network is cheap"
+    for method, label in (("seq", "diffusion"), ("seq_discrete", "codes")):
+        most = max(p.nfe for p in cells[f"{method}/{label}"].parts)
+        sampler = session.sampler(session.build(method), method, label)
+        costs = [counted(sampler, k) / unit for k in (most, most + 1)]
+        assert costs[0] <= 5 < costs[1], method
+    kept = list((session.cache / "sampling_flops").glob("*.json"))
     assert kept and not (tmp_path / "r").exists()
     kept[0].write_text("torn")
     assert [c.parts for c in make_cells(session)] == [c.parts for c in cells.values()]
@@ -68,7 +73,7 @@ def test_each_sampler_has_as_many_calls_as_its_networks_cost(tmp_path):
 def test_a_budget_of_a_mean_is_the_strict_one(tmp_path):
     row = ["methods.mdlm.samplers.entropy_bounded={}", "only=[mdlm/entropy_bounded]"]
     (cell,) = make_cells(_session(tmp_path, *row))
-    assert {2, 5} <= {part.nfe for part in cell.parts} and not (tmp_path / "budgets").exists()
+    assert {2, 5} <= {part.nfe for part in cell.parts} and not (tmp_path / "sampling_flops").exists()
 
 
 def test_the_table_takes_of_each_method_what_spends_most_of_the_budget():
