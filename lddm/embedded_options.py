@@ -19,9 +19,7 @@ class SEQEmbeddedOptions:
     start: float = ranged(0.65, 0, 1)  # time of the latent that the law draws; 1: pure noise, the networks do all
     end: float = ranged(0.3, 0.01, 1)  # time of the latent that the tokens are given: what share it hides of them
     patch: int = ranged(4, 1, 4096)  # neighbouring tokens that are one slot of the latent's network
-    law: str = chosen(
-        "mixture", ("mixture", "chain")
-    )  # in closed form: of segments apart, or n-grams of whole sequences
+    law: str = chosen("mixture", ("mixture", "chain"))  # of segments apart, or n-grams of whole sequences
     order: int = ranged(3, 2, 64)  # n of the chain's n-grams
     joint: bool = False  # networks learn how likely the tokens of a call are together under the chain, not one by one
     segment: int = ranged(8, 1, 4096)  # tokens of the mixture's segments
