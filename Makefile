@@ -20,7 +20,7 @@ smoke: $(STAMP)
 	$(BIN)/python -m harness.run study=smoke
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

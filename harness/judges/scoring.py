@@ -27,8 +27,10 @@ from harness.data.files import texts_digest
 from harness.errors import UserError
 from harness.judges.base import Judge, TextScores
 from harness.judges.corpus import END_OF_TEXT
+from harness.judges.windows import Window, batches_of, windows_of
 from harness.nn.pretrained import DTYPES, load_checked
 from harness.nn.slices import tokens_at_a_time
+from harness.training.distributed import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,14 +74,6 @@ class Reading:
         return f"ctx{self.context}-stride{self.stride}/{bos}-{eos}/features-{self.pool}"
 
 
-@dataclass(frozen=True)
-class _Window:
-    text: int
-    start: int
-    stop: int
-    own: int  # the first token that this window owns; it owns up to `stop`
-
-
 @dataclass
 class _Totals:
     """Sums over the windows of each text, filled batch by batch."""
@@ -89,16 +83,12 @@ class _Totals:
     hidden_NF: np.ndarray
     pooled_N: np.ndarray
 
-
-def windows_of(text: int, length: int, context: int, stride: int) -> list[_Window]:
-    """Windows over a text of `length` tokens, as the head of this file says; none for an empty text."""
-    windows: list[_Window] = []
-    start, own = 0, 0
-    while own < length:
-        stop = min(start + context, length)
-        windows.append(_Window(text, start, stop, own))
-        start, own = start + stride, stop
-    return windows
+    def add_up(self, group: Group, device: torch.device) -> None:
+        """Over the processes of a group; where one has read a text the others have zeros."""
+        for name, value in vars(self).items():
+            total = torch.from_numpy(value).to(device)
+            group.add(total)
+            setattr(self, name, total.cpu().numpy())
 
 
 class CausalReader:
@@ -123,21 +113,26 @@ class CausalReader:
         self.device = next(model.parameters()).device
         self._kept: OrderedDict[str, tuple[TextScores, np.ndarray]] = OrderedDict()
 
-    def read(self, texts: Sequence[str]) -> tuple[TextScores, np.ndarray]:
+    def read(self, texts: Sequence[str], group: Group | None = None) -> tuple[TextScores, np.ndarray]:
         """NLL (nats, float64), scored tokens, and features (N, F) float32 of each text, in the order given.
 
         Features are pooled over the whole text, past an end-of-text too; those of a text without tokens are zeros.
-        The last sets of texts are remembered: perplexity and MAUVE of the same samples cost one pass.
+        The last sets of texts are remembered: perplexity and MAUVE of the same samples cost one pass. The processes of a
+        `group` read a batch each in turn, and all return what one process does.
         """
         key = texts_digest(texts)
         if key not in self._kept:
-            self._kept[key] = self._read(list(texts))
-            while len(self._kept) > _SETS_KEPT:
-                self._kept.popitem(last=False)
+            self.keep(texts, *self._read(list(texts), group or Group()))
         scores, features_NF = self._kept[key]
         return copy.deepcopy(scores), features_NF.copy()
 
-    def _read(self, texts: list[str]) -> tuple[TextScores, np.ndarray]:
+    def keep(self, texts: Sequence[str], scores: TextScores, features_NF: np.ndarray) -> None:
+        """Remember what was read of these texts, here or by other processes."""
+        self._kept[texts_digest(texts)] = scores, features_NF
+        while len(self._kept) > _SETS_KEPT:
+            self._kept.popitem(last=False)
+
+    def _read(self, texts: list[str], group: Group) -> tuple[TextScores, np.ndarray]:
         reading = self.reading
         prefix = [] if reading.bos_id is None else [reading.bos_id]
         ids = [prefix + list(found) for found in self.tokenize(texts)] if texts else []
@@ -154,9 +149,11 @@ class CausalReader:
         n = len(texts)
         width = self.model.config.get_text_config().hidden_size
         totals = _Totals(np.zeros(n), np.zeros(n, np.int64), np.zeros((n, width)), np.zeros(n, np.int64))
+        batches = list(batches_of(windows, min(reading.batch_tokens, tokens_at_a_time())))
         with torch.inference_mode(), _full_precision():
-            for batch in _batches(windows, min(reading.batch_tokens, tokens_at_a_time())):
-                self._read_batch(batch, ids, scored_to, skip, totals)
+            for number in group.parts(len(batches)):
+                self._read_batch(batches[number], ids, scored_to, skip, totals)
+        totals.add_up(group, self.device)
         features_NF = totals.hidden_NF / np.maximum(totals.pooled_N, 1)[:, None]
         scores = TextScores(totals.nll_N, totals.tokens_N, self._scored_chars(texts, ids, skip))
         return scores, features_NF.astype(np.float32)
@@ -169,7 +166,7 @@ class CausalReader:
         return np.maximum(0, np.array(lengths, dtype=np.int64) - np.array(lost, dtype=np.int64))
 
     def _read_batch(
-        self, batch: list[_Window], ids: list[list[int]], scored_to: list[int], skip: int, totals: _Totals
+        self, batch: list[Window], ids: list[list[int]], scored_to: list[int], skip: int, totals: _Totals
     ) -> None:
         """Add what the windows of a batch own to `totals`; `skip` counts the BOS in front, which is no text."""
         width = max(window.stop - window.start for window in batch)
@@ -219,18 +216,6 @@ def _end_of_scored(found: list[int], skip: int, eos_id: int | None) -> int:
         return len(found)
 
 
-def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
-    """Windows of similar length together, at most `batch_tokens` with padding, at least one a batch; none is left."""
-    batch: list[_Window] = []
-    for window in sorted(windows, key=lambda w: w.stop - w.start):  # stable, and the newest is the longest
-        if batch and (len(batch) + 1) * (window.stop - window.start) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
-
-
 def _next_token_nll(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
     """(B, T) `-log p(token t | tokens before t)` in nats, at least in float32; position 0 is set to 0."""
     nll_BT = torch.zeros(ids_BT.shape, dtype=torch.promote_types(logits_BTV.dtype, torch.float32), device=ids_BT.device)
@@ -268,6 +253,8 @@ def pooled_ppl(scores: TextScores) -> float:
 
 class CausalJudge(Judge):
     """A judge that is a causal language model: what it says once `prepare` has handed over its reader."""
+
+    reader: CausalReader
 
     def _read_by(self, reader: CausalReader, data: TokenData) -> None:
         self.reader, self._data, self.ready = reader, data, True

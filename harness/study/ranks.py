@@ -1,4 +1,5 @@
-"""One cell's model trained, or its samples drawn, by several processes: how a worker starts them, and what each does.
+"""One cell's model trained, its samples drawn, or read by the judge, by several processes: how a worker starts them, and what
+each does.
 
 `torchrun --nproc-per-node=2 -m harness.study.ranks study=few_step compute.processes=2 train.accumulate=2 ...` trains all
 models of a study in torchrun's processes, on as many machines as it is told; the same arguments to `harness.run` then find
@@ -25,6 +26,7 @@ from harness.store import read_json, write_json
 from harness.study.cells import Cell, Part, Weights, make_cells
 from harness.study.drawing import draw_parts
 from harness.study.fit import fit
+from harness.study.reading import read_parts
 from harness.study.session import Session
 from harness.training import checkpoint, distributed
 from harness.training.loop import Diverged
@@ -62,6 +64,13 @@ def draw_in_ranks(session: Session, cell: Cell, processes: int, progress: Callab
     Raises `UserError` as drawing in this process would, and `RanksEnded` where one of them ended twice.
     """
     _launch(session, {"cell": dataclasses.asdict(cell)}, cell.folder, processes, progress)
+
+
+def read_in_ranks(
+    session: Session, cell: Cell, protocol: str, processes: int, progress: Callable[[str, int, int], None]
+) -> None:
+    """Have the judge read the parts of the cell that it has not in `processes` processes; see `harness.study.reading`."""
+    _launch(session, {"cell": dataclasses.asdict(cell), "protocol": protocol}, cell.folder, processes, progress)
 
 
 def _launch(
@@ -120,7 +129,10 @@ def _one_cell(spec: dict[str, Any]) -> None:
         if group.leads:
             say({"progress": [text, done, total]})
 
-    if "cell" in spec:
+    if "protocol" in spec:
+        session.ready_judge(lambda text: progress(text, 0, 0))
+        read_parts(session, _cell(spec["cell"]), spec["protocol"], progress, group)
+    elif "cell" in spec:
         draw_parts(session, _cell(spec["cell"]), progress, group)
     else:
         _train(session, _weights(spec["weights"]), group, progress, spec["validations"])

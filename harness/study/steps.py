@@ -15,11 +15,10 @@ import numpy as np
 
 from harness.interface import Method, Sampler
 from harness.jobs.locks import waiting_for
-from harness.metrics.base import Samples
 from harness.nn.slices import at_most
 from harness.provenance import short_hash
 from harness.store import read_json, write_json, write_text
-from harness.study import drawing, match, ranks
+from harness.study import drawing, match, ranks, reading
 from harness.study.bound import measure_bound
 from harness.study.budget import stage_flops
 from harness.study.cells import DATA_ROW, Cell, Weights
@@ -144,6 +143,9 @@ def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Samp
 def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Score every part that has no scores under this protocol yet."""
     protocol = prepare_judge(session, progress)
+    processes = session.cfg.compute.processes
+    if processes > 1 and reading.unread(session, cell, protocol):
+        ranks.read_in_ranks(session, cell, protocol, processes, progress)
     for i, part in enumerate(cell.parts):
         path = cell.scores(session, part, protocol)
         if cell.method == DATA_ROW and not samples_file(session, cell, part).exists():
@@ -153,9 +155,8 @@ def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
         progress("score", i, len(cell.parts))
         samples, meta = session.held_out, dict[str, Any]()
         if cell.method != DATA_ROW:
-            tensors, meta = checkpoint.load_tensors(cell.samples(session, part))
-            x_NL = tensors["x_NL"].numpy()
-            samples = Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()])
+            samples, meta = reading.samples_of(session, cell, part)
+            reading.take_over(session, cell, part, protocol, samples.texts)
         values: dict[str, float] = {}
         sequences, profiles = dict[str, list[float]](), dict[str, list[float]]()
         for metric in session.metrics:

@@ -1,4 +1,4 @@
-"""Several processes that draw one cell's samples: the samples of one process, and what a kill leaves."""
+"""Several processes that draw one cell's samples, and read them as its judge: what one process does, and what a kill leaves."""
 
 import json
 
@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from harness.config.load import load
 from harness.jobs.launch import launch
-from harness.study import drawing, steps
+from harness.store import read_json
+from harness.study import drawing, ranks, reading, steps
 from harness.study.cells import make_cells
 from harness.study.fit import fit
 from harness.study.session import Session
@@ -62,3 +63,38 @@ def test_a_cell_is_drawn_by_its_processes_and_again_after_a_kill_with_the_same_b
         assert x_NL.equal(load_file(file)["x_NL"])
         assert cost["flops_per_seq"] == load_tensors(file)[1]["flops_per_seq"] and cost["seconds_per_seq"] > 0
     assert texts == drawing.samples_file(session, cell, cell.parts[0]).read_text()
+
+
+def test_two_processes_read_a_cells_samples_and_its_scores_are_those_of_one(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "words.txt")
+    more = ("only=[bigram,mdlm]", "scale.steps=4", "compute.processes=2", "train.accumulate=2")
+    session = Session(load(command(corpus, tmp_path / "runs", tmp_path / "cache", *more)).tree)
+    _, cell = make_cells(session)
+    fit(session, cell.weights, session.build("mdlm"), lambda *_: None)
+    drawing.draw_parts(session, cell, lambda *_: None, Group())
+    texts = [reading.samples_of(session, cell, part)[0].texts for part in cell.parts]
+    protocol = steps.prepare_judge(session, lambda *_: None)
+    reader, calls = session.judge.reader, []
+    plain, kept = reader._read, set(reader._kept)
+    monkeypatch.setattr(reader, "_read", lambda texts, group: calls.append(texts) or plain(texts, group))
+
+    def scored() -> list[dict]:
+        steps.score_cell(session, cell, lambda *_: None)
+        files = [cell.scores(session, part, protocol) for part in cell.parts]
+        found = [read_json(file) for file in files]
+        for file in files:
+            file.unlink()
+        reader._kept.clear()
+        return found
+
+    ranks.read_in_ranks(session, cell, protocol, 2, lambda *_: None)
+    assert reading.unread(session, cell, protocol) == [] and len(list(cell.folder.glob("read-*"))) == len(cell.parts)
+    reading.take_over(session, cell, cell.parts[0], protocol, texts[1])
+    assert set(reader._kept) == kept, "what was read of other texts is not taken over"
+    by_two = scored()
+    assert not any(t in calls for t in texts) and not list(cell.folder.glob("read-*"))
+    monkeypatch.setattr(ranks, "read_in_ranks", lambda *_: None)
+    alone = scored()
+    assert all(t in calls for t in texts)
+    for one, two in zip(alone, by_two, strict=True):
+        assert one["values"] == two["values"] and one["per_sequence"] == two["per_sequence"]
