@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Encoder:
         characters and a document, with its ids; and two for each process that encodes."""
         processes = _PROCESSES.get()
         # Neither a worker of a pool nor a small text has processes of its own.
-        if multiprocessing.current_process().daemon or sum(map(len, documents)) < _WORTH_PROCESSES:
+        if multiprocessing.current_process().daemon or not _is_much(documents):
             processes = 1
         if processes == 1:
             yield from map(self, _batches(documents))
@@ -88,6 +89,11 @@ class Encoder:
             raise UserError(
                 f"one of {processes} processes that turn text into ids ended; use compute.workers=1, which needs less memory"
             ) from error
+
+
+def _is_much(documents: Sequence[str]) -> bool:
+    """Whether there are so many characters that processes pay; the rest is not read for that."""
+    return any(total >= _WORTH_PROCESSES for total in accumulate(map(len, documents)))
 
 
 _encoder: Encoder  # of a process that only encodes

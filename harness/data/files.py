@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def documents_digest(documents: dict[str, list[str]]) -> str:
+def documents_digest(documents: Mapping[str, Sequence[str]]) -> str:
     """SHA-256 (hex) over all documents, by split, with their lengths, so that a moved boundary changes it."""
     total = hashlib.sha256()
     for split in sorted(documents):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from harness.config.fields import ranged
 from harness.data.base import SPLITS, Corpus, DataSource, TokenData
 from harness.data.files import check_fractions, digest, documents_digest, held_out
 from harness.data.pack import pack_once
+from harness.data.spool import Spool
 from harness.data.tokenizers import TokenizerSpec
 from harness.errors import UserError, nearest
 
@@ -58,23 +59,23 @@ class Hub(DataSource):
         revision = "local" if options.local else _resolve(options)
         files = _files(Path(options.local)) if options.local else []
         return pack_once(
-            [dataclasses.asdict(options), revision, files], lambda: self.corpus(revision), tokenizer, length, cache
+            [dataclasses.asdict(options), revision, files],
+            lambda: self.corpus(revision, cache),
+            tokenizer,
+            length,
+            cache,
         )
 
-    def corpus(self, revision: str | None = None) -> Corpus:
-        """The documents by split, of a revision that was looked up or is looked up here.
+    def corpus(self, revision: str | None = None, folder: Path | None = None) -> Corpus:
+        """The documents by split, of a revision that was looked up or is looked up here; kept on disk, in `folder`.
 
         Raises `UserError` where the dataset cannot be found, reached or read.
         """
         options = self.options
         _check(options)
         revision = revision or ("local" if options.local else _resolve(options))
-        rows = {
-            split: list(self._rows(name, revision)) for split in SPLITS if (name := getattr(options, split)) is not None
-        }
-        documents = _by_split(rows, options)
-        if options.join is not None:
-            documents = {split: [options.join.join(texts)] if texts else [] for split, texts in documents.items()}
+        rows = {split: self._rows(name, revision) for split in SPLITS if (name := getattr(options, split)) is not None}
+        documents = _joined(rows, options.join) if options.join is not None else _by_split(rows, options, folder)
         for split in SPLITS:
             if not documents[split]:
                 raise UserError(
@@ -166,11 +167,15 @@ def _resolve(options: HubOptions) -> str:
     return str(found)
 
 
-def _by_split(rows: dict[str, list[str]], options: HubOptions) -> dict[str, list[str]]:
+def _joined(rows: Mapping[str, Iterator[str]], join: str) -> dict[str, Sequence[str]]:
+    """One document of each split, which memory has to hold."""
+    texts = {split: list(found) for split, found in rows.items()}
+    return {split: [join.join(found)] if found else [] for split, found in texts.items()}
+
+
+def _by_split(rows: Mapping[str, Iterator[str]], options: HubOptions, folder: Path | None) -> dict[str, Sequence[str]]:
     """Documents without empty ones; splits that the repository lacks come out of the training rows."""
-    if options.join is not None:
-        return rows
-    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+    documents = {split: Spool(folder) for split in SPLITS}
     valid = options.valid_fraction if options.valid is None else 0.0
     test = options.test_fraction if options.test is None else 0.0
     for split, texts in rows.items():
@@ -178,7 +183,7 @@ def _by_split(rows: dict[str, list[str]], options: HubOptions) -> dict[str, list
             document = text.strip()
             if document:
                 documents[held_out(document, valid, test) if split == "train" else split].append(document)
-    return documents
+    return dict(documents)
 
 
 def _local(options: HubOptions) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_folder_of_a_configuration(tmp_path):
 def test_splits_held_out_by_hash(tmp_path):
     write(tmp_path / "repo" / "data", ["train"])
     found = corpus(tmp_path / "repo", valid=None, test=None, valid_fraction=0.2, test_fraction=0.1)
-    assert sorted(sum(found.documents.values(), [])) == sorted(texts("train"))
+    assert sorted(sum(map(list, found.documents.values()), [])) == sorted(texts("train"))
     assert 20 <= len(found.documents["valid"]) <= 60 and 5 <= len(found.documents["test"]) <= 40
     assert found.facts["held_out_of_train"] == "valid, test"
     part = corpus(tmp_path / "repo", valid=None, test=None, valid_fraction=0.2, test_fraction=0.1, max_documents=150)
