@@ -139,7 +139,7 @@ def variety(build: Build) -> None:
 
 
 def temperatures(build: Build) -> None:
-    """it draws a single sequence, and cold ones do not differ more than warm"""
+    """it draws a single sequence; cold ones differ no more than warm ones"""
     sampler = build(0)
     for nfe in ends(sampler):
         must(draw(sampler, nfe, n=1).x_NL.shape == (1, L), "a draw of one sequence has another shape")

@@ -23,6 +23,8 @@ from harness.report.style import Style
 
 _GREY = "#6e6e6e"
 _SIZE = (7.2, 4.6)
+#: Lines of a legend that the panels have room for, and inches of each further one.
+_LINES, _LINE = 2, 0.23
 BETTER = {"lower": "lower is better", "higher": "higher is better", "data": "the data's value is the aim"}
 BUDGETS = {
     "nfe": "NFE (network calls per sequence)",
@@ -51,13 +53,15 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def save(figure: Any, panels: Sequence[Any], path: Path, width: int = 84) -> Path:
-    """Write the figure with one legend for its panels, about `width` characters wide."""
+    """Write the figure with one legend for its panels, about `width` characters wide; a long one makes the figure longer."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
         columns = max(1, min(len(handles), width // (max(map(len, handles)) + 6)))
+        more = max(0, math.ceil(len(handles) / columns) - _LINES) * _LINE
+        figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + more)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=10
         )

@@ -64,6 +64,22 @@ def test_no_text_is_cut(drawn, tmp_path):
         assert size.x0 >= box.x0 - 1 and size.x1 <= box.x1 + 1 and size.y0 >= box.y0 - 1, text.get_text()
 
 
+def test_many_methods_make_a_figure_longer_and_leave_its_panel_high(drawn, tmp_path):
+    """Twenty names under a panel, and nothing of its label is cut."""
+    frame = _frame()
+    many = pd.concat([frame.assign(label=f"{frame['label'].iloc[0]} number {i}") for i in range(20)])
+    for each in (frame, many):
+        figures.scores(each, COLUMNS[0], "nfe", tmp_path / "a.png")
+    heights = []
+    for figure in drawn:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        heights.append(axes.get_window_extent().height)
+        label = axes.yaxis.label.get_window_extent(figure.canvas.get_renderer())
+        assert label.y0 >= 0 and label.y1 <= figure.bbox.y1
+    assert heights[1] > 0.9 * heights[0] and len(_labels(drawn[1])) > 15
+
+
 def test_pdf_and_svg_stand_beside_the_png_and_are_equal_for_equal_figures(monkeypatch, tmp_path):
     monkeypatch.setattr(canvas, "VECTORS", ("pdf", "svg"))
     for name in ("a", "b"):

@@ -18,10 +18,11 @@ from harness.store import ResultsTable
 
 FILE = Path(__file__).with_name("golden.json")
 #: Relative and absolute tolerance by column: a draw that rounding turns moves one token of 768, and MAUVE of 24 texts far.
+#: Between a processor with AMX and one without, a perplexity moved by 1.3 % and an entropy by .4 %.
 TOLERANCE = {
     "nelbo_nats_per_token": (1e-3, 0.0),
-    "gen_ppl": (0.01, 0.0),
-    "entropy": (0.005, 0.0),
+    "gen_ppl": (0.03, 0.0),
+    "entropy": (0.01, 0.0),
     "mauve": (0.0, 0.2),
     "flops_per_seq": (0.0, 0.0),
     "train_flops": (0.0, 0.0),

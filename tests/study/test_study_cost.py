@@ -12,6 +12,7 @@ from harness.config.fields import NoOptions
 from harness.config.schema import TrainConfig
 from harness.errors import BudgetError
 from harness.interface import Problem
+from harness.nn.slices import unshared
 from harness.nn.transformer import TrunkShape
 from harness.store import ResultsTable, read_json
 from harness.study.budget import count_flops, counted_calls, full_call_flops, parse_budgets, stage_flops
@@ -47,9 +48,13 @@ def test_sampling_flops_are_calls_of_the_trunk_and_heads_where_a_token_is_drawn(
     method = MDLM(PROBLEM, MDLMOptions()).eval()
     head = 2 * PROBLEM.length * PROBLEM.shape.width * PROBLEM.vocab_size
     for nfe in (1, 3, 8):
+        one = _products(PROBLEM.length, PROBLEM.shape)
+        with torch.no_grad(), unshared():
+            flops = count_flops(lambda nfe=nfe: sampler_of(method).draw(5, nfe, step_generator("cpu", 1)))
+        assert flops == 5 * (nfe * one + head)
         with torch.no_grad():
             flops = count_flops(lambda nfe=nfe: sampler_of(method).draw(5, nfe, step_generator("cpu", 1)))
-        assert flops == 5 * (nfe * _products(PROBLEM.length, PROBLEM.shape) + head)
+        assert flops == (1 + 5 * (nfe - 1)) * one + 5 * head, "the first call, of masks alone, is made once"
 
 
 def test_draw_samples_counts_for_each_sequence_and_meets_the_budget():
