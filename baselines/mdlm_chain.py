@@ -71,8 +71,3 @@ class MDLMChain(MaskedModel):
         nll = self.chain.joint_nll(self.evidence(xt_BL), x_BL, masked_BL)
         total = nll / masked_BL.sum().clamp(min=1)
         return Loss(total, {"joint_nats_per_token": total.detach()})
-
-
-def at(values_BLV: Tensor, x_BL: Tensor) -> Tensor:
-    """The values (B, L) of the tokens that are there."""
-    return values_BLV.gather(2, x_BL[..., None])[..., 0]

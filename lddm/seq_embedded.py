@@ -24,7 +24,7 @@ from harness.diffusion import masked
 from harness.diffusion.ancestral import Denoiser
 from harness.diffusion.schedules import stratified_times
 from harness.interface import Bound, Loss, Problem, Stage
-from harness.nn.markov_chain import MarkovChain, certain
+from harness.nn.markov_chain import MarkovChain, at, certain
 from harness.nn.slices import Logits, by_sequences
 from lddm import instruments
 from lddm.bank import CodeBank
@@ -99,7 +99,8 @@ class SEQEmbedded(LatentModel):
             t_z_B = o.end + late_B.clamp(min=0.0) * min(o.latent_jitter, 1.0 - o.end)
             t_B = token_times(B, o.full_mask, generator, self.largest_time)
             if o.joint:
-                return self._joint_loss("token", *self._token_joint(x_BL, t_z_B, t_B, generator))
+                z_BLD, xt_BL, masked_BL = self._noisy(x_BL, t_z_B, t_B, generator)
+                return self._joint_loss("token", self.token_potentials(xt_BL, z_BLD, t_z_B), x_BL, masked_BL)
             terms = self._token_terms(x_BL, t_z_B, t_B, generator)
             mean = terms.nll_B.sum() / terms.count_B.sum().clamp(min=1)
             return Loss(terms.loss(o.loss, x_BL.shape[1]), {"token_nats_per_token": mean.detach()})
@@ -117,13 +118,12 @@ class SEQEmbedded(LatentModel):
         mean = self.law.joint_nll(potentials_BLV, x_BL, open_BL) / open_BL.sum().clamp(min=1)
         return Loss(mean, {f"{name}_joint_nats_per_token": mean.detach()})
 
-    def _token_joint(
+    def _noisy(
         self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Potentials of the decoder at token times t beside latents of times t_z, the tokens, and where they are masked."""
+        """Latents at times t_z (B, L, D), tokens at times t (B, L), and where those are masked (B, L)."""
         z_BLD = self.embedding.diffuse(x_BL, t_z_B, generator)
-        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
-        return self.token_potentials(xt_BL, z_BLD, t_z_B), x_BL, masked_BL
+        return z_BLD, *masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
 
     # ---- the latent -----------------------------------------------------------------------------------------------
     def _base(self, evidence_BLV: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,8 +208,7 @@ class SEQEmbedded(LatentModel):
 
     def _token_terms(self, x_BL: Tensor, t_z_B: Tensor, t_B: Tensor, generator: torch.Generator) -> masked.MaskedTerms:
         """Cross-entropies of masked tokens at times t, given latents at times t_z."""
-        z_BLD = self.embedding.diffuse(x_BL, t_z_B, generator)
-        xt_BL, masked_BL = masked.mask_tokens(x_BL, self.schedule.alpha(t_B), self.problem.vocab_size, generator)
+        z_BLD, xt_BL, masked_BL = self._noisy(x_BL, t_z_B, t_B, generator)
 
         def nll(xt_BL: Tensor, z_BLD: Tensor, t_z_B: Tensor, masked_BL: Tensor, x_BL: Tensor) -> Tensor:
             return masked.masked_nll(self._token_logits(xt_BL, z_BLD, t_z_B, masked_BL), x_BL, masked_BL)
@@ -239,7 +238,7 @@ class SEQEmbedded(LatentModel):
 
         def start_nats(x_BL: Tensor, z_BLD: Tensor, start_B: Tensor) -> Tensor:
             evidence_BLV = self.embedding.evidence(z_BLD, start_B)
-            own_B = evidence_BLV.gather(2, x_BL[..., None])[..., 0].double().sum(1)
+            own_B = at(evidence_BLV, x_BL).double().sum(1)
             return own_B - self._base(evidence_BLV)[1].double()
 
         z_BLD = self.embedding.diffuse(x_BL, start_B, generator)
@@ -265,7 +264,7 @@ class SEQEmbedded(LatentModel):
         def latent_nats(t: float) -> float:
             t_B = self._times(len(few_BL), t, few_BL)
             log_p_BLV = self.log_p(self.embedding.diffuse(few_BL, t_B, generator), t_B)
-            return -float(log_p_BLV.gather(2, few_BL[..., None]).sum()) / len(few_BL)
+            return -float(at(log_p_BLV, few_BL).sum()) / len(few_BL)
 
         def nats(t_z: float) -> float:
             return float(

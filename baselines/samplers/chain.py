@@ -10,13 +10,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from baselines.mdlm_chain import MDLMChain, at
+from baselines.mdlm_chain import MDLMChain
 from baselines.samplers.ancestral import Ancestral
 from harness.config.fields import NoOptions
 from harness.diffusion import masked
 from harness.diffusion.ancestral import sample_together
 from harness.interface import Draw
-from harness.nn.markov_chain import certain
+from harness.nn.markov_chain import at, certain
 
 
 class Chain(Ancestral):

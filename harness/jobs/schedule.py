@@ -5,6 +5,7 @@ Weights are rough numbers; they order the work and give the ETA until times are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Task:
         self.state, self.text = "failed", reason
 
 
-def critical_path(tasks: Mapping[TaskKey, Task], workers: int = 1 << 30) -> dict[TaskKey, float]:
+def critical_path(tasks: Mapping[TaskKey, Task], workers: float = math.inf) -> dict[TaskKey, float]:
     """Weight of the longest chain of tasks that starts at each, or of all that waits for it directly, shared out among the
     workers, where that is more: what holds up most must start first.
     """
@@ -75,7 +76,7 @@ def critical_path(tasks: Mapping[TaskKey, Task], workers: int = 1 << 30) -> dict
     return length
 
 
-def ready(tasks: Mapping[TaskKey, Task], workers: int = 1 << 30) -> list[Task]:
+def ready(tasks: Mapping[TaskKey, Task], workers: float = math.inf) -> list[Task]:
     """Waiting tasks whose needs are met, those that hold up most first."""
     done = {k for k, t in tasks.items() if t.state == "done"}
     able = [t for t in tasks.values() if t.state == "waiting" and set(t.needs) <= done]

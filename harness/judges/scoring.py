@@ -1,9 +1,7 @@
 """Score texts with a causal language model of `transformers`, and pool its last hidden states, in one pass.
 
-A text is tokenised, given a BOS where the judge has one, and read in windows of at most `context` tokens: the first
-window owns all its tokens, each later one starts `stride` tokens further on and owns only those that no window before
-it owned, so that every token is scored once, and one past the first window with at least `context - stride` tokens
-before it. No text is cut, no remainder of a batch is dropped, and a text that fits the context is one window.
+A text is tokenised, given a BOS where the judge has one, and read in the windows of `harness.judges.windows`: every token is
+scored once, no text is cut, no remainder of a batch is dropped.
 
 Shapes: N texts, B windows of a batch, T tokens of a window, V vocabulary, F features.
 """

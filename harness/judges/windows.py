@@ -1,7 +1,8 @@
-"""What a judge reads at a time: windows of long texts, and batches of windows of one length.
+"""What a judge reads at a time: windows of at most `context` tokens, and batches of windows of like length.
 
 The first window of a text owns all its tokens, each later one starts `stride` tokens further on and owns only those that no
-window before it owned, so that every token is scored once.
+window before it owned, so that every token is scored once, and one past the first window with at least `context - stride`
+tokens before it. A text that fits the context is one window.
 """
 
 from __future__ import annotations

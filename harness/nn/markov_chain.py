@@ -72,7 +72,7 @@ class MarkovChain(nn.Module):
         """
         with torch.no_grad():
             log_p_NLV, log_N = self.posterior(potentials_NLV)
-            own_N = potentials_NLV.gather(2, x_NL[..., None])[..., 0].sum(1)
+            own_N = at(potentials_NLV, x_NL).sum(1)
             nll = (log_N - own_N - self.log_p(x_NL)).sum()
             error_MV = log_p_NLV[open_NL].exp() - F.one_hot(x_NL[open_NL], self.vocab_size)
         slope = (error_MV * potentials_NLV[open_NL]).sum()
@@ -214,6 +214,11 @@ class MarkovChain(nn.Module):
         as_ARD = torch.from_numpy(law_HV.astype(np.float32)).view(V, -1, V)
         self.table_RAD.copy_(as_ARD.transpose(0, 1))
         self.start_AR.copy_(torch.from_numpy(start_S.astype(np.float32)).view(self.start_AR.shape))
+
+
+def at(values_BLV: Tensor, x_BL: Tensor) -> Tensor:
+    """The values (B, L) of the tokens that are there."""
+    return values_BLV.gather(2, x_BL[..., None])[..., 0]
 
 
 def certain(x_NL: Tensor, vocab_size: int) -> Tensor:

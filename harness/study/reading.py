@@ -25,8 +25,7 @@ from harness.training.distributed import Group
 def samples_of(session: Session, cell: Cell, part: Part) -> tuple[Samples, dict[str, Any]]:
     """The sequences that were drawn with their texts, and what drawing them cost."""
     tensors, meta = load_tensors(cell.samples(session, part))
-    x_NL = tensors["x_NL"].numpy()
-    return Samples(x_NL, [session.data.decode(row) for row in x_NL.tolist()]), meta
+    return session.with_texts(tensors["x_NL"].numpy()), meta
 
 
 def unread(session: Session, cell: Cell, protocol: str) -> list[Part]:
@@ -49,13 +48,8 @@ def read_parts(
         texts = session.judge.read_of(samples_of(session, cell, part)[0].texts)
         with at_most(session.cfg.compute.eval_tokens):
             scores, features_NF = session.judge.reader.read(texts, group)
-        made = {
-            "nll_N": scores.nll_N,
-            "tokens_N": scores.tokens_N,
-            "chars_N": scores.chars_N,
-            "features_NF": features_NF,
-        }
         if group.leads:
+            made = vars(scores) | {"features_NF": features_NF}
             tensors = {name: torch.from_numpy(value) for name, value in made.items() if value is not None}
             save_tensors(_file(session, cell, part, protocol), tensors, {"texts": texts_digest(texts)})
 
@@ -70,8 +64,8 @@ def take_over(session: Session, cell: Cell, part: Part, protocol: str, texts: Se
     texts = session.judge.read_of(texts)
     if meta["texts"] == texts_digest(texts):  # or else they were drawn again
         made = {name: value.numpy() for name, value in tensors.items()}
-        scores = TextScores(made["nll_N"], made["tokens_N"], made.get("chars_N"))
-        session.judge.reader.keep(texts, scores, made["features_NF"])
+        features_NF = made.pop("features_NF")
+        session.judge.reader.keep(texts, TextScores(**made), features_NF)
     path.unlink()
 
 

@@ -183,18 +183,19 @@ class Session:
             )
         return np.concatenate([self.data.some(split, 2 * n) for split in ("test", "valid")])[: 2 * n]
 
-    def _samples(self, x_NL: np.ndarray) -> Samples:
+    def with_texts(self, x_NL: np.ndarray) -> Samples:
+        """Sequences (N, L) and their texts."""
         return Samples(x_NL, [self.data.decode(row.tolist()) for row in x_NL])
 
     @cached_property
     def reference(self) -> Samples:
         """The n held-out sequences that MAUVE compares with."""
-        return self._samples(self._held_out[: self.cfg.study.samples])
+        return self.with_texts(self._held_out[: self.cfg.study.samples])
 
     @cached_property
     def held_out(self) -> Samples:
         """Another n held-out sequences, scored like samples: the ceiling that a table needs."""
-        return self._samples(self._held_out[self.cfg.study.samples :])
+        return self.with_texts(self._held_out[self.cfg.study.samples :])
 
     @cached_property
     def score_context(self) -> ScoreContext:

@@ -143,9 +143,11 @@ def measure_cell(session: Session, cell: Cell, progress: Progress, sampler: Samp
 def score_cell(session: Session, cell: Cell, progress: Progress) -> None:
     """Score every part that has no scores under this protocol yet."""
     protocol = prepare_judge(session, progress)
-    processes = session.cfg.compute.processes
-    if processes > 1 and reading.unread(session, cell, protocol):
-        ranks.read_in_ranks(session, cell, protocol, processes, progress)
+    c, s = session.cfg.compute, session.cfg.study
+    # None without a batch of its own: a process takes seconds to start.
+    several = min(c.processes, s.samples * session.cfg.scale.length // c.eval_tokens)
+    if several > 1 and reading.unread(session, cell, protocol):
+        ranks.read_in_ranks(session, cell, protocol, several, progress)
     for i, part in enumerate(cell.parts):
         path = cell.scores(session, part, protocol)
         if cell.method == DATA_ROW and not samples_file(session, cell, part).exists():

@@ -19,7 +19,7 @@ def test_what_went_in_comes_out(tmp_path):
     assert list(spool) == TEXTS[:3] and not list((tmp_path / "new").iterdir()), "its file has no name"
     for text in TEXTS[3:]:
         spool.append(text)
-    assert spool == TEXTS and spool != TEXTS[:-1] and len(spool) == len(TEXTS) and spool == TEXTS
+    assert spool == TEXTS and spool != TEXTS[:-1] and len(spool) == len(TEXTS)
     assert spool[-1] == "last" and spool[1:4] == TEXTS[1:4] and spool[::-2] == TEXTS[::-2]
     assert [pair for pair in zip(spool, reversed(spool), strict=True)] == list(zip(TEXTS, TEXTS[::-1], strict=True))
     with pytest.raises(IndexError):

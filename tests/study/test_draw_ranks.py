@@ -68,6 +68,7 @@ def test_a_cell_is_drawn_by_its_processes_and_again_after_a_kill_with_the_same_b
 def test_two_processes_read_a_cells_samples_and_its_scores_are_those_of_one(tmp_path, monkeypatch):
     corpus = write_corpus(tmp_path / "words.txt")
     more = ("only=[bigram,mdlm]", "scale.steps=4", "compute.processes=2", "train.accumulate=2")
+    more += ("compute.eval_tokens=64",)  # several batches, so that there is something to share
     session = Session(load(command(corpus, tmp_path / "runs", tmp_path / "cache", *more)).tree)
     _, cell = make_cells(session)
     fit(session, cell.weights, session.build("mdlm"), lambda *_: None)
